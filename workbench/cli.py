@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from workbench.credentials import without_credentials
-from workbench.errors import NotebookError, WorkbenchError
+from workbench.errors import ArgumentError, NotebookError, WorkbenchError
 
 _NOTEBOOK = "notebooks/4_align.ipynb"
 
@@ -50,9 +50,9 @@ def _answers(option: str, what: str) -> Callable[[Any], Any]:
 def run(notebook: str | None, given: Any, output: Path, **answers: Any) -> None:
     """Run NOTEBOOK, a path or a name in notebooks/ (4_align when none is given).
 
-    With --replay the run gives the result of the recorded one, byte for byte: notebook and
-    parameters are those of the recording unless others are given. What the file does not hold, as
-    when the data differ, is an error.
+    With --replay the run gives the result of the recorded one, but for ids of runs, times and
+    paths: notebook and parameters are those of the recording unless others are given. What the
+    file does not hold, as when the data differ, is an error.
     """
     from workbench.experiments.notebook import run_notebook
     from workbench.experiments.parameters import parse_parameters
@@ -160,7 +160,8 @@ def sweep(notebook: str, given: Any, output: Path, experiment: str, **options: A
         calls, tokens, usd = map(options.pop, ("budget", "budget_tokens", "budget_usd"))
         budget = workbench.Budget(calls, tokens=tokens, usd=usd)
         table = workbench.sweep(source, grid, output=output, budget=budget, **options)
-    click.echo(table.drop(columns="folder").to_string(index=False, max_colwidth=80))
+    shown = table.drop(columns="folder").astype(object).fillna("")  # no NaN for a person
+    click.echo(shown.to_string(index=False, max_colwidth=80))
     click.echo(f"\nRuns:          {Path(table['folder'][0]).parent}")
     click.echo(f"MLflow store:  {used.tracking_uri}, experiment {used.experiment}")
     raise SystemExit(0 if (table["status"] == "complete").all() else 1)
@@ -217,6 +218,7 @@ def _use_experiment(experiment: str | None) -> None:
 @click.option("--concurrency", type=int, default=64, show_default=True, help="Calls at a time.")
 @click.option("--sample", type=float, help="Share or number of rows to import as traces.")
 @click.option("--retry-failed", is_flag=True, help="Ask again about rows that failed.")
+@click.option("--encoding", help="Of a CSV file that is not UTF-8, such as cp1252.")
 @click.option("--scheduler", help="Address of a Dask scheduler whose workers judge.")
 def score(
     name: str, table: Path, version: int | None, scheduler: str | None, **options: Any
@@ -232,9 +234,16 @@ def score(
         import workbench
 
         if scheduler:
-            from distributed import Client
+            try:
+                from distributed import Client
 
-            options["client"] = stack.enter_context(Client(scheduler))
+                options["client"] = stack.enter_context(Client(scheduler))
+            except ImportError:
+                raise ArgumentError(
+                    "--scheduler needs Dask: pip install 'judge-workbench[dask]'."
+                ) from None
+            except (OSError, ValueError) as error:
+                raise ArgumentError(f"--scheduler {scheduler}: {error}") from None
         _use_experiment(options.pop("experiment"))
         judge = workbench.load_judge(name, version)
         scored = workbench.score(judge, table, **options)

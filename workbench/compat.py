@@ -30,10 +30,7 @@ if TYPE_CHECKING:
 
 
 def options(judge: Judge) -> dict[str, Any]:
-    """All options of an instructions judge by the names of its constructor.
-
-    Other judges (built in, code) are an `ArgumentError`.
-    """
+    """All options of an instructions judge by its constructor's names; an error for others."""
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
     if not isinstance(judge, InstructionsJudge):
@@ -42,8 +39,7 @@ def options(judge: Judge) -> dict[str, Any]:
             "replaced. Make one from instructions: workbench.make_judge(name, instructions, ...)."
         )
     # Scorers of older versions have no timeout.
-    public = [name for name in _PUBLIC_OPTIONS if hasattr(judge, name)]
-    found = {name: getattr(judge, name) for name in public}
+    found = {name: getattr(judge, name) for name in _PUBLIC_OPTIONS if hasattr(judge, name)}
     return found | {name: getattr(judge, f"_{name}") for name in _PRIVATE_OPTIONS}
 
 
@@ -79,13 +75,12 @@ def prepared(judge: Any) -> Any:
     return fast
 
 
-def base_judge(judge: Judge) -> Judge | None:
+def base_judge(judge: Judge) -> Any:
     """Return the judge within a `MemoryAugmentedJudge` (MemAlign's); None for other judges.
 
     Without it such a judge is registered though MLflow loses options.
     """
-    found: Judge | None = getattr(judge, "_base_judge", None)
-    return found
+    return getattr(judge, "_base_judge", None)
 
 
 def copy_registration(registered: Any, judge: Judge) -> None:
@@ -135,19 +130,13 @@ _session: ContextVar[tuple[Any, Any] | None] = ContextVar("workbench_session", d
 _lock = threading.Lock()
 
 
-def has_transactions(store: Any) -> bool:
-    """Whether writes to this store can share a transaction, else they are made one by one."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    return isinstance(store, SqlAlchemyStore) and hasattr(store, "ManagedSessionMaker")
-
-
 @contextmanager
 def one_transaction(store: Any) -> Iterator[None]:
     """Commit what this thread writes to ``store`` within the block at its end, or nothing of it.
 
     The store asks its ``ManagedSessionMaker`` for a session at each write; here it gets the shared
-    one. Threads without a transaction of their own are not affected.
+    one. Threads without a transaction of their own are not affected. Without it, as where the store
+    is no database, this is an AttributeError before anything is written.
     """
     with _lock:
         if not getattr(store.ManagedSessionMaker, "of_workbench", False):
@@ -246,11 +235,10 @@ def unknown_seams() -> tuple[str, ...]:
     }
     missing = []
     for (module, name), parameters in seams.items():
-        try:
-            known = parameters <= set(inspect.signature(getattr(_adapter(module), name)).parameters)
-        except (ImportError, AttributeError):
-            known = False
-        missing += [] if known else [f"{module}.{name}"]
+        with suppress(ImportError, AttributeError):
+            if parameters <= set(inspect.signature(getattr(_adapter(module), name)).parameters):
+                continue
+        missing.append(f"{module}.{name}")
     return tuple(missing)
 
 
@@ -448,13 +436,12 @@ def rename_models(judge: Any, rename: Callable[[str], str], *, like: Any) -> Any
     return judge
 
 
-def embedding_dimensions(optimizer: Any) -> int | None:
+def embedding_dimensions(optimizer: Any) -> Any:
     """Return the length of the vectors that MemAlign asks for; None for other optimizers.
 
     litellm 1.110.2 drops it on the way to a provider of ours: vectors have the model's own length.
     """
-    found: int | None = getattr(optimizer, "_embedding_dim", None)
-    return found
+    return getattr(optimizer, "_embedding_dim", None)
 
 
 def embedder_of(judge: Any) -> Any:

@@ -98,10 +98,7 @@ def html_table(table: pd.DataFrame, *, index: bool = True, **options: Any) -> st
     """
     look: dict[str, Any] = {"border": 0, "na_rep": "", "float_format": "{:.3f}".format} | options
     numeric = [pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]
-    shown = pd.concat(
-        [table.iloc[:, k] if is_number else table.iloc[:, k].astype(object).map(_cell)
-         for k, is_number in enumerate(numeric)], axis=1,
-    ) if numeric else table  # fmt: skip
+    shown = table.astype(object).map(_cell)
     markup = str(shown.to_html(index=index, escape=True, **look))
     # Notebooks align cells to the right unless each says otherwise.
     styles = ["" if is_number else ' style="text-align: left"' for is_number in numeric] or [""]
@@ -113,7 +110,7 @@ def html_table(table: pd.DataFrame, *, index: bool = True, **options: Any) -> st
 
 
 def _cell(value: Any) -> Any:
-    return "" if value is None or (pd.api.types.is_scalar(value) and pd.isna(value)) else value
+    return "" if pd.api.types.is_scalar(value) and pd.isna(value) else value
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -152,18 +149,16 @@ def bar(*, total: int | None, desc: str | None, disable: bool = False) -> Any:
 
     With ``disable``, or for no steps, it shows nothing.
     """
-    disable = disable or total == 0
+    look: dict[str, Any] = {}
     if os.environ.get("WORKBENCH_PROGRESS") == "text":
         from tqdm.std import tqdm
 
         # A log has no cursor: a line now and then rather than one redrawn all the time. On stdout,
         # since saved notebooks show stderr as if something had gone wrong.
-        return tqdm(
-            total=total, desc=desc, disable=disable, mininterval=1.0, ncols=90, file=sys.stdout
-        )
-    from tqdm.auto import tqdm as auto_tqdm
-
-    return auto_tqdm(total=total, desc=desc, disable=disable)
+        look = {"mininterval": 1.0, "ncols": 90, "file": sys.stdout}
+    else:
+        from tqdm.auto import tqdm
+    return tqdm(total=total, desc=desc, disable=disable or total == 0, **look)
 
 
 def say(text: str) -> None:

@@ -61,20 +61,16 @@ def no_rating(raw: object, scale: Scale | None) -> bool:
     """Whether a cell holds no rating: nothing, or a word for it that the scale does not have."""
     if is_missing(raw):
         return True
-    words = {fold(v) for v in scale.values} if scale else set[str]()
-    return not isinstance(raw, (Abstention, bool)) and fold(raw) in no_ratings({fold(raw)}) - words
+    word = fold(raw)
+    return word in no_ratings({word}) and not (scale and word in scale.words)
 
 
 def is_abstention(value: object, scale: Scale | None = None) -> bool:
-    """Whether a value says that an item could not be judged.
-
-    A word such as ``"N/A"`` is a category, and no abstention, on a scale that has it as a value.
-    """
-    if value is ABSTAIN:
-        return True
-    if not isinstance(value, str) or fold(value) not in ABSTENTIONS:
-        return False
-    return scale is None or fold(value) not in {fold(v) for v in scale.values}
+    """Whether a value says that an item could not be judged, and is none of the scale's own."""
+    if not isinstance(value, str):
+        return value is ABSTAIN
+    word = fold(value)
+    return word in ABSTENTIONS and not (scale and word in scale.words)
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,7 @@ class Scale:
     observed: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.kind != "numeric" and len({fold(v) for v in self.values}) < 2:
+        if self.kind != "numeric" and len(self.words) < 2:
             raise ArgumentError(
                 f"A {self.kind} scale needs at least two different values, got {self.values!r}."
             )
@@ -232,9 +228,8 @@ class Scale:
         sides = {truth_side(word): seen[word] for word in sorted(seen, reverse=True)}
         if set(sides) <= {0, 1}:
             # "Yes" and "true" are one value, "good" and "ok" are not; the first writing stays.
-            distinct = [sides[side] for side in (0, 1) if side in sides]
-            if bools:
-                distinct = [bool(side) for side in sorted(s for s in sides if s is not None)]
+            known = [side for side in (0, 1) if side in sides]
+            distinct = [bool(side) if bools else sides[side] for side in known]
         if numbers and len(distinct) > MOST_CATEGORIES:
             scale = cls("numeric", low=numbers[0], high=numbers[-1], observed=True)
         elif 2 <= len(distinct) <= MOST_CATEGORIES:
@@ -272,6 +267,10 @@ class Scale:
             raise ScaleError(f"{raw!r} is not on the scale. Allowed: {self.describe()}.")
         return found
 
+    @cached_property
+    def words(self) -> dict[str, Any]:
+        return {fold(value): value for value in self.values}
+
     def _read(self, raw: Any) -> Any:
         """Return the canonical value of one writing; None where there is none."""
         if self.kind == "numeric":
@@ -279,16 +278,13 @@ class Scale:
             if size is None or (self.integer and not size.is_integer()):
                 return None
             return int(size) if self.integer else size
-        folded = [fold(value) for value in self.values]
-        word = fold(raw)
-        if word in folded:
-            return self.values[folded.index(word)]
+        if (word := fold(raw)) in self.words:
+            return self.words[word]
         if (size := number(word)) is not None and size in (sizes := list(map(number, self.values))):
             return self.values[sizes.index(size)]
-        sides = [binary_side(value) for value in folded]
-        if self.kind == "binary" and set(sides) == {0, 1} and truth_side(word) is not None:
-            return self.values[sides.index(truth_side(word))]
-        return None
+        sides = {binary_side(known): value for known, value in self.words.items()}
+        is_known = self.kind == "binary" and set(sides) == {0, 1}
+        return sides.get(truth_side(word)) if is_known else None
 
     def rank(self, value: Any) -> float:
         """Return the position of a canonical value: 0 for the worst; a number is its own rank.

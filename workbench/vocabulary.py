@@ -9,6 +9,7 @@ import reprlib
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
 
@@ -74,11 +75,7 @@ _BETWEEN_WORDS = re.compile(r"(?<=\w)[\s_\-‐‑–—]+(?=\w)|\s+")
 
 
 def normal_form(text: str) -> str:
-    """Return a text in the one form in which names and values are compared.
-
-    Unicode's composed form (NFC), without invisible characters, with single spaces. The minus sign
-    is a hyphen.
-    """
+    """Return a text as it is compared: NFC, single spaces, no invisible characters, ASCII minus."""
     text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text.replace("\u2212", "-")))
     return " ".join(text.split())
 
@@ -86,6 +83,11 @@ def normal_form(text: str) -> str:
 def folded(name: object) -> str:
     """Return the name of a person, group or slice as it is compared: as text, without case."""
     return normal_form(as_text(name)).casefold()
+
+
+def group_key(key: object) -> str:
+    """Return the key of a group as it is compared: 1.0, which pandas makes of 1, is 1."""
+    return re.sub(r"^([+-]?\d+)\.0+$", r"\1", folded(key))
 
 
 def is_unnamed(key: object) -> bool:
@@ -106,9 +108,8 @@ def check_people(argument: str, names: Iterable[object]) -> None:
 def fold(value: object) -> str:
     """Return the form that all writings of a value share.
 
-    Case, Unicode's form, invisible characters, space, dashes between words, and quotes around a
-    value do not count, nor do the plus and the zeros of a number: 4.0 and 4,0 are 4, but 007 is
-    a name. Signs do: ``-``, ``--`` and ``A-`` are values of their own.
+    Case, Unicode's form, spaces, dashes between words and quotes do not count, nor do the plus and
+    the zeros of a number (4.0 and 4,0 are 4, but 007 a name). The signs in ``--`` and ``A-`` do.
     """
     return _fold(as_text(value))
 
@@ -128,14 +129,11 @@ def _fold(text: str) -> str:
 
 
 def no_ratings(folded: Collection[str]) -> set[str]:
-    """Return those of the folded values seen that stand for a cell without a rating.
-
-    ``none`` is a value beside low and high, and ``-`` is one beside other signs.
-    """
+    """Return those of the folded values seen that stand for a cell without a rating."""
     found = _NO_RATING & set(folded)
     others = set(folded) - found - ABSTENTIONS - {""}
     if others and any(others | {"none"} <= set(ladder) for ladder in _LADDERS):
-        found -= {"none"}
+        found -= {"none"}  # a value beside low and high, as "-" is one beside other signs
     return set(found - {"-"} if others & _MARKS else found)
 
 
@@ -212,11 +210,9 @@ def as_text(raw: object) -> str:
 def scalar(raw: Any) -> Any:
     """Return a rating as it is; lists, arrays and dicts, also as JSON, are a `ScaleError`."""
     found = raw
-    if isinstance(raw, str) and raw.strip()[:1] in ("[", "{"):
-        try:
+    if isinstance(raw, str) and raw.lstrip().startswith(("[", "{")):
+        with suppress(ValueError, RecursionError):
             found = json.loads(raw)
-        except (ValueError, RecursionError):
-            return raw
     if is_several(found):
         raise ScaleError(
             f"A rating is one value, and this is a {type(found).__name__}: {as_text(raw)[:80]}. "
@@ -238,10 +234,7 @@ _OUT_OF = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*(?:(?:/|out of)\s*(\d+)|(%)|star
 
 
 def undecorated(raw: str) -> tuple[str, float | None]:
-    """Return a rating without emphasis and a name before it, and the highest one if it says so.
-
-    ``4/5``, ``85%`` and ``★★☆`` do: 5, 100 and 3.
-    """
+    """Return a rating without emphasis and name, and the highest one: 5 of 4/5, 3 of ★★☆."""
     text = _DECORATION.sub("", _NAMED.sub("", _DECORATION.sub("", normal_form(raw))))
     if text and set(text) <= set("★☆⭐"):
         text = f"{len(text) - text.count('☆')}" + (f"/{len(text)}" if "☆" in text else " stars")
@@ -252,10 +245,7 @@ def undecorated(raw: str) -> tuple[str, float | None]:
 
 
 def as_numbers(values: Iterable[object]) -> list[float]:
-    """Return the numbers that the values are, sorted, with the highest one that they are out of.
-
-    None unless all are numbers, and those that say out of how many say the same.
-    """
+    """Return the numbers that the values are, sorted, with the one they are out of; else none."""
     read = [undecorated(value) if isinstance(value, str) else (value, None) for value in values]
     tops = {top for _, top in read if top is not None}
     sizes = {number(value) for value, _ in read}

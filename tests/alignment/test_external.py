@@ -18,7 +18,7 @@ from simulation import Simulation, items
 
 import workbench
 from workbench.alignment.external import propose
-from workbench.alignment.runs import AlignmentData, Learned, Lineage
+from workbench.alignment.runs import AlignmentData, Lineage
 from workbench.compat import options
 from workbench.errors import (
     BudgetError,
@@ -30,6 +30,7 @@ from workbench.errors import (
 )
 from workbench.judging.judge import with_instructions
 from workbench.models.budget import Budget
+from workbench.simba.search import Learned
 from workbench.store.traces import examples
 
 NAME = "good_reply"
@@ -89,7 +90,7 @@ def proposal(judge: Any, optimizer: Any, split: Any, **options: Any) -> Learned:
 
 def counted(found: Learned) -> dict[str, int]:
     return {
-        "judge": found.calls,
+        "judge": found.judge_calls,
         "reflection": found.reflection_calls,
         "embedding": found.embedding_calls,
     }
@@ -130,8 +131,8 @@ def test_calls_are_counted_as_the_server_counts_them(
     assert first.notes == ()
     assert vars(optimizer) == before
     second = proposal(judge, make(), split)
-    assert second.calls == second.embedding_calls == 0
-    assert second.known >= first.calls
+    assert second.judge_calls == second.embedding_calls == 0
+    assert second.known >= first.judge_calls
 
 
 def test_every_option_of_the_judge_is_kept(
@@ -198,7 +199,7 @@ def test_few_failures_are_retried(simulation: Simulation, judge: Any) -> None:
     simulation.control(failures=0.03)
     found = proposal(judge, simba(), split)
     served = simulation.stats()
-    assert found.calls + found.reflection_calls == served["judge"] + served["reflection"]
+    assert found.judge_calls + found.reflection_calls == served["judge"] + served["reflection"]
     assert served["failed"] > 0
     assert found.notes == ()
 
@@ -270,7 +271,7 @@ def test_a_resumed_run_counts_what_it_lost_against_all_answers(store: str, loopb
     proposal(judge, Asking(1), split, max_failure_share=0.6)
     server.control(junk_share=1.0)
     again = proposal(judge, Asking(1), split, max_failure_share=0.6)
-    assert again.known > again.calls > 0
+    assert again.known > again.judge_calls > 0
 
 
 def test_ctrl_c_is_no_lost_answer(store: str, loopback: Any) -> None:
@@ -292,7 +293,7 @@ def test_a_model_that_takes_no_schema_is_asked_without_one(store: str, loopback:
     judge = made(model="openai:/any", base_url=loopback(no_schema=True).url)
     split = judged(judge)
     found = proposal(judge, Asking(1), split)
-    assert found.calls >= len(split.train) + len(split.dev)
+    assert found.judge_calls >= len(split.train) + len(split.dev)
     assert (found.reflection_calls, found.notes) == (0, ())
 
 
@@ -341,7 +342,7 @@ def test_code_beside_an_optimizer_is_never_touched(simulation: Simulation, judge
     assert given[1] in ("yes", "no")
     assert given[2] == "OK"
     served = simulation.stats()
-    assert found.calls == served["judge"] - 1
+    assert found.judge_calls == served["judge"] - 1
     assert (found.reflection_calls, served["other"]) == (0, 1)
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from made_pairs import YES_NO, make_pairs
 
-from workbench.alignment.heldout import HeldOutTest, decide, usable
+from workbench.alignment.heldout import HeldOutTest, decide
 from workbench.alignment.runs import Status
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.comparison import compare
 from workbench.scale import Scale
+from workbench.simba.selection import usable
 
 STEPS = Scale.of(["poor", "fair", "good", "excellent"], ordered=True)
 NUMBERS = Scale("numeric", low=0.0, high=10.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -61,7 +60,7 @@ def test_run_ends_with_the_table_and_the_places(notebook: Path, tmp_path: Path) 
         "Browse the store:  mlflow ui --backend-store-uri sqlite:////tmp/x/mlflow.db",
     ):
         assert line in result.stdout.splitlines()
-    assert "Align the judge" in result.stderr
+    assert "Align the judge" not in result.stderr  # under which nothing is printed
     assert 'model = \\"007\\"' in (out / "4_align.ipynb").read_text()
 
 
@@ -130,16 +129,14 @@ def test_a_server_is_named_by_its_address() -> None:
     assert "Browse the store:  http://127.0.0.1:5000" in words
 
 
-def test_help_and_version_are_there_at_once() -> None:
-    """Nothing heavy is imported for them."""
+def test_help_and_version_import_nothing_heavy() -> None:
+    """So they are there at once."""
     code = (
         "import sys, workbench.cli; print([m for m in ('mlflow', 'pandas', 'papermill', "
         "'nbformat', 'matplotlib', 'dspy', 'tqdm') if m in sys.modules])"
     )
-    started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert time.monotonic() - started < 5
     assert call("--version").output.startswith("workbench, version ")
     assert "params" in call("--help").output
 

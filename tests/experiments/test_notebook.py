@@ -83,7 +83,7 @@ def test_a_notebook_runs_here_with_its_parameters(
     assert f"{ran.parameters['data']} no/such.csv" in text
     assert "1/2" not in text  # of a rewritten line the last state is kept
     shown = capfd.readouterr().err
-    assert "First stage" in shown
+    assert "First stage" not in shown  # under which nothing is printed
     assert "Second stage" in shown
     assert f"{folder} 7" in shown
 

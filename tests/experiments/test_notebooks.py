@@ -134,6 +134,16 @@ def test_alignment_agrees_better_with_people_on_held_out_pairs(main_run: MainRun
     assert after > before
 
 
+@pytest.mark.parametrize("name", [*OTHERS, "4_align"])
+def test_no_notebook_shows_nan_to_a_person(name: str, runs: dict[str, Path]) -> None:
+    """What is not known is an empty cell in tables, and a word elsewhere."""
+    for cell in nbformat.read(runs[name], as_version=4).cells:
+        for output in cell.get("outputs", []):
+            shown = output.get("data", {})
+            text = shown.get("text/html") or shown.get("text/plain") or output.get("text", "")
+            assert not re.search(r"\bNaN\b|<NA>|&lt;NA&gt;|\bNaT\b", text), (cell.source, text)
+
+
 def test_the_summary_says_where_everything_is(main_run: MainRun) -> None:
     summary = main_run.summary
     assert "accuracy" in summary["table"]

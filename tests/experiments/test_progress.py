@@ -37,3 +37,21 @@ def test_a_terminal_rewrites_lines_itself() -> None:
     assert shown(Terminal()) == (
         "[1/3] Import\none\ntwo\n\rjudging:  5/10\rjudging: 10/10\n[3/3] Align\nno end of line\n"
     )
+
+
+def test_a_heading_with_nothing_beneath_gives_way() -> None:
+    """On a terminal it stands as long as its cells run; a log never has it."""
+    found = []
+    for stream in (io.StringIO(), Terminal()):
+        view = Progress(["Pairs", "Align", "Register"], stream)
+        view.start(0)
+        view.start(1)
+        view.output("rules\n")
+        view.start(2)
+        view.close()
+        found.append(stream.getvalue())
+    gone = "\r\x1b[K"
+    assert found == [
+        "[2/3] Align\nrules\n",
+        f"[1/3] Pairs{gone}[2/3] Align\nrules\n[3/3] Register{gone}",
+    ]

@@ -34,6 +34,7 @@ from workbench import (
 )
 from workbench.errors import (
     ArgumentError,
+    BudgetError,
     CredentialError,
     NoVerdictsError,
     StoreError,
@@ -66,6 +67,16 @@ def logged(name: str = "quality") -> list[Feedback]:
     """What the store holds under the name, read by MLflow alone."""
     found = mlflow.search_traces(return_type="list", include_spans=False, max_results=5000)
     return [a for trace in found for a in trace.info.assessments if a.name == name]
+
+
+def test_a_budget_that_is_too_small_says_what_all_takes(store: str, loopback: Start) -> None:
+    """In the unit that is limited: 110 tokens a verdict here."""
+    judge = judge_at(loopback().url, inference_params={"max_tokens": 10})
+    ids = traces(40)
+    with pytest.raises(BudgetError, match=r"of 40 verdicts are given.*at least 4,400 tokens, more"):
+        assess(judge, ids, budget=workbench.Budget(tokens=3000), concurrency=1, progress=False)
+    with pytest.raises(BudgetError, match=r"of 40 verdicts are given.*at least 40 calls, more"):
+        assess(judge, ids, budget=1, cache=False, progress=False)
 
 
 class Counting(OwnJudge):
@@ -490,7 +501,7 @@ def test_recorded_verdicts_are_none_of_the_judge(store: str, loopback: Start) ->
     log_verdicts(table, name="quality", source="gpt-4", value="v", progress=False)
     log_labels(table, name="quality", annotator="ana", value="v", progress=False)
     judge = judge_at(loopback().url)
-    with pytest.raises(NoVerdictsError, match=r"3 traces have verdicts of another version"):
+    with pytest.raises(NoVerdictsError, match=r"on 3 traces there are verdicts of another version"):
         pair(judge)
     assert run(judge).calls == 3
     assert len(pair(judge)) == 3

@@ -95,6 +95,19 @@ def test_a_budget_is_kept_to_within_a_partition_a_worker(
     assert workbench.Scored.open(tmp_path / "v").rows == server.requests
 
 
+def test_a_budget_below_a_partition_is_overrun_by_one_a_worker(
+    tmp_path: Path, cluster: Client, loopback: Start
+) -> None:
+    """What a partition takes is known once the first are done, and no third one is handed out."""
+    server = loopback(latency=0.1)
+    with pytest.raises(BudgetError, match="does not allow the next 10 rows"):
+        score(
+            judge_at(server.url), answers(100), tmp_path / "v", client=cluster,
+            budget=workbench.Budget(tokens=500),
+        )  # fmt: skip
+    assert server.requests == 20
+
+
 def test_a_model_that_cannot_answer_ends_the_run_everywhere(
     tmp_path: Path, cluster: Client, loopback: Start
 ) -> None:

@@ -128,6 +128,14 @@ def test_credentials_do_not_enter_the_fingerprint() -> None:
     assert fingerprint(known) == fingerprint(secret)
 
 
+def test_a_longer_timeout_makes_no_other_judge() -> None:
+    """It is never sent, and who allows more time after time-outs keeps what was answered."""
+    assert fingerprint(plain(inference_params={"timeout": 900})) == fingerprint(plain())
+    assert fingerprint(plain(inference_params={"timeout": 9, "seed": 1})) == fingerprint(
+        plain(inference_params={"seed": 1})
+    )
+
+
 def test_the_query_of_a_base_url_makes_another_judge_unless_it_is_a_credential() -> None:
     def at(query: str) -> str:
         return fingerprint(plain(base_url=f"https://host/v1{query}"))

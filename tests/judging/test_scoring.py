@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import resource
 import signal
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from embedded import Embedded, embedded
-from loopback import UNKNOWN_MODEL, Loopback
+from loopback import UNKNOWN_MODEL, Loopback, completion
 from mlflow.genai.judges import Judge
 
 import workbench
@@ -144,16 +145,15 @@ def test_decimals_and_dates_are_kept_as_text(tmp_path: Path, loopback: Start) ->
 def test_kept_cells_are_as_they_were_or_refused_before_they_are_paid(
     tmp_path: Path, loopback: Start, later: Any
 ) -> None:
-    """What the type of the first partition cannot hold costs no call, however often it is tried."""
+    """What the type of the first rows cannot hold costs no call; once mended, it goes on."""
     server = loopback()
     judge, table = judge_at(server.url), answers(40)
     table["k"] = pd.Series([1] * 10 + [later] * 30, dtype=object)
-    for _ in range(2):
-        with pytest.raises(ArgumentError, match="'k' begins with values of type int64, and rows"):
-            score(judge, table, tmp_path / "v", keep=["k"])
-    assert server.requests == workbench.Scored.open(tmp_path / "v").rows == 10
+    with pytest.raises(ArgumentError, match="'k' begins with values of type int64, and rows"):
+        score(judge, table, tmp_path / "v", keep=["k"])
+    assert server.requests == 0
     whole = table.assign(k=pd.Series([1.5] * 10 + [2] * 30, dtype=object))
-    assert list(score(judge, whole, tmp_path / "w", keep=["k"]).table["k"]) == list(whole["k"])
+    assert list(score(judge, whole, tmp_path / "v", keep=["k"]).table["k"]) == list(whole["k"])
 
 
 @pytest.mark.parametrize("text", ["01/04/2026", "now", "today", "2026", "31.03.2026", "2026-02-30"])
@@ -324,6 +324,31 @@ def test_requests_that_got_lost_count_as_much_as_the_others(
         score(judge_at(server.url), answers(100), tmp_path / "v", budget=budget, concurrency=4)
     assert workbench.Scored.open(tmp_path / "v").rows == 20
     assert 25 <= server.requests <= 35
+
+
+def test_a_budget_of_tokens_needs_a_server_that_counts_them(
+    tmp_path: Path, loopback: Start
+) -> None:
+    """What it does not tell would never use the budget up: the first partition shows it."""
+    server = loopback(page=silent_of_tokens())
+    with pytest.raises(BudgetError, match=r"does not say how many tokens.*10 rows were judged now"):
+        score(
+            judge_at(server.url), answers(60), tmp_path / "v", budget=workbench.Budget(tokens=3000)
+        )
+    assert server.requests == workbench.Scored.open(tmp_path / "v").rows == 10
+
+
+def silent_of_tokens() -> str:
+    body = json.loads(completion('{"result": "good", "rationale": "so"}'))
+    return json.dumps({**body, "usage": None})
+
+
+def test_a_file_of_an_old_encoding_is_read_as_told(tmp_path: Path, loopback: Start) -> None:
+    answers(3).assign(a="café").to_csv(tmp_path / "t.csv", index=False, encoding="cp1252")
+    judge = judge_at(loopback().url)
+    with pytest.raises(TableError, match="encoding='cp1252'"):
+        score(judge, tmp_path / "t.csv", tmp_path / "v")
+    assert score(judge, tmp_path / "t.csv", tmp_path / "v", encoding="cp1252").rows == 3
 
 
 # -- what cuts a run short --------------------------------------------------------------------

@@ -123,7 +123,7 @@ def test_a_decision_is_told_as_saved_when_the_store_has_it(ids: list[str]) -> No
     act = action(ids[0], "fair", "between")
     (saved,) = send(one, act)
     assert (saved["type"], saved["ids"]) == ("saved", [act["id"]])
-    assert saved["labelled"][ids[0]]["decided_by"] == "dora"
+    assert saved["statuses"][ids[0]]["done"]["decided_by"] == "dora"
     assert decided(ids) == {ids[0]: "fair"}
     assert one.state()["position"] == 1
     assert one.progress["balance"] == {"poor": 0, "fair": 1, "good": 0}
@@ -158,7 +158,7 @@ def test_an_undo_brings_back_what_stood(ids: list[str]) -> None:
 def test_an_abstention_is_a_decision(ids: list[str]) -> None:
     one = session()
     (saved,) = send(one, action(ids[0], None))
-    assert saved["labelled"][ids[0]]["answers"][NAME] == {"value": None, "abstain": True}
+    assert saved["statuses"][ids[0]]["done"]["answers"][NAME] == {"value": None, "abstain": True}
     assert decided(ids) == {ids[0]: "N/A"}
 
 

@@ -56,7 +56,8 @@ def test_what_is_done_elsewhere_shows_up_by_itself(store: str) -> None:
     wait_until(lambda: any(m["type"] == "saved" for m in view.told))
     (told,) = [m for m in view.told if m["type"] == "saved"]
     assert told["ids"] == []
-    assert told["labelled"][first]["answers"]["quality"] == {"value": "yes", "abstain": False}
+    answers = told["statuses"][first]["done"]["answers"]
+    assert answers["quality"] == {"value": "yes", "abstain": False}
     (made,) = fetch_traces([first], spans=False)[0].info.assessments
     mlflow.delete_assessment(trace_id=first, assessment_id=made.assessment_id)
     wait_until(lambda: view.session.position == 0)

@@ -102,6 +102,12 @@ def test_settings_that_are_not_given_stay(store: str) -> None:
     assert workbench.review_queue("pilot", each=1).annotators == ("ana", "ben", "chloe")
 
 
+def test_a_team_may_be_given_by_an_iterator(store: str) -> None:
+    """Which can be read once."""
+    queue = workbench.review_queue("pilot", [judge()], annotators=iter(["ana", "ben"]))
+    assert queue.annotators == ("ana", "ben")
+
+
 def test_several_questions_at_once(store: str) -> None:
     label_schemas.create_label_schema(
         "safe", type="feedback", input=InputPassFail("Safe", "Unsafe"), instruction="Harm?"

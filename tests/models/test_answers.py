@@ -56,6 +56,25 @@ def test_a_rationale_of_another_type_is_text(rationale: str, read_as: str) -> No
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("tag", ["<think>", "</think>", "[reasoning]", "<thoughts>a</thoughts>"])
+def test_a_tag_that_the_rationale_quotes_is_part_of_it(tag: str) -> None:
+    content = json.dumps({"result": "no", "rationale": f"It leaks {tag} tags."})
+    assert read(content=content) == {"result": "no", "rationale": f"It leaks {tag} tags."}
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"content": "I'm sorry, I can't rate this."}, "no JSON object"),
+        ({"content": None, "refusal": "No."}, "refused: No"),
+        ({"content": f'{GOOD} or {{"result": "poor"}}'}, "no JSON object with one"),
+    ],
+)
+def test_a_draft_among_the_thoughts_is_no_answer(message: dict[str, Any], words: str) -> None:
+    with pytest.raises(AnswerError, match=words):
+        read(reasoning_content=f"perhaps {GOOD}", **message)
+
+
 def test_an_answer_among_the_thoughts_is_read_where_there_is_no_other() -> None:
     assert read(content="", reasoning_content=f"thinking {GOOD}")["result"] == "good"
     assert read("length", content="", reasoning_content=f"thinking {GOOD}")["result"] == "good"
@@ -88,9 +107,44 @@ def test_what_is_no_answer_says_what_it_is(
         read(reason, **message)
 
 
+def anthropic(text: str, ended: str = "end_turn") -> dict[str, Any]:
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": text}]
+    return {"content": parts, "stop_reason": ended, "type": "message"}
+
+
+def gemini(text: str, ended: str = "STOP") -> dict[str, Any]:
+    parts = [{"text": "hm", "thought": True}, {"text": text}]
+    return {"candidates": [{"content": {"parts": parts}, "finishReason": ended}]}
+
+
+@pytest.mark.parametrize(
+    ("form", "cut", "withheld"),
+    [(anthropic, "max_tokens", "refusal"), (gemini, "MAX_TOKENS", "SAFETY")],
+)
+def test_answers_of_anthropic_and_gemini_are_read_as_others(
+    form: Any, cut: str, withheld: str
+) -> None:
+    body = readable(form(f"Here: ```{GOOD}```"))
+    content = body["candidates"][0]["content"]["parts"] if form is gemini else body["content"]
+    assert [json.loads(part["text"]) for part in content] == [json.loads(GOOD)]
+    for text, ended, words in (("", cut, "cut off"), ("", withheld, "filter"), ("Hm.", "", "no J")):
+        with pytest.raises(AnswerError, match=words):
+            readable(form(text, ended or "STOP"))
+
+
+def test_a_prompt_that_gemini_blocks_is_withheld() -> None:
+    with pytest.raises(AnswerError, match=r"content filter withheld the answer \(SAFETY\)"):
+        readable({"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": {}})
+    with pytest.raises(AnswerError, match="cut off"):
+        readable({"candidates": [{"content": {"role": "model"}, "finishReason": "MAX_TOKENS"}]})
+
+
 def test_other_forms_and_calls_of_tools_that_were_offered_are_left_alone() -> None:
-    other = {"content": [{"text": "hi"}]}
+    other = {"output": {"message": "hi"}}
     assert readable(other) is other
+    asked = anthropic("so", "tool_use")
+    asked["content"].append({"type": "tool_use", "name": "get_trace", "input": {}})
+    assert readable(asked) is asked
     call = {"choices": [{"message": {"tool_calls": [{"function": {"name": "get_trace"}}]}}]}
     assert readable(call, tools=True) is call
     with pytest.raises(AnswerError, match="without any choice"):

@@ -12,7 +12,14 @@ import requests
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges.adapters.utils import ChatCompletionError
 
-from workbench.models.faults import LONGEST_WAIT, cause_of_type, classify, seconds_to_wait
+from workbench.errors import UnreachableModelError
+from workbench.models.faults import (
+    LONGEST_WAIT,
+    cause_of_type,
+    classify,
+    seconds_to_wait,
+    was_refused,
+)
 
 
 def wrapped(inner: BaseException) -> MlflowException:
@@ -75,6 +82,9 @@ def test_a_spent_quota_is_no_rate_limit() -> None:
     assert classify(refused(400, "Your credit balance is too low to go on")).kind == "refused"
     assert classify(refused(400, "Billing hard limit has been reached")).kind == "refused"
     assert classify(refused(429, "You exceeded your current quota")).kind == "refused"
+    gemini = "You exceeded your current quota, please check your plan. Please retry in 34.07s."
+    fault = classify(refused(429, gemini))
+    assert (fault.kind, fault.retry_after) == ("rate_limit", 34.07)
     assert classify(refused(400, "API key not valid. Please pass one")).kind == "credential"
 
 
@@ -121,13 +131,19 @@ def test_a_connection_that_broke_is_tried_again(error: Exception) -> None:
     "error",
     [
         requests.ReadTimeout("read timed out"),
-        requests.ConnectTimeout("connection to host timed out"),
         TimeoutError(),
     ],
 )
 def test_a_timeout_is_told_apart(error: Exception) -> None:
     """It is repeated less often than what broke."""
     assert classify(wrapped(error)).kind == "timeout"
+
+
+def test_a_host_that_takes_no_connection_is_out_of_reach() -> None:
+    """Tried once more, and told as an address: a longer timeout would change nothing."""
+    fault = classify(wrapped(requests.ConnectTimeout("connection to host timed out")))
+    assert (fault.kind, fault.error) == ("no_connection", UnreachableModelError)
+    assert was_refused(requests.ConnectTimeout("connection to host timed out"))
 
 
 def test_a_missing_key_is_a_matter_of_credentials() -> None:

@@ -388,7 +388,7 @@ def test_no_secret_and_no_address_is_in_the_file(
             with pytest.raises(workbench.WorkbenchError):
                 run(judge_at(url), asked(6 + number)[-1:])
         run(judge_at(loopback(script="400x1").url), asked(12)[10:])
-        run(judge_at(loopback(latency=1).url, inference_params={"timeout": 0.1}), asked(1))
+        run(judge_at(loopback(latency=1).url, inference_params={"timeout": 0.1}), asked(13)[12:])
     kinds = {json.loads(line).get("failed", {}).get("kind") for line in path.open()}
     assert kinds == {None, "credential", "refused", "unreachable", "timeout", "request"}
     for word in [*secrets, "X-Key", "127.0.0.1", "internal-path"]:

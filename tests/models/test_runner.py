@@ -75,7 +75,7 @@ def test_verdicts_come_in_the_order_of_the_items(loopback: Start) -> None:
     assert [v.trace_id for v in verdicts] == [item.trace_id for item in asked]
     assert found(verdicts) == found(run(judge, asked, concurrency=1))
     assert set(found(verdicts)) == {"excellent", "good", "fair", "poor"}
-    assert all(v.calls == 1 and v.input_tokens == 100 and v.output_tokens == 10 for v in verdicts)
+    assert {(v.paid.requests, v.paid.read, v.paid.written) for v in verdicts} == {(1, 100, 10)}
 
 
 def test_concurrency_is_reached_and_not_exceeded(loopback: Start) -> None:
@@ -308,6 +308,23 @@ def test_a_timeout_is_tried_again_once() -> None:
     assert outcome.fault == Fault("timeout", "no answer within 300 s")
 
 
+def test_failures_that_take_longest_end_no_run() -> None:
+    """They come in a row at the end, when nothing is left that a stop would save."""
+
+    class Down(Exception):
+        status_code, retry_after = 500, 0.05
+
+    def fail() -> None:
+        raise Down("down")
+
+    requests = [stub(None, fail if n % 4 == 0 else lambda: "yes") for n in range(60)]
+    with Runner(concurrency=64) as runner:
+        outcomes = runner.run(requests)
+    assert sum(outcome.fault is not None for outcome in outcomes) == 15
+    with Runner(concurrency=4) as runner, pytest.raises(ModelError, match="10 calls in a row"):
+        runner.run([stub(None, lambda: "yes"), *(stub(None, fail) for _ in range(40))])
+
+
 # -- the budget -----------------------------------------------------------------------------
 
 
@@ -356,7 +373,7 @@ def test_equal_questions_are_paid_once(loopback: Start, cache: AnswerCache) -> N
     assert found(first[:5]) == found(first[5:])
     assert [v.cached for v in first] == [False] * 5 + [True] * 5
     assert [v.calls for v in first] == [1] * 5 + [0] * 5
-    assert first[7].input_tokens is None
+    assert first[7].paid.read is None
     again = run(judge, twice, cache=cache)
     assert (server.requests, found(again)) == (5, found(first))
     assert all(v.cached and v.calls == 0 for v in again)

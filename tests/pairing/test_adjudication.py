@@ -14,7 +14,7 @@ from mlflow.entities import AssessmentSource, Feedback
 import workbench
 from workbench.errors import ArgumentError, PairingError, ScaleError, StoreError
 from workbench.pairing.adjudication import VOTES_KEY
-from workbench.simba.labelled import labelled_items
+from workbench.simba.optimizer import labelled_items
 from workbench.store.labels import DECISION_KEY, RUBRIC_KEY, decision_feedback, label_records
 from workbench.store.traces import fetch_traces
 

@@ -93,7 +93,9 @@ def test_verdicts_and_labels_are_joined_and_every_trace_is_somewhere(store: str)
         ids[6]: "no label", ids[7]: "no verdict", ids[8]: "no label, no verdict",
     }  # fmt: skip
     assert pairs.reasons.iloc[0].tolist() == ["no label", 2]
-    assert any(note.startswith("2 labels on 2 traces lie outside") for note in pairs.notes)
+    assert any(
+        "Outside the scale, so without a vote: 2 labels on 2 traces" in note for note in pairs.notes
+    )
     assert (pairs.scale.kind, pairs.fingerprint) == ("ordinal", fingerprint(judge))
     assert repr(pairs).startswith("<Pairs 'quality': 2 pairs, 7 excluded, ordinal scale>")
     assert "no verdict" in pairs._repr_html_()
@@ -289,7 +291,7 @@ def test_without_verdicts_it_says_what_to_run(store: str) -> None:
     with pytest.raises(NoVerdictsError, match=r"log_verdicts\(table, name='quality'"):
         pair("quality")
     judged(judge_of("Is {{ outputs }} kind?"), ids[:1])
-    with pytest.raises(NoVerdictsError, match=r"1 traces have verdicts of another version"):
+    with pytest.raises(NoVerdictsError, match=r"on 1 trace there are verdicts of another version"):
         pair(judge)
 
 

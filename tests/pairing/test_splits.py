@@ -132,12 +132,14 @@ def test_long_texts_that_are_equal_stay_on_one_side(store: str) -> None:
 def test_words_for_nothing_are_no_group() -> None:
     """In a column, a mapping or a tag; long numbers and versions that differ are two groups."""
     pairs = many(12)
-    keys = ["nan", None, "NULL", "", math.nan, "a", " A", "1.1", "1.10", 2**60, 2**60 + 1, "b"]
+    keys = ["nan", None, "NULL", "", math.nan, "a", " A", "1.1", "1.10", 2**60, 2**60 + 1, "1.0"]
     for groups in (dict(zip(pairs.trace_ids, keys, strict=True)), "key"):
         pairs.table["key"] = keys
         found = pairs.groups_of(groups)
         assert len(set(found.values())) == 11
         assert found["t005"] == found["t006"] == "a"
+    keys[0] = " 1"
+    assert len(set(pairs.groups_of(dict(zip(pairs.trace_ids, keys, strict=True))).values())) == 10
 
 
 def test_splits_that_cannot_be_made_are_errors() -> None:

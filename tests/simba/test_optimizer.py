@@ -10,7 +10,7 @@ from stubs import BASE, SCALE, case, items
 import workbench
 from workbench.errors import ArgumentError
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import Budget
+from workbench.models.budget import Budget, Usage
 from workbench.simba.forecast import Forecast, forecast, most_calls
 from workbench.simba.items import Case
 from workbench.simba.settings import Settings
@@ -27,8 +27,8 @@ def test_a_probe_makes_the_forecast_closer(n: int) -> None:
         assert found.calls == sum(most_calls(len(some), 0, Settings()))
         return found.tokens
 
-    short = tokens(Verdict("tr-000", "good", input_tokens=100, output_tokens=10))
-    long = tokens(Verdict("tr-000", "good", input_tokens=5000, output_tokens=10))
+    short = tokens(Verdict("tr-000", "good", usage=Usage(1, 100, 10)))
+    long = tokens(Verdict("tr-000", "good", usage=Usage(1, 5000, 10)))
     assert short < long
     large = [replace(c, item=replace(c.item, rationale="x" * 3000)) for c in cases]
     assert tokens(some=large) > tokens()
@@ -40,6 +40,8 @@ def test_the_announcement_is_limited_by_the_budget() -> None:
     limited = found.told(Budget(calls=50))
     assert limited.startswith("at most 50 calls")
     assert "never exceeded" in limited
+    assert found.told(Budget()).endswith("$12.00. Usually it is about a fifth of that.")
+    assert "which cost nothing" in replace(found, usd=0.0).told(Budget())
 
 
 def test_a_setting_out_of_range_is_named() -> None:

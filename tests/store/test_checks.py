@@ -53,7 +53,7 @@ def test_many_different_percentages_are_numbers() -> None:
     ("ratings", "odd"),
     [
         (["good", "poor"] * 20 + ["so-so"], "'so-so' occurs once, row 40"),
-        ([1, 2, 3, 4, 5] * 10 + [6], "6 occurs once, row 50"),
+        ([1, 2, 3, 4, 5] * 10 + [6, None], "6 occurs once, row 50"),
         (["good", "poor"] * 200 + ["ok", "ok"], "'ok' occurs 2 times, rows 400, 401"),
     ],
 )

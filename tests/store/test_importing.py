@@ -221,6 +221,21 @@ def test_words_for_no_rating_are_ratings_where_the_values_say_so(store: str) -> 
     assert import_traces(low, **roles | {"labels": {"ana": "r"}}, label_name="d").labels == 3
 
 
+def test_ratings_are_translated_where_the_values_say_so(store: str) -> None:
+    """As `check_data` has shown them, in the command's writing too."""
+    table = pd.DataFrame({"q": list("ab"), "o": "x", "r": ["Good", "bad"]})
+    given = {"good": "yes", "bad": "no"}
+    made = import_traces(
+        table, inputs="q", outputs="o", labels={"ana": "r"}, label_name="a", values=given
+    )
+    rated = table.assign(trace_id=made.by_row)
+    log_labels(rated, name="a", annotator="ben", value="r", values=json.dumps(given))
+    records = label_records(fetch_traces(made), "a")
+    assert sorted((one.annotator, one.value) for one in records) == [
+        ("ana", "no"), ("ana", "yes"), ("ben", "no"), ("ben", "yes"),
+    ]  # fmt: skip
+
+
 def test_other_tags_are_given_to_the_trace_that_is_there(store: str) -> None:
     """What the judge sees is what identifies a row; labels stay where they are."""
     table = pd.DataFrame({"q": ["a", "a", "b"], "o": "x", "topic": ["1", "2", "3"]})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +101,11 @@ SPACES = " " * 25_000
         "line\n" * 6_000,
     ],
 )
+@pytest.mark.timeout(60)  # a parser that backtracks would take hours
 def test_no_text_holds_up_the_kernel(text: str) -> None:
     """It is parsed in moments, or shown whole as plain text, and what is sent stays small."""
     assert len(text) <= LONGEST_MARKDOWN
-    began = time.process_time()
     blocks = text_blocks(text)
-    assert time.process_time() - began < 2
     assert len(json.dumps(blocks)) < 20 * LONGEST_MARKDOWN
     if blocks[0]["kind"] == "warning":
         assert blocks[1]["value"] == text

@@ -57,7 +57,6 @@ def explorer(**options: Any) -> tuple[Explorer, list[dict[str, Any]]]:
     told: list[dict[str, Any]] = []
     made.send = told.append
     receive(made, type="hello")
-    made.session._reading.join(30)
     return made, told
 
 
@@ -241,7 +240,6 @@ def test_ten_thousand_pairs_go_out_a_page_at_a_time(store: str) -> None:
     told: list[dict[str, Any]] = []
     made.send = told.append
     receive(made, type="hello")
-    made.session._reading.join(60)
     assert told[-1]["problem"] == "10,000 traces missing from the store"
     last = page(made, told, judge=0, cell=[0, 2], start=4_980)
     assert (last["total"], len(last["rows"])) == (5_000, 20)
@@ -298,7 +296,6 @@ def test_an_annotators_own_labels_are_compared(traces: list[str]) -> None:
     told: list[dict[str, Any]] = []
     made.send = told.append
     receive(made, type="hello")
-    made.session._reading.join(30)
     slices = next(message for message in told if message["type"] == "slices")["slices"]
     assert slices["annotator"] == [["ana", 6], ["bo", 4]]
     by_annotator = workbench.agreement(pairs, by="annotator").table

@@ -22,11 +22,10 @@ from workbench.alignment.heldout import (
     origin_note,
     read_data,
     score_held_out,
-    usable,
 )
 from workbench.alignment.preflight import labelled_cases, preflight, probed, to_keep
 from workbench.alignment.result import Alignment, finish_run
-from workbench.alignment.runs import AlignmentData, Gate, Learned, Watch, count_looks
+from workbench.alignment.runs import AlignmentData, Gate, Watch, count_looks
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, say
 from workbench.judging.judge import fingerprint
@@ -39,8 +38,9 @@ from workbench.models.recording import replayed
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import dataset_digest
 from workbench.pairing.splits import Groups
-from workbench.simba.labelled import labelled_items
-from workbench.simba.optimizer import SIMBA
+from workbench.simba.candidate import Learned
+from workbench.simba.optimizer import SIMBA, labelled_items
+from workbench.simba.selection import usable
 from workbench.simba.settings import FEW, Settings
 from workbench.store.traces import fetch_traces
 
@@ -98,7 +98,8 @@ def align(
     gate
         ``"better"``: agreement on test must rise; ``"significant"``: and the rise must be
         significant at 5 % by McNemar's test; ``"none"``: the proposed judge is taken as it is.
-        The first two also reject a judge that is no better than always giving one value.
+        The first two also reject a judge that is no better than always giving one value, or that
+        gave no usable verdict on more than 5 % of the test.
     max_failure_share
         Share of lost answers of one kind, in [0, 1], above which the optimizer is stopped. None is
         0.05, or a given `SIMBA`'s own.
@@ -225,12 +226,8 @@ def _by_simba(data: AlignmentData, simba: SIMBA, budget: Budget) -> Learned:
         "counted neither for nor against any candidate; the same call asks for them again."
     )
     lost = bool(found.failures or found.reflection_failures)
-    same = (
-        "reflection_calls", "known", "usage", "stopped", "history", "evidence", "failures",
-        "reflection_failures",
-    )  # fmt: skip
-    known = {name: getattr(found, name) for name in same}
-    return Learned(proposed, calls=found.judge_calls, notes=(*found.notes, *[note] * lost), **known)
+    learned: Learned = replace(found, judge=proposed, notes=(*found.notes, *[note] * lost))
+    return learned
 
 
 def _result(
@@ -265,7 +262,7 @@ def _result(
         history=learned.history,
         evidence=learned.evidence,
         examples=data.by_id,
-        calls=learned.calls + sum(v.calls for v in verdicts),
+        calls=learned.judge_calls + sum(v.calls for v in verdicts),
         reflection_calls=learned.reflection_calls + learned.embedding_calls + tested.embeddings,
         usage=sum((v.paid for v in verdicts), learned.usage),
         usd_per_1000=usd_per_1000(

@@ -23,7 +23,7 @@ from workbench.alignment.align import budgets_of, learn
 from workbench.alignment.heldout import decide, read_data, score_held_out
 from workbench.alignment.preflight import probed
 from workbench.alignment.result import COUNTS, OptimizerComparison
-from workbench.alignment.runs import AlignmentData, AlignmentRun, Gate, Learned, count_looks
+from workbench.alignment.runs import AlignmentData, AlignmentRun, Gate, count_looks
 from workbench.compat import options
 from workbench.credentials import redact
 from workbench.errors import ArgumentError, ReplayError, one_of
@@ -32,7 +32,7 @@ from workbench.judging.judge import fingerprint, judge_credentials, with_instruc
 from workbench.metrics.comparison import Comparison, compare
 from workbench.models.budget import UNPAID, Budget
 from workbench.pairing.splits import Groups
-from workbench.simba.candidate import Candidate, WorkedExample
+from workbench.simba.candidate import Candidate, Learned, WorkedExample
 from workbench.simba.items import Item, judge_fields
 from workbench.simba.optimizer import SIMBA
 from workbench.simba.settings import Settings
@@ -183,7 +183,7 @@ class _Benchmark:
                 row |= {
                     "status": status,
                     "reason": reason,
-                    "judge calls": learned.calls,
+                    "judge calls": learned.judge_calls,
                     "reflection calls": learned.reflection_calls,
                     "embedding calls": learned.embedding_calls,
                     "known": learned.known,
@@ -255,9 +255,7 @@ def _row(comparison: Comparison, judge: Judge | None = None) -> dict[str, Any]:
 
 # -- who takes part ---------------------------------------------------------------------------
 
-REFERENCES: Final = ("original", "majority label", "few-shot")
-"""What every comparison shows beside the optimizers."""
-
+REFERENCES: Final = ("original", "majority label", "few-shot")  # beside the optimizers
 MEMALIGN: Final = "MLflow MemAlign"
 
 

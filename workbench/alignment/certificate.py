@@ -19,11 +19,12 @@ from workbench.alignment.runs import (
     read_lineage,
 )
 from workbench.errors import ArgumentError, TooFewPairsError
-from workbench.formatting import counted, html_lines, html_table, html_text, plain
+from workbench.formatting import counted, html_text
 from workbench.judging.assessment import assess
 from workbench.judging.judge import fingerprint
+from workbench.judging.verdicts import why_unusable
 from workbench.metrics.agreement import Agreement, agreement
-from workbench.metrics.intervals import Interval, check_confidence, figure
+from workbench.metrics.intervals import Interval, Result, check_confidence, figure
 from workbench.models.budget import Budget
 from workbench.pairing.consensus import decisions_by_trace, labels_by_trace
 from workbench.pairing.joining import pair
@@ -33,12 +34,10 @@ from workbench.scale import Scale, scale_of
 from workbench.store.traces import Example, examples, fetch_traces
 
 OF_BINARY = ("sensitivity", "specificity")
-UNUSABLE = "the judge|verdict outside"
-"""How reasons begin for which a judge that was asked makes no pair."""
 
 
 @dataclass(frozen=True, repr=False)
-class Certificate:
+class Certificate(Result):
     """Whether a judge's agreement with people is above thresholds, and for what that holds.
 
     Attributes
@@ -77,19 +76,14 @@ class Certificate:
         used = "" if self.looks is None else f", used for {counted(self.looks, 'judge')} so far"
         return f"{self.name!r}: {outcome} on {counted(self.n, 'labelled item')}{used}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that JSON takes; what is undefined is None."""
-        return plain({**vars(self), "table": self.table.reset_index()})
-
     def __repr__(self) -> str:
         return f"<Certificate {self.headline}>"
 
     def __str__(self) -> str:
-        return "\n".join([self.headline, self.table.round(3).to_string(), *self.notes])
+        return "\n".join([self.headline, self.table.round(3).to_string(na_rep=""), *self.notes])
 
     def _repr_html_(self) -> str:
-        head = f"<div><b>{html_text(self.headline)}</b></div>"
-        return head + html_table(self.table) + html_lines(self.notes)
+        return f"<div><b>{html_text(self.headline)}</b></div>{super()._repr_html_()}"
 
 
 def certify(
@@ -154,8 +148,7 @@ def certify(
     else:
         known = examples([*test.trace_ids, *_unusable(test)]) if test.fingerprint else []
         by_id = {one.trace_id: one for one in known}
-        pairs, note = _not_learned(test, by_id)
-        notes += [note] if note else []
+        pairs, notes = _not_learned(test, by_id)
         lost = len(_unusable(pairs))
         judged = len(pairs) + lost
     if not len(pairs):
@@ -187,8 +180,8 @@ def certify(
 
 def _unusable(pairs: Pairs) -> list[str]:
     """Ids of the labelled traces on which the judge gave no usable verdict."""
-    left_out = pairs.excluded
-    return list(left_out["trace_id"][left_out["reason"].astype(str).str.match(UNUSABLE)])
+    lost = pairs.excluded["reason"].map(why_unusable).isin(["abstained", "failed"])
+    return list(pairs.excluded["trace_id"][lost])
 
 
 def check_registered(
@@ -247,17 +240,17 @@ def _demands(scale: Scale | None, **thresholds: float | None) -> dict[str, float
     return least
 
 
-def _not_learned(pairs: Pairs, by_id: Mapping[str, Example]) -> tuple[Pairs, str]:
-    """The pairs that no alignment on the way to this judge has learned from, and a note."""
+def _not_learned(pairs: Pairs, by_id: Mapping[str, Example]) -> tuple[Pairs, list[str]]:
+    """The pairs that no alignment on the way to this judge has learned from, and notes."""
     if not pairs.fingerprint:
-        return pairs, (
+        return pairs, [
             "Which judge gave the verdicts is not known, so that items which it learned from may "
             "be among these."
-        )
+        ]
     learned = read_lineage(pairs.fingerprint, {}, by_id).learned & by_id.keys()
     note = f"Left out, since the judge learned from them: {counted(len(learned), 'trace')}."
     left_out = pairs.excluded[~pairs.excluded["trace_id"].isin(learned)]
-    return replace(pairs.subset(by_id.keys() - learned), excluded=left_out), note * bool(learned)
+    return replace(pairs.subset(by_id.keys() - learned), excluded=left_out), [note] * bool(learned)
 
 
 def _looks(pairs: Pairs, by_id: Mapping[str, Example], passed: bool) -> tuple[int, tuple[str, ...]]:

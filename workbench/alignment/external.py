@@ -25,39 +25,30 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
-from workbench.alignment.runs import AlignmentData, Learned
-from workbench.compat import (
-    candidates_made_by,
-    embedder_of,
-    embedding_dimensions,
-    endpoint,
-    models_of_optimizer,
-    reached_elsewhere,
-    rename_models,
-)
+from workbench import compat
+from workbench.alignment.runs import AlignmentData
 from workbench.credentials import redact
 from workbench.errors import BudgetError, CancelledError, ScaleError
 from workbench.judging.judge import judge_credentials, with_instructions
 from workbench.judging.requests import answers_from
 from workbench.models import client, recording
 from workbench.models.answers import AnswerError, readable
-from workbench.models.budget import UNPAID, Budget
+from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache, question_key
 from workbench.models.client import ANSWER_SECONDS, Outcome, Request
 from workbench.models.faults import Fault, StoppedError
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs
 from workbench.scale import Scale
+from workbench.simba.candidate import Learned
 from workbench.simba.reflector import reached_by
 from workbench.store.traces import fetch_traces
 
 SCHEME: Final = "metered"
 
+# Providers that MLflow resolves by itself, so that litellm cannot reach them by name.
 UNMETERED: Final = ("databricks", "endpoints", "gateway")
-"""Providers that MLflow resolves by itself, so that litellm cannot reach them by name."""
-
-FAILURES_TO_STOP: Final = 10
-"""So many lost answers end a run where they are also more than twice the share allowed."""
+FAILURES_TO_STOP: Final = 10  # lost answers, if these are also more than twice the share allowed
 
 
 def propose(
@@ -78,7 +69,7 @@ def propose(
         stop=stop,
         scale=split.train.scale,
         max_failure_share=max_failure_share,
-        dimensions=embedding_dimensions(optimizer),
+        dimensions=compat.embedding_dimensions(optimizer),
     ) as meter:
         traces = [*_with_consensus(split.train), *_with_consensus(split.dev)]
         try:
@@ -89,11 +80,11 @@ def propose(
         meter.raise_for_losses(who)
     return Learned(
         proposed,
-        calls=meter.requests["judge"],
+        judge_calls=meter.requests["judge"],
         reflection_calls=meter.requests["reflection"],
         embedding_calls=meter.requests["embedding"],
         known=meter.cached,
-        usage=meter.usage,
+        usage=meter.runner.used,
         notes=tuple(_notes(judge, optimizer, meter)),
     )
 
@@ -101,14 +92,14 @@ def propose(
 def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter: Meter) -> Judge:
     """Let judge and optimizer use metered names, and return the proposed judge with real ones."""
     name = meter.model("judge", str(judge.model))
-    metered = judge if name == judge.model else reached_elsewhere(judge, name)
-    kinds = models_of_optimizer(optimizer)
+    metered = judge if name == judge.model else compat.reached_elsewhere(judge, name)
+    kinds = compat.models_of_optimizer(optimizer)
     own = {attribute: getattr(optimizer, attribute) for attribute in kinds}
     try:
         for attribute, kind in kinds.items():
             setattr(optimizer, attribute, meter.model(kind, own[attribute]))
         # MLflow's dspy optimizers rebuild the judge from name, instructions, model and type alone.
-        with candidates_made_by(optimizer, lambda text: with_instructions(metered, text)):
+        with compat.candidates_made_by(optimizer, lambda text: with_instructions(metered, text)):
             proposed = metered.align(traces, optimizer)
     finally:
         for attribute, model in own.items():
@@ -117,7 +108,7 @@ def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter
         # It is shown, logged and registered; a gateway may put into it what it was sent.
         text = redact(proposed.instructions, judge_credentials(judge))
         return with_instructions(judge, text)
-    return rename_models(proposed, meter.real, like=judge)
+    return compat.rename_models(proposed, meter.real, like=judge)
 
 
 def _notes(judge: Judge, optimizer: AlignmentOptimizer, meter: Meter) -> Iterator[str]:
@@ -127,8 +118,8 @@ def _notes(judge: Judge, optimizer: AlignmentOptimizer, meter: Meter) -> Iterato
         if lost := meter.lost(kind):
             wanted = lost + meter.answers[kind]
             yield f"{who}: {lost} of {wanted} {kind} answers were lost or could not be used."
-    models = {judge.model, *(getattr(optimizer, name) for name in models_of_optimizer(optimizer))}
-    for model in sorted(map(str, models)):
+    named = (getattr(optimizer, name) for name in compat.models_of_optimizer(optimizer))
+    for model in sorted({str(judge.model), *named}):
         if model.partition(":/")[0] in UNMETERED:
             yield f"{who}: requests to {model} were neither counted nor held to the budget."
 
@@ -154,7 +145,7 @@ def _with_consensus(pairs: Pairs) -> Iterator[Trace]:
 @contextmanager
 def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Counter[str]]:
     """Count the embeddings that a judge with a memory (MemAlign's) asks for in this context."""
-    embedder = embedder_of(judge)
+    embedder = compat.embedder_of(judge)
     if embedder is None:
         yield Counter()
         return
@@ -210,7 +201,7 @@ class Meter:
         self.answering: set[str] = set()  # kinds whose model has answered now
         self.failed: Counter[str] = Counter()
         self.faults: dict[str, Fault] = {}
-        self.cached, self.usage = 0, UNPAID
+        self.cached = 0
         self.ended = threading.Event()
         self._exhausted, self._schema_refused = "", False
         self._samples: Counter[str] = Counter()
@@ -245,32 +236,28 @@ class Meter:
         verdict = self._schema_refused or ('"result"' in schema and '"rationale"' in schema)
         kind = "judge" if kind == "judge" and verdict else "reflection"
         own = model == str(self.judge.model).replace(":/", "/", 1)
-        base_url, headers, judge_params = endpoint(self.judge) if own else (None, {}, {})
+        base_url, headers, judge_params = compat.endpoint(self.judge) if own else (None, {}, {})
         question = {**params, **judge_params} if kind == "judge" else params
         question = {k: v for k, v in question.items() if k not in _TRANSPORT}
         question["messages"] = [m if isinstance(m, dict) else m.model_dump() for m in messages]
         way: dict[str, Any] = {"timeout": ANSWER_SECONDS, "drop_params": kind == "judge"}
-        way |= reached_by(base_url, headers, judge_params)
-
-        def send() -> Any:
-            return litellm.completion(model=model, max_retries=0, num_retries=0, **question, **way)
-
-        return litellm.ModelResponse(**self._answer(kind, model, question, send))
+        way |= {"max_retries": 0, "num_retries": 0, **reached_by(base_url, headers, judge_params)}
+        answer = self._answer(
+            kind, model, question, lambda: litellm.completion(model=model, **question, **way)
+        )
+        return litellm.ModelResponse(**answer)
 
     def embed(self, model: str, texts: Sequence[str]) -> Any:
         """Return litellm's embeddings, or raise as `complete` does."""
         import litellm
 
-        # An embedding is read and nothing is written.
-        question: dict[str, Any] = {"input": list(texts), "max_tokens": 0}
-        params = {"dimensions": self.dimensions} if self.dimensions else {}
-
-        def send() -> Any:
-            return litellm.embedding(
-                model=model, input=list(texts), max_retries=0, drop_params=True, **params
-            )
-
-        answer = self._answer("embedding", model, question | params, send)
+        asked: dict[str, Any] = {"dimensions": self.dimensions} if self.dimensions else {}
+        asked["input"] = list(texts)
+        question = asked | {"max_tokens": 0}  # an embedding is read and nothing is written
+        way = asked | {"max_retries": 0, "drop_params": True}
+        answer = self._answer(
+            "embedding", model, question, lambda: litellm.embedding(model=model, **way)
+        )
         return litellm.EmbeddingResponse(**answer)
 
     def _answer(
@@ -279,7 +266,7 @@ class Meter:
         import litellm
 
         uri = model.replace("/", ":/", 1)
-        key = question_key(kind, answers_from(uri, endpoint(self.judge)[0]), model, question)
+        key = question_key(kind, answers_from(uri, compat.endpoint(self.judge)[0]), model, question)
         with self._lock:
             # The same request again wants another sample; a later run gets the same ones.
             self._samples[key] += 1
@@ -330,7 +317,6 @@ class Meter:
             if outcome.cached:
                 return
             self.requests[kind] += outcome.usage.requests
-            self.usage += outcome.usage
             if fault is None:
                 self.answering.add(kind)
             elif fault.kind == "budget":

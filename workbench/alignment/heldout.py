@@ -25,6 +25,7 @@ from workbench.errors import (
     TooFewPairsError,
     check_whole,
 )
+from workbench.formatting import counted
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
@@ -38,13 +39,12 @@ from workbench.models.runner import Runner
 from workbench.pairing.joining import pair
 from workbench.pairing.pairs import Pairs, Split
 from workbench.pairing.splits import Groups, default_groups, groups_of, joined, stratified_order
-from workbench.scale import Scale, is_abstention
 from workbench.simba.candidate import Candidate
-from workbench.simba.labelled import MINIMUM_LABELS
+from workbench.simba.selection import usable
+from workbench.simba.settings import MINIMUM_LABELS
 from workbench.store.traces import Example, examples, item_digest
 
-MOST_LOST = 0.05
-"""Share of items without a usable verdict, above which a judge is not better for the others."""
+MOST_LOST = 0.05  # share without a usable verdict above which a judge is not better for the others
 
 
 def read_data(
@@ -70,7 +70,8 @@ def read_data(
         )
     options(judge)  # raises for other judges
     if len(pairs) < MINIMUM_LABELS:
-        lost = "; ".join(f"{row.traces} traces: {row.reason}" for row in pairs.reasons.itertuples())
+        reasons = zip(pairs.reasons["reason"], pairs.reasons["traces"], strict=True)
+        lost = "; ".join(f"{counted(int(many), 'trace')}: {why}" for why, many in reasons)
         raise TooFewPairsError(
             f"{len(pairs)} usable pairs under {pairs.name!r}; alignment needs at least "
             f"{MINIMUM_LABELS}, and 50 to 100 make a difference that can be trusted. Left out: "
@@ -189,11 +190,6 @@ def score_held_out(
         embeddings=requests["embedding"],
         notes=(note,) if lost else (),
     )
-
-
-def usable(verdict: Verdict, scale: Scale | None) -> bool:
-    """Return whether the verdict is a rating, and neither a failure nor an abstention."""
-    return verdict.error is None and not is_abstention(verdict.value, scale)
 
 
 def decide(gate: Gate, test: HeldOutTest, train: Pairs, stopped: str = "") -> tuple[Status, str]:

@@ -29,11 +29,9 @@ from workbench.simba.forecast import forecast
 from workbench.simba.items import Case, Item
 from workbench.store.traces import item_digest
 
-PROBE = -1
-"""Number of the sample that only a probe asks for, so that no other answer stands in for it."""
+PROBE = -1  # number of the sample that only a probe asks for: no other answer stands in for it
 
-Row = tuple[str, str, str]
-"""Check, finding, advice."""
+Row = tuple[str, str, str]  # check, finding, advice
 
 
 def probed(data: AlignmentData, part: Pairs, budget: Budget | None = None) -> Verdict:

@@ -32,8 +32,8 @@ from workbench.formatting import html_text, plain
 from workbench.judging.judge import fingerprint, from_options
 from workbench.store.database import address, find_experiment_id, store_errors
 
+# Key of what MLflow's form has no place for: options, names of withheld secrets, provenance.
 BESIDE: Final = "workbench"
-"""Key of what MLflow's form has no place for: options, names of withheld secrets, provenance."""
 
 _LEFT_OUT: Final = (
     "base_url", "include_timing_in_conversation", "include_tool_calls_in_conversation", "timeout",

@@ -161,11 +161,11 @@ def finish_run(run: AlignmentRun, alignment: Alignment) -> Alignment:
     return replace(alignment, run_id=None if run.fault else run.run_id, notes=notes)
 
 
+# Columns of a comparison that hold whole numbers.
 COUNTS: Final = (
     "n", "fixed", "broken", "judge calls", "reflection calls", "embedding calls", "known",
     "tokens", "later calls", "later tokens", "words more",
 )  # fmt: skip
-"""Columns of a comparison that hold whole numbers."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import mlflow
@@ -22,7 +22,7 @@ from mlflow.utils.time import get_current_time_millis
 
 from workbench.errors import CancelledError, StoreError
 from workbench.judging.judge import fingerprint
-from workbench.models.budget import UNPAID, Budget, Usage
+from workbench.models.budget import Budget
 from workbench.pairing.pairs import Pairs, Split, dataset_digest
 from workbench.store.database import find_experiment_id
 from workbench.store.tables import digest
@@ -32,15 +32,12 @@ ORIGINAL_TAG = "workbench.fingerprint.original"
 ALIGNED_TAG = "workbench.fingerprint.aligned"
 CERTIFIED_TAG = "workbench.fingerprint.certified"
 
+# Of several tags, numbered from 0: digests of the held-out items, separated by commas.
 ITEMS_TAG = "workbench.test_items"
-"""Tags of a run, numbered from 0: digests of the held-out items, separated by commas."""
-
-ITEMS_PER_TAG = 500
-"""Keeps a tag below 5,000 characters, the least that MLflow's stores accept."""
-
+ITEMS_PER_TAG = 500  # keeps a tag below 5,000 characters, the least that MLflow's stores accept
+# In a run: trace id -> digest of its label, and of its item, by which it is known if imported anew.
 LABELS_FILE, CONTENT_FILE = "labels.json", "content.json"
 JUDGED = "inputs", "outputs"  # what makes two items the same, whatever is expected of them
-"""In a run: trace id -> digest of its label, and of its item, known by it if imported anew."""
 
 Stage = Literal["preflight", "learning", "testing"]
 Gate = Literal["better", "significant", "none"]
@@ -65,24 +62,6 @@ class AlignmentData:
     by_id: Mapping[str, Example]
     split: Split
     lineage: Lineage
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What an optimizer proposes and what it cost to find; ``known`` answers were cached."""
-
-    judge: Judge
-    calls: int = 0
-    reflection_calls: int = 0
-    embedding_calls: int = 0
-    known: int = 0
-    usage: Usage = UNPAID
-    stopped: str = ""
-    history: pd.DataFrame = field(default_factory=pd.DataFrame)
-    evidence: Mapping[str, list[str]] = field(default_factory=dict)
-    failures: int = 0
-    reflection_failures: int = 0
-    notes: tuple[str, ...] = ()
 
 
 class AlignmentRun:

@@ -31,33 +31,51 @@ MOST_TEXT: Final = 250_000
 class Progress:
     """Shows the heading above the running cell, and what the cell prints as it comes.
 
-    A terminal rewrites its lines, as of a bar; a log has each of their states in a line of its own.
+    A heading under which nothing was printed gives way to the next one. A log, in which no line
+    can be taken back, has the headings of what printed something.
     """
 
     def __init__(self, headings: list[str], stream: TextIO | None) -> None:
         self._headings, self._stream = headings, stream
-        self._heading, self._last = "", "\n"
+        self._heading, self._waiting, self._last = "", "", "\n"
+        self.begun = False
 
     def start(self, index: int) -> None:
         """Show that the cell at ``index`` begins."""
+        self.begun = True
         if self._headings[index] != self._heading:
             self._heading = self._headings[index]
             self.close()
-            self.output(f"[{index + 1}/{len(self._headings)}] {self._heading}\n")
+            self._waiting = f"[{index + 1}/{len(self._headings)}] {self._heading}"
+            if self._is_terminal:
+                self._write(self._waiting)
 
     def output(self, text: str) -> None:
         """Show what a cell writes."""
-        if self._stream is None:
-            return
-        if not self._stream.isatty():
+        if self._waiting:
+            self._write("\n" if self._is_terminal else f"{self._waiting}\n")
+            self._waiting = ""
+        if not self._is_terminal:  # a log shows each state of a rewritten line
             text = re.sub(r"\s*\r\s*", "\n", text)
         self._last = text[-1:] or self._last
-        self._stream.write(text)
-        self._stream.flush()
+        self._write(text)
 
     def close(self) -> None:
-        """End an unfinished line."""
-        self.output("\n" if self._last != "\n" else "")
+        """End an unfinished line, or take back a heading with nothing beneath."""
+        if self._waiting:
+            self._write("\r\x1b[K" * self._is_terminal)
+            self._waiting = ""
+        elif self._last != "\n":
+            self.output("\n")
+
+    @property
+    def _is_terminal(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def _write(self, text: str) -> None:
+        if self._stream is not None:
+            self._stream.write(text)
+            self._stream.flush()
 
 
 class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has no types
@@ -108,12 +126,6 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
         cls, nb_man: Any, kernel_name: str, *, copy: Any, show: bool, **options: Any
     ) -> None:
         progress = Progress(headings(nb_man.nb), sys.stderr if show else None)
-        begun = threading.Event()
-
-        def cell_start(cell: NotebookNode, cell_index: int) -> None:
-            begun.set()
-            progress.start(cell_index)
-
         copy.notebook, nb_man.save = nb_man.nb, copy.save
         for again in reversed(range(STARTS)):
             client = _Client(
@@ -125,7 +137,7 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
                 startup_timeout=120,
                 iopub_timeout=120,  # a busy machine is no reason to end a run
                 coalesce_streams=True,
-                on_cell_start=cell_start,
+                on_cell_start=lambda cell, cell_index: progress.start(cell_index),
             )
             client.progress, client.printed = progress, Counter()
             try:
@@ -133,7 +145,7 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
                     client.execute(env=options["environment"], cwd=options["folder"])
                 break
             except (RuntimeError, TimeoutError):
-                if begun.is_set() or not again or options["ends"]():
+                if progress.begun or not again or options["ends"]():
                     raise
             finally:
                 progress.close()

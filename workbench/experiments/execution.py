@@ -106,10 +106,7 @@ def read_result(folder: str) -> Result | None:
 
 
 def execute(task: Task) -> Result:
-    """Execute a run, or return how it ended where another process has completed it meanwhile.
-
-    `OSError` is raised where the folder cannot be written to.
-    """
+    """Execute a run, or return how it ended where another process has completed it meanwhile."""
     lock = FileLock(Path(task.folder).parent / ".locks" / task.key)
     while not (stop := Path(task.stop)).exists():
         with suppress(Timeout), lock.acquire(timeout=0.5):
@@ -170,10 +167,8 @@ def _run(task: Task, parameters: dict[str, Any], folder: Path, temporary: Path) 
 
 
 def start_process(stop: Path) -> None:
-    """Let a process of a pool end with the sweep: Python leaves it alone when its parent is killed.
-
-    Ctrl-C reaches all processes of a terminal; the sweep itself stops the runs.
-    """
+    """Let a process of a pool end with the sweep, though that is killed."""
+    # Ctrl-C reaches all processes of a terminal; the sweep itself stops the runs.
     signal.signal(signal.SIGINT, lambda *_: None)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -65,13 +65,7 @@ def run_notebook(
     a replay takes its parameters from the file where none are given. With ``progress`` the output
     of the cells is shown on stderr. ``ends`` is asked several times a second: once it returns
     something true, the kernel is killed. Secrets among the parameters reach the cells, but no file.
-
-    Raises
-    ------
-    NotebookError
-        For an unknown parameter, before anything runs; for a cell that fails or was not run.
-    KeyboardInterrupt
-        If interrupted. The kernel is stopped and the executed copy is kept.
+    What goes wrong is a `NotebookError`; after Ctrl-C, too, the executed copy is kept.
     """
     source, folder = find_notebook(notebook), Path(output).resolve()
     given = {**(Player(replay).head.parameters if replay else {}), **(parameters or {})}

@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
@@ -42,7 +42,6 @@ class Parameter:
 
 Grid: TypeAlias = Mapping[str, Any] | Iterable[Mapping[str, Any]] | pd.DataFrame
 Point: TypeAlias = dict[str, Any]
-Known: TypeAlias = Iterable[Parameter]
 
 FOLDERS: Final = (Path("notebooks"), Path(__file__).resolve().parents[2] / "notebooks")
 """Where notebooks have names: in the current folder, beside a package run from its repository."""
@@ -115,12 +114,8 @@ def _comment(lines: list[str], node: ast.stmt) -> str:
     return " ".join(line.lstrip("#").strip() for line in found)
 
 
-def check_parameters(parameters: Known, values: Mapping[str, Any]) -> None:
-    """Raise `NotebookError` unless each value is one of a known parameter and fits its default.
-
-    A parameter whose default is None, or is computed by the notebook, takes any value, and every
-    parameter takes None.
-    """
+def check_parameters(parameters: Iterable[Parameter], values: Mapping[str, Any]) -> None:
+    """Raise `NotebookError` unless each value is one of a known parameter and fits its default."""
     known = {parameter.name: parameter for parameter in parameters}
     for name, value in values.items():
         if name not in known:
@@ -155,23 +150,19 @@ _WORDS: Final = {"True": True, "False": False, "None": None, "true": True, "fals
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 
 
-def parse_parameters(parameters: Known, given: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Convert texts from a command line into values, and check them (`check_parameters`).
-
-    ``True``, ``False`` and ``None`` mean what they say, whole and decimal numbers are numbers,
-    everything else is text. Where the default is text, numbers stay text, so that a column may
-    be named ``007``.
-    """
-    known = list(parameters)
-    texts = {p.name for p in known if isinstance(p.default, str)}
-    values = {
-        name: _value(text) if text == "None" or name not in texts else text for name, text in given
-    }
-    check_parameters(known, values)
+def parse_parameters(
+    parameters: Sequence[Parameter], given: Iterable[tuple[str, str]]
+) -> dict[str, Any]:
+    """Convert texts from a command line into values, and check them (`check_parameters`)."""
+    defaults = {p.name: p.default for p in parameters}
+    values = {name: _value(text, defaults.get(name)) for name, text in given}
+    check_parameters(parameters, values)
     return values
 
 
-def _value(text: str) -> Any:
+def _value(text: str, default: Any) -> Any:
+    if isinstance(default, str) and text != "None":
+        return text  # so that a column may be named 007
     if text in _WORDS:
         return _WORDS[text]
     for number in (int, float):
@@ -182,21 +173,20 @@ def _value(text: str) -> Any:
     return text
 
 
-def parse_grid(parameters: Known, given: Iterable[str]) -> dict[str, list[Any]]:
+def parse_grid(parameters: Sequence[Parameter], given: Iterable[str]) -> dict[str, list[Any]]:
     """Return the grid that texts from a command line say, such as ``seed=0..4`` and ``n=10,20``.
 
     Commas separate values, unless quotes stand around them (``columns='"a, b"'``). Both ends of a
     range belong to it. Values are read and checked as by `parse_parameters`; a name that is given
     twice has the values of both.
     """
-    known = list(parameters)
-    texts = {p.name for p in known if isinstance(p.default, str)}
+    defaults = {p.name: p.default for p in parameters}
     grid: dict[str, list[Any]] = {}
     for one in given:
         name, is_there, text = one.partition("=")
         if not is_there:
             raise NotebookError(f"-p {one!r} gives no value. Write NAME=VALUE or NAME=VALUE,VALUE.")
-        values = grid.setdefault(name, [])
+        default, values = defaults.get(name), grid.setdefault(name, [])
         try:
             listed = next(csv.reader([text], skipinitialspace=True), [""])
         except csv.Error as error:  # as for a line break
@@ -204,12 +194,10 @@ def parse_grid(parameters: Known, given: Iterable[str]) -> dict[str, list[Any]]:
                 f"-p {one!r} cannot be read ({error}). Put quotes around a value of several lines."
             ) from None
         for value in listed:
-            span = None if name in texts else _RANGE.fullmatch(value)
-            if span:
-                values += range(int(span[1]), int(span[2]) + 1)
-            else:
-                values.append(parse_parameters(known, [(name, value)])[name])
-        check_parameters(known, {name: values[-1] if values else None})
+            span = None if isinstance(default, str) else _RANGE.fullmatch(value)
+            values += range(int(span[1]), int(span[2]) + 1) if span else [_value(value, default)]
+        for read in values or [None]:
+            check_parameters(parameters, {name: read})
     return grid
 
 
@@ -229,8 +217,8 @@ def expand(grid: Grid) -> list[Point]:
     points: list[Any]
     if isinstance(grid, pd.DataFrame) and grid.columns.is_unique:
         # Whole numbers beside an empty cell are floats in pandas.
-        rows = grid.convert_dtypes().astype(object).to_dict("records")
-        points = [{str(k): v for k, v in row.items() if not _is_empty(v)} for row in rows]
+        table = grid.convert_dtypes().astype(object)
+        points = [row.dropna().rename(str).to_dict() for _, row in table.iterrows()]
     elif isinstance(grid, Mapping):
         values = [
             [v] if isinstance(v, (str, bytes, Mapping)) or not isinstance(v, Iterable) else list(v)
@@ -253,10 +241,6 @@ def expand(grid: Grid) -> list[Point]:
             f"grid={grid!r} holds no point. Give a value or more for each parameter."
         )
     return list(unique.values())
-
-
-def _is_empty(value: Any) -> bool:
-    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
 
 
 def _plain(name: str, value: Any) -> Any:

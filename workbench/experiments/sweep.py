@@ -42,7 +42,7 @@ from workbench.experiments.parameters import (
     notebook_parameters,
 )
 from workbench.experiments.records import TAKEN
-from workbench.experiments.tracking import Logged, SweepRun, table_of
+from workbench.experiments.tracking import Logged, SweepRun, logged, table_of
 from workbench.formatting import bar, counted, write_whole
 from workbench.models.budget import Budget, Usage
 from workbench.store.database import find_experiment_id, prepare_database, store_message
@@ -221,35 +221,34 @@ class _Sweep:
 
     def run(self, executor: Executor | None, jobs: int | None) -> list[Result]:
         """Execute what is not complete; return the results in the order of the tasks."""
-        logged, stop = self.log.logged(), Path(self.tasks[0].stop)
+        before = logged(self.log.experiment_id, self.log.run_id)
         try:
             with self.logging:
                 for task in self.tasks:
-                    self._recall(task, logged.get(task.key, []))
+                    self._recall(task, before.get(task.key, []))
                 self._run_all([t for t in self.tasks if t.key not in self.found], executor, jobs)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"Stopped. {self._kept()}") from None
         finally:
-            stop.unlink(missing_ok=True)
+            Path(self.tasks[0].stop).unlink(missing_ok=True)
         if self.fault:
             raise type(self.fault)(f"{self.fault}. {self._kept()}")
         return [self.found[task.key] for task in self.tasks]
 
-    def _recall(self, task: Task, logged: list[Logged]) -> None:
+    def _recall(self, task: Task, earlier: list[Logged]) -> None:
         """Charge what a run has paid until now, and take it where it is complete."""
         here = read_result(task.folder)
-        before = {one.started: one for one, _ in logged}
+        before = {one.started: one for one, _ in earlier}
         for one in (before | ({here.started: here} if here else {})).values():
             self._charge(one)
-        there, run_id = logged[-1] if logged else (None, "")
-        known = next((one for one in (here, there) if one and one.status == "complete"), None)
-        if task.force or not known:
+        if task.force:
             return
-        if known is there:
+        there, run_id = earlier[-1] if earlier else (None, "")
+        if there and there.status == "complete" and not (here and here.status == "complete"):
             self.log.restore(run_id, Path(task.folder))
-            known = read_result(task.folder)
-        if known and known.status == "complete":
-            self._take(known, log=known.started not in before)
+            here = read_result(task.folder)
+        if here and here.status == "complete":
+            self._take(here, log=here.started not in before)
 
     def _run_all(self, waiting: list[Task], executor: Executor | None, jobs: int | None) -> None:
         threads = len(waiting) if executor else min(jobs or os.cpu_count() or 1, len(waiting))
@@ -275,8 +274,8 @@ class _Sweep:
             self._process()  # which takes seconds to start
         self.started.wait()
         with self.lock:
-            left = (self.budget.left, self.budget.left_tokens, self.budget.left_usd)
-            if self.budget.is_limited and min(left) <= 0 and not self.over:
+            left = min(self.budget.left, self.budget.left_tokens, self.budget.left_usd)
+            if left <= 0 and not self.over:
                 self._end(f"the budget of the sweep is spent: {self.budget}")
         if self.over:
             self._take(task.result("cancelled", self.over), log=False)
@@ -328,8 +327,7 @@ class _Sweep:
 
     def _charge(self, result: Result) -> None:
         """Charge the budget with what a run recorded that it paid."""
-        spent = {name: result.recorded.get(name) for name in ("calls", "tokens", "cost")}
-        known = {name: n for name, n in spent.items() if isinstance(n, (int, float))}
+        known = {k: n for k, n in result.recorded.items() if isinstance(n, (int, float))}
         limits = {"calls": self.budget.limit, "tokens": self.budget.tokens, "cost": self.budget.usd}
         calls, tokens = int(known.get("calls", 0)), int(known.get("tokens", 0))
         with self.lock:

@@ -22,7 +22,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from workbench.errors import ArgumentError, StoreError
 from workbench.experiments.execution import Result
 from workbench.experiments.records import TAKEN
-from workbench.store.database import address, all_pages, find_experiment_id, retrying, store_errors
+from workbench.store.database import address, find_experiment_id, retrying, store_errors
 
 NAME_TAG = "workbench.sweep"
 IDENTITY_TAG = "workbench.sweep_identity"
@@ -59,10 +59,6 @@ class SweepRun:
             self.run_id = found[0].info.run_id
             self.client.update_run(self.run_id, status="RUNNING")
 
-    def logged(self, key: str = "") -> dict[str, list[Logged]]:
-        """Return what was logged of each run, or of one, by its key: the latest last."""
-        return _logged(self.client, self.experiment_id, self.run_id, key)
-
     def restore(self, run_id: str, folder: Path) -> None:
         """Fetch what was logged of a run into its folder, all of it or nothing."""
         with suppress(Timeout), FileLock(self.lock.with_name(folder.name), timeout=0):
@@ -76,8 +72,8 @@ class SweepRun:
     def write(self, result: Result) -> None:
         """Log a run below the sweep, unless it is there."""
         with FileLock(self.lock):
-            known = [one.started for one, _ in self.logged(result.key).get(result.key, [])]
-            if result.started not in known:
+            known = logged(self.experiment_id, self.run_id, result.key).get(result.key, [])
+            if result.started not in [one.started for one, _ in known]:
                 retrying(self._write, result)
 
     def _write(self, result: Result) -> None:
@@ -117,16 +113,16 @@ class SweepRun:
             self.client.set_terminated(self.run_id, status)
 
 
-def _logged(client: Any, experiment_id: str, parent: str, key: str = "") -> dict[str, list[Logged]]:
-    """Return the results of each key; a child that has no row was not written to its end."""
+def logged(experiment_id: str, parent: str, key: str = "") -> dict[str, list[Logged]]:
+    """Return what was logged of each run of a sweep, or of one, by its key: the latest last."""
     where = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'"
     where += f" AND tags.`{KEY_TAG}` = '{key}'" if key else ""
-    children = all_pages(lambda token: client.search_runs([experiment_id], where, page_token=token))
+    children: Any = mlflow.search_runs([experiment_id], where, output_format="list")
     found: dict[str, list[Logged]] = {}
     for child in children:
         tags = child.data.tags
         result = Result.read("".join(tags.get(f"{ROW_TAG}.{n}", "") for n in range(len(tags))))
-        if result:
+        if result:  # else it was not written to its end
             found.setdefault(result.key, []).append((result, child.info.run_id))
     return {key: sorted(each, key=lambda one: one[0].started) for key, each in found.items()}
 
@@ -176,20 +172,17 @@ def runs(sweep: str | pd.DataFrame) -> pd.DataFrame:
             raise ArgumentError("This table is none that workbench.sweep returned. Give a name.")
         folders = {Path(folder).name: folder for folder in sweep.get("folder", ())}
         sweep = str(sweep.attrs["sweep"])
-    client = mlflow.MlflowClient()
     named = f"tags.`{NAME_TAG}` = '{str(sweep).replace(chr(39), '')}'"
-    latest = ["attributes.start_time DESC"]
-    found = [*client.search_runs([find_experiment_id()], named, order_by=latest)]
+    found: Any = mlflow.search_runs(filter_string=named, output_format="list")  # the latest first
     with suppress(MlflowException):
-        found = found or [client.get_run(sweep)]
+        found = found or [mlflow.get_run(sweep)]
     if not found or NAME_TAG not in found[0].data.tags:
         raise StoreError(
             f"There is no sweep {sweep!r} in the active experiment of {address()}. Check the name, "
             "and the experiment (mlflow.set_experiment)."
         )
     parent = found[0].info
-    logged = _logged(client, parent.experiment_id, parent.run_id)
-    last = {key: each[-1][0] for key, each in logged.items()}
+    last = {k: each[-1][0] for k, each in logged(parent.experiment_id, parent.run_id).items()}
     results = sorted(last.values(), key=lambda one: one.position)
     if folders:
         results = [last[key].moved(place) for key, place in folders.items() if key in last]

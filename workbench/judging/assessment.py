@@ -6,6 +6,7 @@ verdicts of a judge that was run elsewhere.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -180,10 +181,9 @@ def assess(
             judge_many(questions, runner, on_verdict=keep, progress=shown)
         except BudgetError as error:
             if (needed := len(earlier) * samples) > len(verdicts):
-                raise BudgetError(
-                    f"{error} {len(verdicts)} of {needed} verdicts are given. A budget for all has "
-                    f"at least {needed} calls, more where calls fail or an alignment shares it."
-                ) from None
+                told = f"{error} {len(verdicts)} of {needed} verdicts are given."
+                least = _needed(limit, needed, len(verdicts) - len(known))
+                raise BudgetError(f"{told} {least}") from None
     rows = [verdicts[i, sample] for sample in range(samples) for i in earlier]
     table, paid = _table(rows), sum((verdict.paid for verdict in rows), UNPAID)
     return Assessed(
@@ -197,6 +197,18 @@ def assess(
         seconds=time.monotonic() - started,
         previews=previews(fetched),
         samples=table,
+    )
+
+
+def _needed(budget: Budget, verdicts: int, asked: int) -> str:
+    """What so many verdicts take, where those that were ``asked`` for took what is spent."""
+    share, least = verdicts / max(asked, 1), counted(verdicts, "call")
+    if budget.tokens is not None and budget.spent_tokens:
+        least = f"{math.ceil(share * budget.spent_tokens):,} tokens"
+    elif budget.usd is not None and budget.spent_usd:
+        least = f"${share * budget.spent_usd:.2f}"
+    return (
+        f"A budget for all has at least {least}, more where calls fail or an alignment shares it."
     )
 
 
@@ -286,12 +298,13 @@ def _questions(
 
 def as_feedback(verdict: Verdict, judge: Judge, info: TraceInfo) -> Feedback:
     """The verdict as MLflow keeps it: feedback of an LLM judge, marked with the fingerprint."""
+    paid = verdict.paid
     figures = {
         FINGERPRINT_KEY: verdict.fingerprint,
         "guideline": getattr(judge, "instructions", None),  # MLflow's page shows it
-        AssessmentMetadataKey.JUDGE_COST: verdict.cost,
-        AssessmentMetadataKey.JUDGE_INPUT_TOKENS: verdict.input_tokens,
-        AssessmentMetadataKey.JUDGE_OUTPUT_TOKENS: verdict.output_tokens,
+        AssessmentMetadataKey.JUDGE_COST: paid.cost,
+        AssessmentMetadataKey.JUDGE_INPUT_TOKENS: paid.read,
+        AssessmentMetadataKey.JUDGE_OUTPUT_TOKENS: paid.written,
     }
     failed = verdict.error is not None
     feedback = Feedback(

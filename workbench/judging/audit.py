@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+import pyarrow.dataset as ds
 from mlflow.genai.judges import Judge
 
 from workbench.formatting import counted
 from workbench.judging.assessment import as_feedback, earlier_verdict
-from workbench.judging.layout import Layout
 from workbench.judging.verdict_folder import VerdictFolder
 from workbench.judging.verdicts import Verdict
+from workbench.models.budget import Usage
 from workbench.store.assessments import log_assessments
-from workbench.store.files import read_partitions
+from workbench.store.files import Reader
 from workbench.store.importing import import_traces
 from workbench.store.traces import fetch_traces
 
@@ -39,28 +40,30 @@ def draw(rows: Sequence[int], sample: float, seed: int) -> tuple[list[int], floa
 
 
 def import_sample(
-    judge: Judge, table: Any, layout: Layout, folder: VerdictFolder, sample: float, seed: int
+    judge: Judge,
+    read: Reader,
+    roles: Mapping[str, Any],
+    folder: VerdictFolder,
+    sample: float,
+    seed: int,
 ) -> tuple[str, ...]:
     """Import randomly drawn rows as traces, and log their verdicts, each once.
 
-    Notes are returned where none was drawn, and where an earlier sample is replaced.
+    ``read`` gives the table in partitions of a size, and ``roles`` are inputs, outputs and
+    expectations as `import_traces` takes them. Notes are returned
+    where none was drawn, and where an earlier sample is replaced.
     """
-    import pyarrow.dataset as ds
-
     known = folder.read(columns=["row", "error", "calls"]).to_pandas()
     askable = known["row"][known["error"].isna() | (known["calls"] > 0)]
     drawn, probability = draw(askable.tolist(), sample, seed)
     if not drawn:
         return (f"sample={sample} drew none of {counted(len(askable), 'row')}; draw more",)
     wanted, former = set(drawn), folder.sample()
-    every = itertools.chain.from_iterable(read_partitions(table, layout.columns, ROWS_AT_ONCE))
+    every = itertools.chain.from_iterable(read(ROWS_AT_ONCE))
     records = [record for row, record in enumerate(every) if row in wanted]
-    outputs = layout.sides["outputs"]
     imported = import_traces(
         pd.DataFrame(records, dtype=object).assign(**{PROBABILITY_TAG: str(probability)}),
-        inputs=layout.sides["inputs"],
-        outputs=next(iter(outputs.values())) if layout.single else outputs,
-        expectations=layout.sides["expectations"] or None,
+        **roles,
         tags=PROBABILITY_TAG,
         progress=False,
     )
@@ -69,17 +72,18 @@ def import_sample(
     new = []
     for row in folder.read(ds.field("row").isin(drawn)).to_pylist():
         trace = traces[trace_of[row["row"]]]
-        names = ("rationale", "error", "fingerprint", "input_tokens", "output_tokens", "cost")
-        known = {name: row[name] for name in names}
+        used = Usage(row["calls"], row["input_tokens"], row["output_tokens"], row["cost"])
         abstained = row["verdict"] is None and row["error"] is None
         value = "N/A" if abstained else row["verdict"]
         before = earlier_verdict(trace, judge.name, row["fingerprint"])
         # A row that was asked again may have a verdict in place of an error.
         if before is None or (before.error is not None and before.error != row["error"]):
-            new.append(as_feedback(Verdict(trace.info.trace_id, value, **known), judge, trace.info))
+            said = value, row["rationale"], row["error"], row["fingerprint"]
+            verdict = Verdict(trace.info.trace_id, *said, usage=used)
+            new.append(as_feedback(verdict, judge, trace.info))
     log_assessments(new, progress=False)
-    columns = {"row": list(trace_of), "trace_id": list(trace_of.values())}
-    folder.write_sample(pd.DataFrame(columns).assign(probability=probability))
+    now = pd.DataFrame(list(trace_of.items()), columns=["row", "trace_id"])
+    folder.write_sample(now.assign(probability=probability))
     lost = former["trace_id"][~former["trace_id"].isin(imported.trace_ids)]
     note = (
         f"sample={sample}, seed={seed} replaces an earlier sample, of which {len(lost)} of "

@@ -7,26 +7,26 @@ loses its partition, which another one takes over.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from mlflow.genai.judges import Judge
+
+from workbench.errors import ArgumentError
 from workbench.judging.requests import judge_examples
-from workbench.models.offline import SCHEME, register
+from workbench.judging.verdict_folder import Task
+from workbench.judging.verdicts import Verdict
+from workbench.models.offline import register
+from workbench.models.recording import replayed
 from workbench.models.runner import Runner
 from workbench.models.throttle import Throttle
-from workbench.store.traces import collector_paused
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
-
-    from workbench.judging.verdict_folder import Task
-    from workbench.judging.verdicts import Verdict
-    from workbench.store.traces import Example
+from workbench.store.traces import Example, collector_paused
 
 WORKER_SECONDS: Final = 120  # that a worker is waited for, as clusters start them
 
@@ -44,6 +44,8 @@ def ask_on_cluster(
     """
     import distributed
 
+    if (player := replayed()) is not None:
+        raise player.refusal()
     name = f"workbench-score-{uuid.uuid4().hex}"
     shared = distributed.Variable(name, client=client)
     shared.set(_NEWS)
@@ -51,11 +53,19 @@ def ask_on_cluster(
     upcoming = next(tasks, None)
     try:
         while upcoming is not None or under_way:
-            client.wait_for_workers(1, timeout=WORKER_SECONDS)
+            try:
+                client.wait_for_workers(1, timeout=WORKER_SECONDS)
+            except distributed.TimeoutError:
+                raise ArgumentError(
+                    f"client={client!r}: no worker came within {WORKER_SECONDS} seconds. Start "
+                    "workers, and run again: whole partitions are kept."
+                ) from None
             workers = list(client.nthreads())
             busy = {worker for _, worker in under_way.values()}
             free = [worker for worker in workers if worker not in busy]
             for worker in free[: max(0, min(len(workers), concurrency) - len(under_way))]:
+                # Not read ahead: a budget allows a partition by what the ones before it took.
+                upcoming = next(tasks, None) if upcoming is None else upcoming
                 if upcoming is None:
                     break
                 future = client.submit(
@@ -64,13 +74,13 @@ def ask_on_cluster(
                     allow_other_workers=True, pure=False,
                 )  # fmt: skip
                 under_way[future] = upcoming, worker
-                upcoming = next(tasks, None)  # read while the workers are busy
+                upcoming = None
             # Woken now and then, since workers may have joined.
             with suppress(distributed.TimeoutError):
                 distributed.wait(list(under_way), timeout=5, return_when="FIRST_COMPLETED")
             for future in [one for one in under_way if one.done()]:
                 yield under_way.pop(future)[0], future.result()
-                upcoming = upcoming or next(tasks, None)
+                upcoming = next(tasks, None) if upcoming is None else upcoming
     except BaseException:
         shared.set({**_NEWS, "over": True})  # what is under way ends at its next call
         raise
@@ -123,25 +133,23 @@ class SharedThrottle(Throttle):
             super().slow_down(max(0.0, news["resume"] - time.time()), asked_at)
 
 
-_runner: tuple[tuple[str, int], Runner] | None = None
 _asking = threading.Lock()  # a worker of several threads has one partition at a time as well
 
 
-def _ask(name: str, share: int, judge: Judge, items: list[Example], answered: int) -> list[Verdict]:
-    """Judge a partition on this worker, with the connections that it has for the run."""
+@functools.lru_cache(maxsize=1)
+def _runner(name: str, share: int, answered: int) -> Runner:
+    """The runner that this worker has for the run, with its connections."""
     from distributed import Variable, get_client
 
-    global _runner
-    if str(getattr(judge, "model", None) or "").startswith(SCHEME):
-        register()
+    stop = threading.Event()
+    throttle = SharedThrottle(share, Variable(name, client=get_client()), stop.set)
+    return Runner(concurrency=share, stop=stop, throttle=throttle, answered=answered)
+
+
+def _ask(name: str, share: int, judge: Judge, items: list[Example], answered: int) -> list[Verdict]:
+    """Judge a partition on this worker."""
+    register(str(getattr(judge, "model", None) or ""))
     # Before Python 3.12 a collection within ``sys._current_frames``, with which Dask's profiler
     # looks at threads, deadlocks a process of many (CPython's issue 106883).
     with _asking, collector_paused() if sys.version_info < (3, 12) else nullcontext():
-        if _runner is None or _runner[0] != (name, share):
-            if _runner is not None:
-                _runner[1].close()
-            stop = threading.Event()
-            throttle = SharedThrottle(share, Variable(name, client=get_client()), stop.set)
-            own: dict[str, Any] = {"stop": stop, "throttle": throttle, "answered": answered}
-            _runner = (name, share), Runner(concurrency=share, **own)
-        return judge_examples(judge, items, _runner[1])
+        return judge_examples(judge, items, _runner(name, share, answered))

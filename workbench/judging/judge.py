@@ -24,7 +24,7 @@ from workbench.credentials import (
     without_secret_params,
 )
 from workbench.errors import ArgumentError
-from workbench.models.offline import MODEL, SCHEME, register
+from workbench.models.offline import MODEL, register
 from workbench.models.recording import MODEL_VARIABLE, replayed
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ def make_judge(
     from mlflow.genai.judges import make_judge as mlflow_make_judge
 
     uri = model or default_model()
-    if uri.startswith(SCHEME):
-        register()
+    register(uri)
     if mlflow_options.get("base_url") is not None:
         api = mlflow_options.get("model_api")
         address = str(mlflow_options["base_url"]).strip()
@@ -134,8 +133,7 @@ def from_options(judge_options: dict[str, Any]) -> Judge:
     """The judge that `options` describes."""
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
-    if str(judge_options.get("model", "")).startswith(SCHEME):
-        register()
+    register(str(judge_options.get("model", "")))
     return InstructionsJudge(**judge_options)
 
 
@@ -156,18 +154,21 @@ _DECIDING = (
 def fingerprint(judge: Judge, *, place: bool = True) -> str:
     """Hash of all that decides a judge's verdicts: 16 hexadecimal digits.
 
-    Instructions, model, inference parameters, value type, order of rationale and verdict, API and
-    base URL (without ``place`` not) count, of its query what is no credential; name, description,
-    headers and aggregations do not. Of a class that is not MLflow's, source and public fields
-    count; what else such a judge holds is not known (see `is_cacheable`).
+    Instructions, model, inference parameters but ``timeout``, value type, order of rationale and
+    verdict, API and base URL (without ``place`` not) count, of its query what is no credential;
+    name, description, headers and aggregations do not. Of a class that is not MLflow's, source and
+    public fields count; what else such a judge holds is not known (see `is_cacheable`).
     """
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
     if isinstance(judge, InstructionsJudge):
         opts = options(judge)
         deciding: dict[str, Any] = {key: opts[key] for key in _DECIDING}
-        # A key that is renewed makes no other judge.
-        deciding["inference_params"] = without_secret_params(opts["inference_params"])
+        # A key that is renewed makes no other judge, nor does a longer timeout.
+        params = without_secret_params(opts["inference_params"])
+        if params and "timeout" in params:
+            params = {name: value for name, value in params.items() if name != "timeout"} or None
+        deciding["inference_params"] = params
         deciding["type"] = judge.model_dump()["instructions_judge_pydantic_data"].get(
             "feedback_value_type"
         )
@@ -204,10 +205,7 @@ def is_cacheable(judge: Judge) -> bool:
     A judge of a class that is neither MLflow's nor the workbench's may hold a state that nobody
     sees, and one that MLflow cannot write down is not known whole either.
     """
-    from mlflow.genai.judges.instructions_judge import InstructionsJudge
-
-    whole = isinstance(judge, InstructionsJudge) or _dumped(judge) is not None
-    return whole and not _own_code(judge)
+    return _dumped(judge) is not None and not _own_code(judge)
 
 
 _LIBRARIES = ("mlflow", "workbench", "pydantic", "builtins", "abc", "typing")

@@ -19,10 +19,10 @@ from mlflow.genai.judges.utils import get_default_model
 from workbench.compat import endpoint, prepared, unknown_seams
 from workbench.credentials import public_query, redact, without_credentials
 from workbench.errors import BudgetError, ScaleError
+from workbench.formatting import storable
 from workbench.judging.judge import fingerprint, is_cacheable, judge_credentials
 from workbench.judging.verdicts import Verdict
 from workbench.models.answers import AnswerError
-from workbench.models.budget import UNPAID
 from workbench.models.cache import question_key
 from workbench.models.client import Outcome, Request
 from workbench.models.offline import SCHEME, VERSION
@@ -73,45 +73,38 @@ def judge_many(
 
 
 class Asker:
-    """One judge, made ready to be asked many times.
-
-    Answers off the scale, the judge's own when None, are unusable.
-    """
+    """One judge, made ready to be asked many times; the scale is its own when None."""
 
     def __init__(self, judge: Judge, scale: Scale | None = None) -> None:
         base_url, _, _ = endpoint(judge)
         model = getattr(judge, "model", None)
         made = isinstance(judge, InstructionsJudge)
-        self.judge, self.model, self.scale = judge, str(model or ""), scale or scale_of(judge)
-        self.call = prepared(judge)
+        self.scale, self.call = scale or scale_of(judge), prepared(judge)
         self.mark = fingerprint(judge)
         self.portable_mark = fingerprint(judge, place=False)
-        # What else decides its answers; None where they are not kept.
-        origin = question_key(answers_from(model, base_url))
-        self.origin = origin if is_cacheable(judge) else None
         self.fields = tuple(sorted(judge.template_variables)) if made else _accepted_fields(judge)
-        self.base_url = without_credentials(base_url or "")
         self.credentials = judge_credentials(judge)
-        self.metered = not why_unmeasurable(judge)
+        # What else decides its answers; None where they are not kept.
+        origin = question_key(answers_from(model, base_url)) if is_cacheable(judge) else None
+        self._question = functools.partial(
+            Request,
+            model=str(model or ""),
+            read=self._read,
+            check=lambda answer: self.canonical(answer.get("value")),
+            sender=f"Judge {judge.name!r}",
+            place=without_credentials(base_url or ""),
+            origin=origin,
+            credentials=self.credentials,
+            metered=not why_unmeasurable(judge),
+        )
 
     def request(self, item: Example, sample: int = 0) -> Request:
         """The judge asked about an item; ``sample`` counts repeated questions from 0."""
         digest = item_digest(item, [name for name in self.fields if name != "trace"])
         if "trace" in self.fields:
             digest += _content(mlflow.get_tracking_uri(), item.trace_id)
-        return Request(
-            key=question_key("judge", self.portable_mark, digest, sample),
-            model=self.model,
-            call=lambda: self._ask(item),
-            read=self._read,
-            check=lambda answer: self.canonical(answer.get("value")),
-            sender=f"Judge {self.judge.name!r}",
-            about=f"trace {item.trace_id}",
-            place=self.base_url,
-            origin=self.origin,
-            credentials=self.credentials,
-            metered=self.metered,
-        )
+        key = question_key("judge", self.portable_mark, digest, sample)
+        return self._question(key, call=lambda: self._ask(item), about=f"trace {item.trace_id}")
 
     def _ask(self, item: Example) -> Any:
         arguments = {name: getattr(item, name) for name in self.fields if name != "trace"}
@@ -130,7 +123,9 @@ class Asker:
             raise AnswerError(feedback.error.error_message or feedback.error.error_code)
         # A gateway may put into it what it was sent.
         rationale = redact(feedback.rationale or "", self.credentials)
-        return {"value": feedback.value, "rationale": rationale}
+        value = feedback.value
+        value = storable(value) if isinstance(value, str) else value
+        return {"value": value, "rationale": storable(rationale)}
 
     def canonical(self, value: Any) -> Any:
         """A value as the scale has it; "N/A" for an abstention; `AnswerError` if it has none."""
@@ -146,7 +141,7 @@ class Asker:
 
     def verdict(self, item: Example, outcome: Outcome) -> Verdict:
         """What came back as a verdict on the item."""
-        answer, paid = outcome.answer or {}, UNPAID if outcome.cached else outcome.usage
+        answer = outcome.answer or {}
         return Verdict(
             trace_id=item.trace_id,
             value=None if outcome.answer is None else self.canonical(answer.get("value")),
@@ -154,10 +149,7 @@ class Asker:
             error=None if outcome.fault is None else outcome.fault.message,
             fingerprint=self.mark,
             cached=outcome.cached,
-            input_tokens=paid.read,
-            output_tokens=paid.written,
-            cost=paid.cost,
-            calls=paid.requests,
+            calls=outcome.paid.requests,
             usage=outcome.usage,
         )
 
@@ -237,10 +229,7 @@ def _address(named: str) -> str:
 
 
 def _accepted_fields(judge: Judge) -> tuple[str, ...]:
-    """What a judge that is not made from instructions is given.
-
-    A whole trace only where it must be, since few of them are equal.
-    """
+    """What other judges are given: a whole trace, of which few are equal, only where it must be."""
     accepted = inspect.signature(type(judge).__call__).parameters
     fields = [f for f in ("inputs", "outputs", "expectations") if f in accepted]
     required = "trace" in accepted and accepted["trace"].default is inspect.Parameter.empty

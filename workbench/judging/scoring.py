@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 import time as clock
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, Final
@@ -14,21 +17,22 @@ from typing import Any, Final
 import pandas as pd
 from mlflow.genai.judges import Judge
 
-from workbench.errors import ArgumentError, BudgetError, check_whole
+from workbench.errors import ArgumentError, BudgetError, TableError, check_whole
 from workbench.formatting import bar, counted, say
 from workbench.judging.assessment import check_single
 from workbench.judging.audit import import_sample
 from workbench.judging.cluster import ask_on_cluster
 from workbench.judging.judge import fingerprint
-from workbench.judging.layout import Layout
 from workbench.judging.requests import Asker, check_measurable, judge_examples
-from workbench.judging.verdict_folder import Scored, Task, VerdictFolder
+from workbench.judging.verdict_folder import COLUMNS, Scored, Task, VerdictFolder
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.runner import Runner
 from workbench.scale import Scale, is_abstention, scale_of
-from workbench.store.files import Record, known_length, read_partitions
-from workbench.store.tables import ColumnSpec, digest
+from workbench.store.files import Reader, Record, known_length, read_partitions
+from workbench.store.tables import ColumnSpec, columns_by_key, digest, plain, read_row
+from workbench.store.traces import Example
+from workbench.vocabulary import is_missing
 
 PARTITION_ROWS: Final = 1000
 """Rows of a partition: what a killed run may have to pay again."""
@@ -51,6 +55,7 @@ def score(
     retry_failed: bool = False,
     sample: float | None = None,
     seed: int = 0,
+    encoding: str | None = None,
     progress: bool = True,
 ) -> Scored:
     """Let the judge rate a table of any length, and write the verdicts to a folder of Parquet.
@@ -58,7 +63,7 @@ def score(
     The table is read partition by partition, and the verdicts on a partition are written as a
     whole or not at all. One that is there is not asked again, so that a run that was interrupted
     or killed is completed by running it again; it pays at most a partition a worker twice. No
-    trace is made but for a ``sample``, and the answer cache is passed by: the folder itself keeps
+    trace is made but for a ``sample``, and the answer cache is not used: the folder itself keeps
     what was paid for.
 
     Parameters
@@ -95,6 +100,8 @@ def score(
         imported as traces into the active experiment and their verdicts logged, so that they can
         be labelled (``LabelPanel(judge, scored, annotator=...)``) and monitored. A larger sample by
         the same seed holds the smaller one.
+    encoding
+        Of a CSV file that is not UTF-8, such as ``cp1252``.
     progress
         Show a progress bar.
 
@@ -113,7 +120,8 @@ def score(
         Whatever is raised, partitions that were written stay.
     """
     started = clock.monotonic()
-    layout = Layout.of(inputs, outputs, expectations, keep, time)
+    roles = {"inputs": inputs, "outputs": outputs, "expectations": expectations}
+    layout = _Layout.of(roles, keep, time)
     check_whole("partition_rows", partition_rows)
     check_whole("concurrency", concurrency)
     check_whole("seed", seed, 0)
@@ -137,7 +145,10 @@ def score(
     with shown, folder.writing(expected) as answered:
         run = _Run(folder, layout, scale_of(judge), limit, {"judge": judge.name, **expected}, shown)
         ask = _ask_here if client is None else ask_on_cluster
-        tasks = run.tasks(table, retry_failed)
+        read = partial(read_partitions, table, layout.columns, encoding=encoding)
+        if layout.beside:
+            run.check_copied(partial(read_partitions, table, layout.beside, encoding=encoding))
+        tasks = run.tasks(read, retry_failed)
         try:
             with closing(ask(tasks, judge, client, concurrency, answered)) as asked:
                 for task, verdicts in asked:
@@ -154,7 +165,7 @@ def score(
             )
         notes: tuple[str, ...] = ()
         if sample is not None:
-            notes = import_sample(judge, table, layout, folder, sample, seed)
+            notes = import_sample(judge, read, roles, folder, sample, seed)
     seconds, found = clock.monotonic() - started, Scored.open(folder.path)
     return replace(found, asked=run.asked, paid=run.paid, seconds=seconds, notes=notes)
 
@@ -167,7 +178,7 @@ def _ask_here(
             yield task, judge_examples(judge, list(task.items.values()), runner)
 
 
-def _check(judge: Judge, layout: Layout) -> None:
+def _check(judge: Judge, layout: _Layout) -> None:
     check_single(judge)
     needed = Asker(judge).fields
     if "trace" in needed:
@@ -181,7 +192,85 @@ def _check(judge: Judge, layout: Layout) -> None:
         )
 
 
-# -- partitions -----------------------------------------------------------------------------
+# -- rows and partitions --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which columns hold what; ``single`` where the output is a cell, and no dict."""
+
+    sides: dict[str, dict[str, str]]
+    single: bool
+    keep: tuple[str, ...]
+    time: str | None
+
+    @classmethod
+    def of(cls, roles: Mapping[str, Any], keep: Any, time: Any) -> _Layout:
+        sides = {role: columns_by_key(role, spec) for role, spec in roles.items()} | {"tags": {}}
+        keep = (keep,) if isinstance(keep, str) else tuple(keep or ())
+        if taken := set(keep) & set(COLUMNS):
+            raise ArgumentError(
+                f"keep={list(keep)!r}: {', '.join(sorted(taken))} is a column of the verdicts "
+                "themselves. Rename it in the table."
+            )
+        single = not isinstance(roles["outputs"], (list, tuple, Mapping))
+        return cls(sides, single, keep, time)
+
+    @property
+    def beside(self) -> list[str]:
+        """What is copied, and the time."""
+        return [*self.keep, *([self.time] if self.time else [])]
+
+    @property
+    def columns(self) -> list[str]:
+        """All that are read."""
+        return [*(c for by_key in self.sides.values() for c in by_key.values()), *self.beside]
+
+    def read(self, number: int, record: Record) -> tuple[Record, Example, list[Any]]:
+        """What is known of a row before it is judged (an error bars it), item, and content."""
+        cells, problems = read_row(number, record, self.sides, {})
+        outputs = next(iter(cells.outputs.values()), None) if self.single else cells.outputs
+        expected = cells.expectations if self.sides["expectations"] else None
+        item = Example(f"row {number}", cells.inputs, outputs, expected)
+        content = [item.inputs, item.outputs, item.expectations, self._copied(number, record)]
+        row = self.row(number, record) | {"error": "; ".join(problems) or None}
+        return row, item, content
+
+    def row(self, number: int, record: Record) -> Record:
+        """What is copied from a row, without a verdict yet."""
+        beside = self._copied(number, record)
+        row = {"row": number, **dict(zip(self.keep, beside, strict=False))}
+        time = self._time(number, beside[-1]) if self.time else None
+        return row | dict.fromkeys(COLUMNS[1:]) | {"calls": 0, "time": time}
+
+    def _copied(self, number: int, record: Record) -> list[Any]:
+        """The plain cells of what is copied, and the time."""
+        cells = []
+        for column in self.beside:
+            cell = record[column]
+            try:
+                cells.append(plain(cell))
+            except ValueError as error:
+                raise TableError(
+                    f"Column {column!r}, row {number}: it holds {error}. Make the column text, or "
+                    "leave it out of keep and time."
+                ) from None
+        return cells
+
+    def _time(self, number: int, given: Any) -> datetime | None:
+        if is_missing(given):
+            return None
+        # pandas guesses at others, each cell for itself, and reads "now" as ISO 8601.
+        iso = given if re.match(r"\s*\d{4}-\d\d-\d\d", str(given)) else ""
+        when = pd.to_datetime(iso, format="ISO8601", utc=True, errors="coerce")
+        if pd.isna(when):
+            raise TableError(
+                f"time={self.time!r}: row {number} holds {given!r}, which is no date of ISO 8601. "
+                "Give dates (pandas.to_datetime(column, format=...) reads others), texts such as "
+                "2026-03-31 or 2026-03-31T10:00:00+02:00, or leave time out."
+            )
+        at: datetime = when.to_pydatetime()
+        return at
 
 
 @dataclass
@@ -189,7 +278,7 @@ class _Run:
     """One `score`: which partitions are open, and what was paid."""
 
     folder: VerdictFolder
-    layout: Layout
+    layout: _Layout
     scale: Scale | None
     budget: Budget
     about: dict[str, Any]
@@ -202,10 +291,19 @@ class _Run:
     failed: int = 0
     types: dict[str, Any] = field(default_factory=dict)  # of the columns of all files
 
-    def tasks(self, table: Any, retry_failed: bool) -> Iterator[Task]:
+    def check_copied(self, read: Reader) -> None:
+        """Look at all that is copied, so that no error about it comes once others are paid for."""
+        first = 0
+        for records in read(self.about["size of partitions"]):
+            rows = [self.layout.row(first + k, record) for k, record in enumerate(records)]
+            self.types = self.types or self.folder.types(rows, self.scale)
+            self.folder.columns(rows, self.types)
+            first += len(rows)
+
+    def tasks(self, read: Reader, retry_failed: bool) -> Iterator[Task]:
         """Read the table, and give the partitions of which something is to be asked."""
         size, number = self.about["size of partitions"], -1
-        for number, records in enumerate(read_partitions(table, self.layout.columns, size)):
+        for number, records in enumerate(read(size)):
             task = self._task(number, number * size, records, retry_failed)
             if task is None:
                 self.shown.update(len(records))
@@ -230,26 +328,19 @@ class _Run:
     ) -> Task | None:
         """What is to be asked of a partition; None where all of it is there."""
         read = [self.layout.read(first + k, record) for k, record in enumerate(records)]
-        items = {k: item for k, (row, item) in enumerate(read) if row["error"] is None}
-        content = digest(
-            [
-                [i.inputs, i.outputs, i.expectations, self.layout.copied(row["row"], record)]
-                for (row, i), record in zip(read, records, strict=True)
-            ]
-        )
-        about, path = {**self.about, "table": content}, self.folder.part(number)
-        if not path.exists():
-            rows = [row | {"fingerprint": about["fingerprint"]} for row, _ in read]
-            self.types = self.types or self.folder.types(rows, self.scale)
-            self.folder.columns(rows, self.types)  # what cannot be written is not paid for
-            return Task(number, rows, items, about)
-        failed = self.folder.check(path, {"table": content})["failed"]
-        if not retry_failed or not failed:
-            return None
-        rows = self.folder.records(number)
+        items = {k: item for k, (row, item, _) in enumerate(read) if row["error"] is None}
+        about = {**self.about, "table": digest([content for _, _, content in read])}
+        path = self.folder.part(number)
+        if path.exists():
+            failed = self.folder.check(path, {"table": about["table"]})["failed"]
+            rows = self.folder.records(number) if retry_failed and failed else []
+            items = {k: i for k, i in items.items() if rows and rows[k]["error"] is not None}
+            if not items:
+                return None
+        else:
+            rows = [row | {"fingerprint": about["fingerprint"]} for row, _, _ in read]
         self.types = self.types or self.folder.types(rows, self.scale)
-        again = {k: item for k, item in items.items() if rows[k]["error"] is not None}
-        return Task(number, rows, again, about) if again else None
+        return Task(number, rows, items, about)
 
     def settle(self, task: Task, verdicts: Sequence[Verdict]) -> None:
         """Write a partition, and count what it has cost."""
@@ -277,6 +368,12 @@ class _Run:
         self.asked += len(verdicts)
         self.under_way -= len(verdicts)
         self.folder.write(task.number, task.rows, self.types, task.about)
+        if self.budget.measures and self.charged.spent and not self.charged.spent_tokens:
+            raise BudgetError(
+                f"The model's server does not say how many tokens it used, so {self.budget!r} "
+                f"cannot be kept. {counted(self.asked, 'row')} were judged now and are kept in "
+                f"{self.folder.path}. Run again with a budget of calls: budget=1000."
+            )
         money = f", ${self.paid.cost:.4f}" if self.paid.cost else ""
         self.shown.set_postfix_str(f"{self.failed} failed{money}", refresh=False)
         self.shown.update(len(task.rows))

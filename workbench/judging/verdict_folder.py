@@ -7,20 +7,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import filelock
 import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from workbench.errors import ArgumentError, StoreError
-from workbench.formatting import counted, html_table, html_text, write_whole
+from workbench.formatting import counted, html_result, write_whole
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
 from workbench.store.files import Record, as_column, column_type, read_about, write_parquet
 from workbench.store.traces import Example
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 COLUMNS: Final = (
     "row", "time", "verdict", "rationale", "error", "fingerprint",
@@ -48,19 +48,14 @@ class VerdictFolder:
     path: Path
 
     def part(self, number: int) -> Path:
-        """Return where the verdicts on a partition are, or will be."""
         return self.path / f"part-{number:05}.parquet"
 
     def parts(self) -> list[Path]:
-        """Return the files, in the order of their rows."""
         return sorted(self.path.glob("part-*.parquet"))
 
     @contextmanager
     def writing(self, expected: dict[str, Any]) -> Iterator[int]:
-        """Hold the folder, whose files must all be of the ``expected`` judge and partitions.
-
-        Gives the number of rows that the judge has answered.
-        """
+        """Hold the folder, all of the ``expected`` judge; gives the number of answered rows."""
         lock = filelock.FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -94,15 +89,10 @@ class VerdictFolder:
 
     def read(self, chosen: Any = None, columns: Sequence[str] | None = None) -> pa.Table:
         """Return all rows, or those that an expression of `pyarrow.dataset` chooses."""
-        import pyarrow.dataset as ds
-
         files = [str(path) for path in self.parts()]
         return ds.dataset(files, format="parquet").to_table(filter=chosen, columns=columns)
 
     def records(self, number: int) -> list[Record]:
-        """Return the rows of a file."""
-        import pyarrow.parquet as pq
-
         rows: list[Record] = pq.read_table(self.part(number)).to_pylist()
         return rows
 
@@ -118,8 +108,6 @@ class VerdictFolder:
 
     def columns(self, rows: Sequence[Record], types: dict[str, Any]) -> pa.Table:
         """Return rows as they are written; `ArgumentError` where a type would change a value."""
-        import pyarrow as pa
-
         columns = {}
         for name, kind in types.items():
             try:
@@ -133,9 +121,6 @@ class VerdictFolder:
 
     def types(self, rows: Sequence[Record], scale: Scale | None) -> dict[str, Any]:
         """The type of each column: that of the first file, so that all agree."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         if files := self.parts():
             schema = pq.read_schema(files[0])
             return dict(zip(schema.names, schema.types, strict=True))
@@ -228,8 +213,6 @@ class Scored:
     @property
     def failures(self) -> pd.DataFrame:
         """The rows without a usable verdict: ``row``, ``error`` and the kept columns."""
-        import pyarrow.dataset as ds
-
         rows = VerdictFolder(self.folder).read(ds.field("error").is_valid())
         table: pd.DataFrame = rows.to_pandas()
         return table[["row", "error", *(c for c in table.columns if c not in COLUMNS)]]
@@ -254,5 +237,4 @@ class Scored:
         )
 
     def _repr_html_(self) -> str:
-        failed = html_table(self.failures, index=False, max_rows=10) if self.failed else ""
-        return f"<div>{html_text(repr(self)[1:-1])}</div>{failed}"
+        return html_result(self, *([self.failures] if self.failed else []))

@@ -29,9 +29,9 @@ class Verdict:
     """What one judge call gave.
 
     Exactly one of ``value``, canonical on the judge's scale where that is known, and ``error`` is
-    set. Tokens and ``cost`` in US dollars are None where they are not known. ``calls`` are the
-    requests made for it, retries included; ``cached``: nothing was paid. ``usage`` is what the
-    answer has cost at whatever time, and ``sample`` its number where a judge is asked repeatedly.
+    set. ``calls`` are the requests made for it now, retries included; ``cached``: nothing was paid.
+    ``usage`` is what the answer has cost at whatever time, and ``sample`` its number where a judge
+    is asked repeatedly.
     """
 
     trace_id: str
@@ -39,12 +39,9 @@ class Verdict:
     rationale: str = ""
     error: str | None = None
     fingerprint: str = ""
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cost: float | None = None
     cached: bool = False
     calls: int = 0
-    usage: Usage = field(default=UNPAID, compare=False, repr=False)
+    usage: Usage = field(default=UNPAID, repr=False)
     sample: int = 0
 
     @property

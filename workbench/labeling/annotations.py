@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from mlflow.entities import Feedback, Trace, TraceData, TraceInfo
+from mlflow.entities import Trace, TraceData, TraceInfo
 from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from workbench.errors import ArgumentError, ScaleError
@@ -148,14 +148,13 @@ class Annotations:
     """One person's labels and skips on a trace.
 
     ``answers`` are the labels that count, by question, ``changed`` what was said otherwise after
-    seeing the verdict, their values canonical or `ABSTAIN`; ``metadata`` are theirs by assessment
-    id. ``skipped_ms`` is when the item was skipped last, 0 where it was not; ``revealed`` are the
-    questions whose verdict was seen; ``done``: every required question has an answer.
+    seeing the verdict, their values canonical or `ABSTAIN`. ``skipped_ms`` is when the item was
+    skipped last, 0 where it was not; ``revealed`` are the questions whose verdict was seen;
+    ``done``: every required question has an answer.
     """
 
     answers: Mapping[str, Label] = field(default_factory=dict)
     changed: Mapping[str, Label] = field(default_factory=dict)
-    metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     skipped_ms: float = 0.0
     revealed: frozenset[str] = frozenset()
     draw: Draw | None = None
@@ -173,56 +172,43 @@ class Annotations:
     @property
     def labelled_ms(self) -> int:
         """When the last answer was given."""
-        given = [*self.answers.values(), *self.changed.values()]
-        return max((one.created_ms for one in given), default=0)
+        return max((one.created_ms for one in self.latest.values()), default=0)
 
     @property
     def actions(self) -> set[str | None]:
         """The actions that made the answers; None for one that was given elsewhere."""
-        made = self.answers.values()
-        return {self.metadata[one.assessment_id].get(ACTION_KEY) for one in made}
+        return {one.metadata.get(ACTION_KEY) for one in self.answers.values()}
 
 
 def read_annotations(
     info: TraceInfo, questions: Sequence[LabelQuestion], annotator: str
 ) -> Annotations:
     """Read the annotator's labels and skips on a trace."""
-    metadata = {
-        one.assessment_id: one.metadata or {}
-        for one in info.assessments or []
-        if isinstance(one, Feedback)
-        and one.source.source_type == "HUMAN"
-        and same_person(one.source.source_id or "default", annotator)
-    }
-    answers: dict[str, Label] = {}
-    changed: dict[str, Label] = {}
-    trace = without_spans(info)
-    for question in questions if metadata else ():
-        counting, latest = (
-            [label for label in labels if label.assessment_id in metadata]
-            for labels in (
-                label_records([trace], question.name),
-                label_records([trace], question.name, latest=True),
-            )
-        )
-        counting.sort(key=lambda one: (not one.after_verdict, one.created_ms))
-        latest.sort(key=lambda one: one.created_ms)
-        both = counting[-1:] + [one for one in latest[-1:] if one not in counting]
-        for found, label in zip((answers, changed), both, strict=False):
-            with suppress(ScaleError):  # what lies off the scale is no answer
-                found[question.name] = replace(label, value=question.read(label.value))
+    answers, latest = (_labels(info, questions, annotator, latest=one) for one in (False, True))
     skips = _skips(info, annotator_key(annotator, questions))
-    recorded = [*(metadata[one.assessment_id] for one in answers.values()), *skips]
+    recorded = [*(one.metadata for one in answers.values()), *skips]
     draws = filter(None, map(Draw.of_metadata, recorded))
     return Annotations(
         answers=answers,
-        changed=changed,
-        metadata=metadata,
+        changed={name: one for name, one in latest.items() if one != answers.get(name)},
         skipped_ms=max((float(skip.get("at") or 1) for skip in skips), default=0.0),
         revealed=frozenset(q.name for q in questions if revealed_tag(annotator, q) in info.tags),
         draw=min(draws, key=lambda draw: draw.number, default=None),
         done=all(q.name in answers for q in questions if q.required),
     )
+
+
+def _labels(
+    info: TraceInfo, questions: Sequence[LabelQuestion], annotator: str, *, latest: bool
+) -> dict[str, Label]:
+    """The annotator's labels by question; what lies off the scale is none."""
+    found = {}
+    for question in questions:
+        for label in label_records([without_spans(info)], question.name, latest=latest):
+            if same_person(label.annotator, annotator):
+                with suppress(ScaleError):
+                    found[question.name] = replace(label, value=question.read(label.value))
+    return found
 
 
 def _skips(info: TraceInfo, key: str) -> list[dict[str, Any]]:
@@ -271,36 +257,37 @@ class Item:
 
 
 def item_json(
-    item: Item, spans: TraceData | None, rubrics: Mapping[str, RubricHistory], *, full: bool
+    item: Item,
+    spans: Mapping[str, TraceData],
+    rubrics: Mapping[str, RubricHistory],
+    *,
+    full: bool = False,
 ) -> dict[str, Any]:
     """Return an item as the view needs it (see `workbench.labeling.session`)."""
-    answers, is_done = answers_json(item, rubrics), item.annotations.done
+    trace_id, status = item.info.trace_id, status_json(item, rubrics)
+    content = _content(Trace(item.info, spans.get(trace_id) or TraceData(spans=[])), full=full)
+    return {"trace_id": trace_id, **content, **status, "voices": item.voices}
+
+
+def status_json(item: Item, rubrics: Mapping[str, RubricHistory]) -> dict[str, Any]:
+    """Return what the store holds of the annotator's answers, and what is left to do."""
+    made, given = item.annotations, None
+    if made.answers:
+        given = {
+            "answers": {name: _answer(one) for name, one in made.answers.items()},
+            "rationale": {name: one.rationale or "" for name, one in made.latest.items()},
+            "changed": {name: _answer(one) for name, one in made.changed.items()},
+            "earlier_rubric": made.is_earlier(rubrics),
+            "elsewhere": made.actions == {None},
+            "decided_by": next(iter(made.answers.values())).annotator,
+        }
     return {
-        "trace_id": item.info.trace_id,
-        **_content(Trace(item.info, spans or TraceData(spans=[])), full=full),
-        "done": answers if is_done else None,
-        "partial": None if is_done else answers,
+        "done": given if made.done else None,
+        "partial": None if made.done else given,
         "again": item.again,
         "skipped": item.status == "skipped",
         "taken": item.status == "taken",
         "gone": item.gone,
-        "voices": item.voices,
-    }
-
-
-def answers_json(item: Item, rubrics: Mapping[str, RubricHistory]) -> dict[str, Any] | None:
-    """Return what the store holds of the annotator's answers."""
-    answers, changed = item.annotations.answers, item.annotations.changed
-    if not answers:
-        return None
-    latest = item.annotations.latest
-    return {
-        "answers": {name: _answer(one) for name, one in answers.items()},
-        "rationale": {name: one.rationale or "" for name, one in latest.items()},
-        "changed": {name: _answer(one) for name, one in changed.items()},
-        "earlier_rubric": item.annotations.is_earlier(rubrics),
-        "elsewhere": item.annotations.actions == {None},
-        "decided_by": next(iter(answers.values())).annotator,
     }
 
 

@@ -2,12 +2,11 @@
 
 A session (see `workbench.labeling.session`) that also answers:
 
+- ``hello``: ``slices`` (field -> pairs of value and items), as soon as all texts are read;
 - ``page`` (a `Query`, and ``ask``, which comes back): ``page``, with ``rows`` from ``start`` of
   ``total``, and the ``matrix`` of the ``left`` items that search, slice and change leave;
 - ``item`` (``trace_id``, ``full``): ``items``, with one item;
 - ``send`` (``trace_id``): ``sent``, once the trace is in the label queue.
-
-``slices`` (field -> pairs of value and items) comes by itself as soon as all texts are read.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from workbench.labeling.annotations import (
     parsed,
     plain,
     read_annotations,
-    revealed_tag,
 )
 from workbench.labeling.query import Items, Query
 from workbench.labeling.questions import LabelQuestion, read_answers
@@ -38,7 +36,6 @@ from workbench.labeling.review_queue import ReviewQueue, review_queue
 from workbench.labeling.session import Message, Session
 from workbench.labeling.writer import TraceDeletedError, TraceStore, save
 from workbench.pairing.pairs import Pairs
-from workbench.store.assessments import now_ms
 from workbench.store.database import store_message
 from workbench.store.tables import check_text
 from workbench.store.traces import Example, as_example
@@ -71,7 +68,7 @@ class Exploration(Session):
         label = LabelQuestion(before.name, self.found.pairs[0].scale, required=False)
         self.ask([label, LabelQuestion(NOTE, None, title="Note", required=False)])
         self._query, self._shown = Query(), self.found.find(Query())[0]
-        self._reading: threading.Thread | None = None
+        self._reading = threading.Lock()
         self._unread: str | None = None  # why texts could not be read, "" where they were
 
     @property
@@ -97,10 +94,10 @@ class Exploration(Session):
 
     def answer(self, kind: Any, message: Any) -> list[Message]:
         if kind == "hello":
-            if self._reading is None:  # only where there is a view that searches
-                self._reading = threading.Thread(target=self._read_texts, daemon=True)
-                self._reading.start()
-            return [] if self._unread is None else [self.slices()]
+            with self._reading:
+                if self._unread is None:  # only where there is a view that searches
+                    self._unread = self._read_texts()
+            return [self.slices()]
         if kind == "page":
             return [{**self.page(parsed(Query, message)), "ask": message.get("ask")}]
         if kind == "item":
@@ -125,18 +122,16 @@ class Exploration(Session):
         said = {side: self.questions[0].shown(row[side]) for side in ("human", *self.found.names)}
         return {**row, **said, "inputs": excerpt(inputs, 90), "outputs": excerpt(outputs, 160)}
 
-    def _read_texts(self) -> None:
-        problem = ""
+    def _read_texts(self) -> str:
+        """Read the texts of all items, and return why some could not be read."""
         try:
             self.check_store()
             infos = list(self.store.infos(list(self.found.place), missing_ok=True).values())
             self.found.read(self._examples(infos))
-            if lost := len(self.found.place) - len(infos):
-                problem = f"{counted(lost, 'trace')} missing from the store"
         except Exception as error:
-            problem = store_message(error)
-        self._unread = problem
-        self.tell(plain(self.slices()))
+            return store_message(error)
+        lost = len(self.found.place) - len(infos)
+        return f"{counted(lost, 'trace')} missing from the store" if lost else ""
 
     def _examples(self, infos: list[TraceInfo]) -> Iterator[Example]:
         for start in range(0, len(infos), _CHUNK):
@@ -160,9 +155,8 @@ class Exploration(Session):
             made = Item(info)
             if self.annotator:
                 made.annotations = read_annotations(info, self.questions, self.annotator)
-                self._record_look(info)
-            spans = self.store.spans([info]).get(trace_id)
-            shown = item_json(made, spans, self.rubrics, full=full)
+                self.store.record_look(info, self.questions[:1], self.annotator)
+            shown = item_json(made, self.store.spans([info]), self.rubrics, full=full)
         except TraceDeletedError:
             inputs, outputs = self.pairs.previews.get(trace_id, ("", ""))
             fault = "This trace is not in the store: only the beginnings of its texts are known."
@@ -188,19 +182,12 @@ class Exploration(Session):
             for who, side, one in said
         ]
 
-    def _record_look(self, info: TraceInfo) -> None:
-        """Record that the annotator has seen the verdict: a label given later is not blind."""
-        tag = revealed_tag(self.annotator, self.questions[0])
-        if tag not in info.tags:
-            self.store.client.set_trace_tag(info.trace_id, tag, str(now_ms()))
-
     def prepare(self, action: Action) -> Callable[[], TraceInfo]:
         if not self.annotator or action.kind != "save":
             raise ArgumentError(
                 "Labels and notes are given by an annotator: Explorer(pairs, annotator='you')."
             )
-        answers = read_answers(self.questions, action.answers, ())
-        given = [(one, answers[one.name]) for one in self.questions if one.name in answers]
+        given = read_answers(self.questions, action.answers, ())
         # The verdict stands beside the item, so no label given here is blind.
         seen = action.model_copy(update={"after_reveal": True})
         draw = Draw("picked", None, 1, len(self.found.place))

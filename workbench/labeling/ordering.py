@@ -112,27 +112,13 @@ def put_in_order(
     drawn: int = 0,
     pool: int = 0,
 ) -> Order:
-    """Put open items in the order in which to label them.
+    """Put open items in order: by chance, by a rule (see below), or by the three rules in turn.
 
-    The same seed gives the same order of the same items, whatever the order they come in.
-
-    Parameters
-    ----------
-    order
-        ``"random"``; ``"disagreement"``: first where the judge's samples or people differ most;
-        ``"balance"``: the classes that the judge's verdicts tell in turn, first the one that has
-        the fewest labels; ``"unlike"``: what is least like all before; ``"mix"``: the three rules
-        in turn.
-    whose
-        Name of the annotator, for an order of their own. Empty: the order common to all.
-    random_share
-        Share of random draws in [0, 1]; by default 0, for a mix 0.3. What no rule chooses is
-        drawn at random as well.
-    labelled, before, drawn
-        Labels by trace id, items and number of draws that were made already: for `balance`, for
-        `unlike`, and for the random share, which is kept over all draws.
-    pool
-        Size of the queue, of which the random order depends.
+    The same seed gives the same order of the same items, whatever the order they come in; it is
+    the annotator's own, or common to all if ``whose`` is "". The random share, by default 0 and
+    for a mix 0.3, is kept over all draws: ``drawn`` were made already, of the items ``before``,
+    which have these labels by trace id. ``pool`` is the size of the queue, of which the random
+    order depends.
     """
     one_of("order", order, ORDERS)
     share = random_share if random_share is not None else 0.3 if order == "mix" else 0.0

@@ -142,8 +142,8 @@ class LabelQuestion:
 
 def read_answers(
     questions: Sequence[LabelQuestion], given: Mapping[str, Any], stored: Iterable[str]
-) -> dict[str, Any]:
-    """Return the canonical answers by question; ``stored`` are those that have one already."""
+) -> list[tuple[LabelQuestion, Any]]:
+    """Return the canonical answers; ``stored`` are the questions that have one already."""
     by_name = {question.name: question for question in questions}
     if unknown := sorted(set(given) - set(by_name)):
         raise ArgumentError(f"No question is named {unknown[0]!r:.80} here.")
@@ -151,7 +151,7 @@ def read_answers(
     lacking = [q.name for q in questions if q.required and q.name not in answers]
     if not answers or set(lacking) - set(stored):
         raise ArgumentError(f"{', '.join(lacking) or 'Every question'} needs an answer.")
-    return answers
+    return [(one, answers[one.name]) for one in questions if one.name in answers]
 
 
 def session_questions(

@@ -179,18 +179,19 @@ class ReviewQueue:
         fewer than ``each`` others have labelled. Items that were declined in MLflow are left out.
         ``batch`` takes those of one batch, from 0.
         """
-        mine = self.share_of(annotator, self.read())
-        return [item.trace_id for item in mine if batch in (None, item.batch)]
-
-    def share_of(self, annotator: str, items: Sequence[QueueItem]) -> list[QueueItem]:
-        if self.annotators and not any(same_person(one, annotator) for one in self.annotators):
-            one_of("annotator", annotator, self.annotators)
-        return [one for one in items if one.is_for(annotator)]
+        return [one.trace_id for one in self.share_of(annotator, self.read(), batch)]
 
     def open_for(self, annotator: str, *, batch: int | None = None) -> list[str]:
         """Return those of `of` on which the annotator has not answered every required question."""
-        mine = self.share_of(annotator, self.read())
-        return [i.trace_id for i in mine if batch in (None, i.batch) and not i.is_by(annotator)]
+        mine = self.share_of(annotator, self.read(), batch)
+        return [one.trace_id for one in mine if not one.is_by(annotator)]
+
+    def share_of(
+        self, annotator: str, items: Sequence[QueueItem], batch: int | None = None
+    ) -> list[QueueItem]:
+        if self.annotators and not any(same_person(one, annotator) for one in self.annotators):
+            one_of("annotator", annotator, self.annotators)
+        return [one for one in items if one.is_for(annotator) and batch in (None, one.batch)]
 
     @property
     def items(self) -> pd.DataFrame:
@@ -213,10 +214,10 @@ class ReviewQueue:
         items = self.read() if items is None else items
         set_status = partial(review_queues.set_review_queue_item_status, self.queue_id)
         finished = [one for one in items if one.done and one.status == "pending"]
-        opened = [one for one in items if not one.done and one.status == "complete"]
         reopened = [
             one
-            for one in opened
+            for one in items
+            if not one.done and one.status == "complete"
             if one.wanted > 1 or (by and same_person(one.finished_by or "", by))
         ]
         for one in finished:
@@ -226,10 +227,6 @@ class ReviewQueue:
             set_status(item_id=one.trace_id, status="pending")
         return Synced(len(finished), len(reopened))
 
-    @store_errors()
-    def read(self) -> list[QueueItem]:
-        return self._items(self._entries())
-
     def _entries(self) -> list[Any]:
         read = partial(review_queues.list_review_queue_items, self.queue_id, max_results=500)
         found = all_pages(lambda token: read(page_token=token))
@@ -237,8 +234,10 @@ class ReviewQueue:
         unique = {item.item_id: item for item in found}
         return sorted(unique.values(), key=lambda item: (item.creation_time_ms, item.item_id))
 
-    def _items(self, entries: Sequence[Any]) -> list[QueueItem]:
+    @store_errors()
+    def read(self) -> list[QueueItem]:
         """Join MLflow's entries with the labels on their traces; deleted traces are left out."""
+        entries = self._entries()
         infos = trace_infos([one.item_id for one in entries], experiment=self.experiment_id)
         done = self._labelled_by(infos)
         shares = self.shares_of([]) if self.annotators else None
@@ -334,15 +333,17 @@ def review_queue(
     """
     check_text("name", name)
     where = find_experiment_id(experiment)
+    team: tuple[str, ...] | None = None if annotators is None else ()
     if annotators:
-        assign([], annotators)  # checks the names
-    team = None if annotators is None else tuple(annotators)
+        team = assign([], annotators).annotators  # which checks the names
     several = [questions] if isinstance(questions, (str, LabelQuestion, Judge)) else questions
     schema_ids = tuple(_schema_id(one, where) for one in several or ())
     with supported("review queues"):
         found = _in_mlflow(name, where, schema_ids, team)
-    tag = f"workbench.queue.{found.queue_id}"
-    stored = _stored(ReviewQueue(found.name, found.queue_id, where), tag)
+    client, tag = mlflow.MlflowClient(), f"workbench.queue.{found.queue_id}"
+    settings = json.loads((client.get_experiment(where).tags or {}).get(tag, "{}"))
+    settings |= {key: tuple(settings.get(key, ())) for key in ("annotators", "order")}
+    stored = ReviewQueue(found.name, found.queue_id, where, **settings)
     given = (team, each, share, batch_size, seed, schema_ids or None)
     changes: dict[str, Any] = dict(zip(_SETTINGS, given, strict=True))
     queue = replace(stored, **{key: value for key, value in changes.items() if value is not None})
@@ -353,8 +354,8 @@ def review_queue(
             f"each={queue.each!r} must be at least 1, and share={queue.share!r} needs annotators."
         )
     if queue != stored:
-        settings = json.dumps({key: getattr(queue, key) for key in _SETTINGS}, sort_keys=True)
-        mlflow.MlflowClient().set_experiment_tag(where, tag, settings)
+        settings = {key: getattr(queue, key) for key in _SETTINGS}
+        client.set_experiment_tag(where, tag, json.dumps(settings, sort_keys=True))
     return queue
 
 
@@ -390,11 +391,3 @@ def _schema_id(given: Judge | LabelQuestion | str, experiment_id: str) -> str:
     asked = with_rubric(asked, rubric_history(asked.name, experiment=experiment_id))
     made = make_schema(asked.name, asked.scale, instruction=asked.rubric, experiment=experiment_id)
     return str(made.schema_id)
-
-
-def _stored(queue: ReviewQueue, tag: str) -> ReviewQueue:
-    """The queue with its stored settings; one made in MLflow's page is for whoever comes."""
-    tags = mlflow.MlflowClient().get_experiment(queue.experiment_id).tags or {}
-    settings = json.loads(tags.get(tag, "{}"))
-    settings |= {key: tuple(settings.get(key, ())) for key in ("annotators", "order")}
-    return replace(queue, **settings)

@@ -6,8 +6,8 @@ is written is told later, by ``on_message``, from another thread:
 
 - ``hello`` (``pending``: actions): ``items`` around the position, and what ``act`` brings;
 - ``want`` (``start``, ``count``, ``full``): ``items``;
-- ``act`` (``actions``): ``saved``, or ``unsaved`` (``retry`` true: it is tried again; false: it
-  never will be saved, see ``session.unsaved``);
+- ``act`` (``actions``): ``saved`` (``statuses`` by trace id), or ``unsaved`` (``retry`` true: it is
+  tried again; false: it never will be saved, see ``session.unsaved``);
 - ``reveal`` (``trace_id``): ``revealed``;
 - ``refresh`` and ``offer_again``: ``queue``. One that nobody asked for has ``"stay": true``.
 
@@ -42,9 +42,9 @@ from workbench.labeling.annotations import (
     Action,
     Item,
     annotator_key,
-    answers_json,
     item_json,
     parsed,
+    status_json,
 )
 from workbench.labeling.questions import LabelQuestion, with_rubric
 from workbench.labeling.writer import Job, TraceDeletedError, TraceStore, Writer
@@ -241,9 +241,9 @@ class Session:
         chosen = None if trace_ids is None else set(trace_ids)
         with self.lock:
             for trace_id, item in self.items.items():
-                is_chosen = self._is_earlier(item) if chosen is None else trace_id in chosen
-                if is_chosen and item.annotations.done:
-                    item.again = True
+                made = item.annotations
+                is_asked = made.is_earlier(self.rubrics) if chosen is None else trace_id in chosen
+                item.again = item.again or (made.done and is_asked)
             return [self.queue_message()]
 
     def check_store(self) -> None:
@@ -263,28 +263,21 @@ class Session:
     def saved_message(self, ids: Iterable[str], trace_ids: Iterable[str]) -> Message:
         """Return the message that actions are saved."""
         self._stamp += 1
-        labelled = {i: self._done(self.items[i]) for i in trace_ids if i in self.items}
-        return {"type": "saved", "ids": [*ids], "labelled": labelled, "stamp": self._stamp}
+        items = {i: self.items[i] for i in trace_ids if i in self.items}
+        statuses = {i: status_json(item, self.rubrics) for i, item in items.items()}
+        return {"type": "saved", "ids": [*ids], "statuses": statuses, "stamp": self._stamp}
 
     def _items(self, start: int, count: int, *, full: bool = False) -> list[Message]:
         with self.lock:
-            infos = [item.info for item in [*self.items.values()][start : start + count]]
-        spans = self.store.spans(infos)
-        wanted = {info.trace_id for info in infos}
+            wanted = list(enumerate(self.items.values()))[start : start + count]
+        spans = self.store.spans([item.info for _, item in wanted])
         with self.lock:
             # The items may have changed meanwhile: they are told as they are now.
             shown = [
-                {"position": position, **item_json(item, spans.get(i), self.rubrics, full=full)}
-                for position, (i, item) in enumerate(self.items.items())
-                if i in wanted
+                {"position": position, **item_json(item, spans, self.rubrics, full=full)}
+                for position, item in wanted
             ]
             return [{"type": "items", "start": start, "items": shown, "stamp": self._stamp}]
-
-    def _is_earlier(self, item: Item) -> bool:
-        return item.annotations.done and item.annotations.is_earlier(self.rubrics)
-
-    def _done(self, item: Item) -> Message | None:
-        return answers_json(item, self.rubrics) if item.annotations.done else None
 
     def _act(self, raw: Sequence[Any]) -> list[Message]:
         """Take actions, and return the messages about those that never will be saved."""

@@ -138,8 +138,7 @@ class LabelSession(Session):
             draw = self._queue.record_draw(action.trace_id)
             return lambda: skip(store, action, questions, annotator, draw)
         item = self.items.get(action.trace_id)
-        answers = read_answers(questions, action.answers, item.annotations.answers if item else ())
-        given = [(one, answers[one.name]) for one in questions if one.name in answers]
+        given = read_answers(questions, action.answers, item.annotations.answers if item else ())
         draw = self._queue.record_draw(action.trace_id)
         return lambda: save(store, action, given, annotator, draw)
 
@@ -167,10 +166,7 @@ class LabelSession(Session):
         stored = read_annotations(info, self.questions, self.annotator)
         if not stored.done or stored.actions & undone_actions(info):
             raise StoreError("The verdict is shown once your own label is saved.")
-        for question in self.questions:
-            if question.name not in stored.revealed:
-                tag = revealed_tag(self.annotator, question)
-                self.store.client.set_trace_tag(trace_id, tag, str(now_ms()))
+        self.store.record_look(info, self.questions, self.annotator)
         info = self.store.get(trace_id)
         with self.lock:
             if trace_id in self.items:
@@ -252,16 +248,15 @@ class LabelSession(Session):
                 draw = dict(zip(_DRAW, astuple(item.draw), strict=True)) if item.draw else {}
                 for name, answer in item.annotations.answers.items():
                     changed = item.annotations.changed.get(name)
-                    metadata = item.annotations.metadata[answer.assessment_id]
                     row = {
                         "question": name,
                         "value": _cell(answer.value),
                         "rationale": answer.rationale or "",
                         "annotator": self.annotator,
-                        "seconds": metadata.get(SECONDS_KEY),
+                        "seconds": answer.metadata.get(SECONDS_KEY),
                         "at": answer.created_ms,
                         "changed_to": _cell(changed.value) if changed else None,
-                        "elsewhere": ACTION_KEY not in metadata,
+                        "elsewhere": ACTION_KEY not in answer.metadata,
                     }
                     rows.append({**vars(answer), **draw, **row})
         rows.sort(key=lambda row: row["at"])
@@ -347,30 +342,26 @@ class AdjudicationSession(Session):
         answers = {}
         for made in decision_records([without_spans(info)], self._name):
             answers[self._name] = replace(made, value=canonical(self.questions[0], made.value))
-        metadata = {one.assessment_id: one.metadata or {} for one in info.assessments}
         # That one is skipped lasts as long as the session.
         skipped_ms = self._skipped.get(info.trace_id, 0.0)
-        now = Annotations(answers, {}, metadata, skipped_ms, done=bool(answers))
+        now = Annotations(answers, skipped_ms=skipped_ms, done=bool(answers))
         self.items[info.trace_id].learn(info, now)
 
     def prepare(self, action: Action) -> Callable[[], TraceInfo]:
         store, question, name = self.store, self.questions[0], self._name
+        self._skipped.pop(action.trace_id, None)
         if action.kind == "skip":
             self._skipped[action.trace_id] = now_ms()
             return lambda: store.get(action.trace_id)
         if action.kind == "undo":
-            self._skipped.pop(action.trace_id, None)
             return lambda: take_back(store, action, [], self.annotator)
-        if set(action.answers) != {name}:
-            raise ArgumentError(f"A decision answers {name!r} and nothing else.")
-        given = action.answers[name]
-        value = question.stored(question.answer(given.value, abstain=given.abstain))
+        ((_, value),) = read_answers([question], action.answers, ())
         version = action.rubrics.get(name, question.rubric_version)
 
         def make(info: TraceInfo) -> list[Feedback]:
             made = new_decision(
                 without_spans(info),
-                value,
+                question.stored(value),
                 name=name,
                 by=self.annotator,
                 rationale=action.reason(name),
@@ -379,7 +370,6 @@ class AdjudicationSession(Session):
             )
             return [made] if made else []
 
-        self._skipped.pop(action.trace_id, None)
         return lambda: write_once(store, action, make)
 
     @property

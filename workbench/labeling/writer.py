@@ -31,6 +31,7 @@ from workbench.labeling.annotations import (
     Draw,
     annotator_key,
     read_annotations,
+    revealed_tag,
     undone_actions,
 )
 from workbench.labeling.questions import LabelQuestion
@@ -177,6 +178,14 @@ class TraceStore:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 raise TraceDeletedError(f"Trace {trace_id} was deleted.") from None
             raise
+
+    def record_look(
+        self, info: TraceInfo, questions: Iterable[LabelQuestion], annotator: str
+    ) -> None:
+        """Record that the annotator has seen the verdicts: a label given later is not blind."""
+        for tag in [revealed_tag(annotator, question) for question in questions]:
+            if tag not in info.tags:
+                self.client.set_trace_tag(info.trace_id, tag, str(now_ms()))
 
 
 def write_once(

@@ -213,7 +213,8 @@ class Agreement(Result):
         if classes is not None and self.class_intervals is not None:
             classes = classes.join(self.class_intervals)
         tables = [html_table(t) for t in (self.table, self.confusion, classes) if t is not None]
-        return "".join([*tables, html_lines(self.notes)])
+        head = html_lines([f"{self.name}: {counted(self.n, 'pair')}"])
+        return "".join([head, *tables, html_lines(self.notes)])
 
 
 @overload
@@ -316,8 +317,15 @@ def agreement(
         abstentions=left_out["abstained"],
         failures=left_out["failed"],
         undefined=why_undefined(coded, found),
-        notes=_kappa_paradox(coded, found, baseline),
+        notes=(*_kappa_paradox(coded, found, baseline), *_without_verdict(left_out)),
     )
+
+
+def _without_verdict(left_out: Counter[str | None]) -> tuple[str, ...]:
+    """A note on the items with a label on which the judge gave no usable verdict."""
+    missing = {"abstained": left_out["abstained"], "failed": left_out["failed"]}
+    listed = ", ".join(f"{n} {why}" for why, n in missing.items() if n)
+    return (f"Items with a label but no usable verdict: {listed}.",) if listed else ()
 
 
 def _kappa_paradox(coded: Coded, figures: Figures, baseline: float) -> tuple[str, ...]:

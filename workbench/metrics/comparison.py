@@ -160,7 +160,7 @@ class Comparison(Result):
         return f"<Comparison: {self.summary}>"
 
     def __str__(self) -> str:
-        return "\n".join([self.table.to_string(), self.summary, *self.notes])
+        return "\n".join([self.table.to_string(na_rep=""), self.summary, *self.notes])
 
     def _repr_html_(self) -> str:
         return html_table(self.table) + html_lines([self.summary, *self.notes])
@@ -249,9 +249,10 @@ def _same_items(before: Pairs, after: Pairs, common: set[str]) -> list[Pairs]:
     )
     other = one["human"].to_numpy() != two["human"].to_numpy()
     if other.any():
+        many = counted(int(other.sum()), "trace")
         row, theirs = one[other].iloc[0], two[other].iloc[0]["human"]
         raise ArgumentError(
-            f"{int(other.sum())} traces have another human label before than after, e.g. "
+            f"{many} with another human label before than after, e.g. "
             f"{row['trace_id']}: {row['human']!r} and {theirs!r}. Pair both judges again, with "
             "the same consensus and the labels of today."
         )

@@ -103,8 +103,8 @@ def monitor(
         one, say. Weeks are those of its column ``time``.
     labels
         People's labels on the sample: `workbench.Pairs`, or a table with one row a trace,
-        ``trace_id`` and ``value``. None: those in the store under the judge's name. Others than
-        those of the sample are left out, and counted in ``.notes``.
+        ``trace_id`` and ``value``. None: those in the store under the judge's name. Labels on
+        other traces are ignored, and counted in ``.notes``.
     confidence
         Of intervals and tests, in (0, 1).
 

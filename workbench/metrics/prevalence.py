@@ -162,8 +162,9 @@ class Prevalence(Result):
         powered = figure(self.prediction_powered, self.prediction_powered_interval)
         why = f". {self.reason}" if self.reason else ""
         return (
-            f"<Prevalence of {self.n} verdicts: {figure(self.observed, self.observed_interval)} as "
-            f"judged, {figure(self.corrected, self.interval)} corrected, {powered} by "
+            f"<Prevalence of {counted(self.n, 'verdict')}: "
+            f"{figure(self.observed, self.observed_interval)} as judged, "
+            f"{figure(self.corrected, self.interval)} corrected, {powered} by "
             f"prediction-powered inference{why}>"
         )
 

@@ -80,7 +80,7 @@ class SelfAgreement(Result):
         return (
             f"<SelfAgreement of {self.name!r}: all {self.samples} answers agree on "
             f"{figure(value, Interval(low, high))} of {counted(int(n), 'item')}, "
-            f"{counted(len(self.flips), 'flip')}>\n{self.table.to_string()}"
+            f"{counted(len(self.flips), 'flip')}>\n{self.table.to_string(na_rep='')}"
         )
 
     def _repr_html_(self) -> str:

@@ -36,6 +36,11 @@ _ENDED = {
     "content_filter": "the provider's content filter withheld the answer",
 }
 
+# The words of Anthropic and Gemini for these.
+_REASONS = {"max_tokens": "max_tokens", "refusal": "content_filter"} | dict.fromkeys(
+    ("safety", "recitation", "blocklist", "prohibited_content", "spii"), "content_filter"
+)
+
 
 class AnswerError(Exception):
     """The model answered, but not usably."""
@@ -75,12 +80,12 @@ def check_error(body: Any) -> None:
 def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
     """Return a chat completion whose content is the JSON object with ``result`` that it holds.
 
-    A body in another provider's form is returned as it is, and so is a call of a tool where
-    ``tools`` were offered. A refusal, a cut, filtered or empty answer, another tool call, and text
-    without one unambiguous result are an `AnswerError`.
+    A call of a tool is returned as it is where ``tools`` were offered; Anthropic's and Gemini's
+    answers keep their form, and so does what is of another one. A refusal, a cut, filtered or
+    empty answer, another tool call, and text without one unambiguous result are an `AnswerError`.
     """
     if body and "choices" not in body:
-        return body
+        return _readable_parts(body)
     choices = body.get("choices")
     if not choices or not isinstance(choices[0], dict):
         raise AnswerError("the provider answered without any choice")
@@ -90,12 +95,34 @@ def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
         return body
     content = read_content(message, str(choice.get("finish_reason") or ""))
     cleaned = {"role": "assistant", **message, "content": content, "tool_calls": None}
-    # What MLflow looks up, and some servers leave out.
-    whole = {"id": "", "object": "chat.completion", "created": 0, "model": "", "usage": {}} | body
+    # What MLflow looks up, and some servers leave out, or have null for.
+    whole = {"id": "", "object": "chat.completion", "created": 0, "model": "", "usage": {}}
     return {
         **whole,
+        **{name: value for name, value in body.items() if value is not None},
         "choices": [{"index": 0, "finish_reason": "stop", **choice, "message": cleaned}],
     }
+
+
+def _readable_parts(body: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer of Anthropic or Gemini with the JSON that it holds; others as they are."""
+    if blocked := (body.get("promptFeedback") or {}).get("blockReason"):
+        raise AnswerError(f"{_ENDED['content_filter']} ({blocked})")
+    cleaned = {**body}
+    holder, name, ended = cleaned, "content", body.get("stop_reason")
+    if isinstance(candidates := body.get("candidates"), list) and candidates:
+        first, name = candidates[0], "parts"
+        holder, ended = {**(first.get("content") or {})}, first.get("finishReason")
+        cleaned["candidates"] = [{**first, "content": holder}]
+    parts = holder.get(name) or []
+    if not ended or not isinstance(parts, list):
+        return body
+    if any(part.keys() & {"functionCall", "input"} for part in parts):  # of a tool
+        return body
+    texts = [part for part in parts if not part.get("thought")]
+    content = read_content({"content": texts}, _REASONS.get(str(ended).lower(), ""))
+    holder[name] = [{"type": "text", "text": content} if name == "content" else {"text": content}]
+    return cleaned
 
 
 def without_thoughts(text: str) -> str:
@@ -107,10 +134,17 @@ def read_content(message: Mapping[str, Any], finish_reason: str) -> str:
     """Return the JSON object that a message holds, as text (see `readable`)."""
     text = _text(message.get("content"))
     answer = without_thoughts(text)
-    for place in (answer, _text(message.get("reasoning_content") or message.get("reasoning"))):
+    places = [answer]
+    with suppress(ValueError, RecursionError):
+        json.loads(text, strict=False)
+        places.insert(0, text)  # all of it is JSON, so that a tag in it is part of the rationale
+    refusal = message.get("refusal")
+    if not (answer or refusal):  # else what stands there is a draft
+        places.append(_text(message.get("reasoning_content") or message.get("reasoning")))
+    for place in places:
         if place and (found := _result_in(place)):
             return json.dumps(found)
-    if refusal := message.get("refusal"):
+    if refusal:
         raise AnswerError(f"the model refused: {str(refusal)[:300]}")
     if finish_reason in _ENDED:
         said_so_far = f" after {answer[:100]!r}" if answer else ""
@@ -133,7 +167,7 @@ def _text(content: Any) -> str:
 def _result_in(text: str) -> dict[str, Any] | None:
     """Return the object with a result in a text; None where there is none, or several differ."""
     found = []
-    for value in _json_in(text):
+    for value in json_in(text):
         while isinstance(value, (list, dict)) and len(value) == 1:
             inner = value[0] if isinstance(value, list) else next(iter(value.values()))
             if not isinstance(inner, (list, dict)):
@@ -144,32 +178,28 @@ def _result_in(text: str) -> dict[str, Any] | None:
             found.append(lowered)
     if not found or any(one[RESULT] != found[0][RESULT] for one in found):
         return None
-    why = found[0].get(RATIONALE)
-    if not isinstance(why, str):
-        parts = why if isinstance(why, list) else [] if why is None else [why]
-        why = "\n".join(p if isinstance(p, str) else json.dumps(p) for p in parts)
-    value = found[0][RESULT]
+    value, why = found[0][RESULT], found[0].get(RATIONALE)
     value = storable(value) if isinstance(value, str) else value
-    return {**found[0], RESULT: value, RATIONALE: storable(why)}
+    parts = why if isinstance(why, list) else [] if why is None else [why]
+    lines = (part if isinstance(part, str) else json.dumps(part) for part in parts)
+    return {**found[0], RESULT: value, RATIONALE: storable("\n".join(lines))}
 
 
-def _json_in(text: str) -> Iterator[Any]:
-    """Yield the JSON objects and lists in a text, outermost ones only.
+_OPENING = re.compile(r"[{\[]")
 
-    A text without any may be one object as Python writes it.
-    """
+
+def json_in(text: str) -> Iterator[Any]:
+    """Yield the outermost JSON objects and lists in a text, else an object as Python writes it."""
     decoder = json.JSONDecoder(strict=False)
     at, read = 0, False
-    while at < len(text):
-        begin = min((i for i in (text.find("{", at), text.find("[", at)) if i >= 0), default=-1)
-        if begin < 0:
-            break
+    while bracket := _OPENING.search(text, at):
         try:
-            value, at = decoder.raw_decode(text, begin)
+            value, at = decoder.raw_decode(text, bracket.start())
+        except (ValueError, RecursionError):
+            at = bracket.end()
+        else:
             read = True
             yield value
-        except (ValueError, RecursionError):
-            at = begin + 1
     begin, end = text.find("{"), text.rfind("}") + 1
     if not read and 0 <= begin < end < 20_000:
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError):

@@ -46,7 +46,7 @@ class Usage:
     def __add__(self, other: Usage) -> Usage:
         """The sum; what is not known of a request that was made is not known of the sum."""
         if not (self.requests and other.requests):
-            return self if self.requests else other
+            return other if other.requests else self
         return Usage(
             self.requests + other.requests,
             _whole(self.read, other.read),
@@ -145,7 +145,7 @@ class Budget:
                 raise ArgumentError(f"budget={limit!r} ({name}) must be a number of 0 or more.")
         self.limit, self.tokens, self.usd = calls, tokens, usd
         self.spent, self.spent_tokens, self.spent_usd = 0, 0, 0.0
-        self._unknown: set[str] = set()
+        self._known = Usage(0, 0, 0, 0.0)
         self._kept_back: list[tuple[float, float, float]] = []  # by each that shares it
         self._under_way: list[Reservation] = []
         self._assumed_output = ASSUMED_OUTPUT
@@ -262,41 +262,49 @@ class Budget:
         )
 
     def settle(
-        self, reserved: Reservation, read: int | None = None, written: int | None = None
-    ) -> None:
-        """Replace a reservation by what was used; all of it counts where that is not known."""
-        price = cost(reserved.model, read or 0, written or 0)
-        if read is None or written is None:
-            self._unknown |= {"tokens"} if reserved.model.startswith(FREE) else {"tokens", "cost"}
-        self._unknown |= {"cost"} if price is None else set()
+        self,
+        reserved: Reservation,
+        read: int | None = None,
+        written: int | None = None,
+        repeated: int | None = None,
+    ) -> Usage:
+        """Replace a reservation by what was used, and return that as far as it is known.
+
+        All of the reservation counts where it is not.
+        """
+        model, told = reserved.model, read is not None and written is not None
+        price = cost(model, read or 0, written or 0) if told or model.startswith(FREE) else None
+        known = Usage(1, read, written, price, repeated)
         read = (reserved.read or 0) if read is None else read
         written = (reserved.written or 0) if written is None else written
-        exceeded = self.measures and read + written > reserved.tokens
         with self._changed:
             self._under_way.remove(reserved)
+            self._known += known
             self._assumed_output = max(self._assumed_output, written)
             self.spent_tokens += read + written
-            self.spent_usd += cost(reserved.model, read, written) or 0.0
+            self.spent_usd += cost(model, read, written) or 0.0
             self._changed.notify_all()
-        if exceeded:
+        if self.measures and read + written > reserved.tokens:
             warnings.warn(
-                f"A request to {reserved.model} used {read + written:,} tokens, where "
+                f"A request to {model} used {read + written:,} tokens, where "
                 f"{reserved.tokens:,} were reserved as the most, so that the budget may be "
                 "exceeded by the difference. Set max_tokens in the judge's inference_params.",
                 stacklevel=2,
             )
+        return known
 
     def charge(self, used: Usage) -> None:
         """Count what a recorded run paid for an answer, while it is replayed."""
         with self._changed:
+            self._known += used
             self.spent += used.requests
             self.spent_tokens += used.tokens
             self.spent_usd += used.cost or 0.0
 
     def figures(self) -> dict[str, Any]:
         """Return what was spent: ``calls``, ``tokens``, ``cost``; None where it is not known."""
-        spent = {"calls": self.spent, "tokens": self.spent_tokens, "cost": self.spent_usd}
-        return {name: None if name in self._unknown else n for name, n in spent.items()}
+        tokens = _whole(self._known.read, self._known.written)
+        return {"calls": self.spent, "tokens": tokens, "cost": self._known.cost}
 
     def __str__(self) -> str:
         parts = [] if self.limit is None else [f"{self.spent} of {self.limit} calls"]
@@ -331,10 +339,7 @@ _OUTPUT_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_toke
 
 
 def tokens_used(answer: Any) -> tuple[int | None, int | None, int | None]:
-    """Tokens read, written, and of those read the repeated ones, which the provider had cached.
-
-    As providers report them; None where they do not.
-    """
+    """Tokens read, written, and of those read the cached ones; None where nobody reports them."""
     found = _part(answer, "usage") or _part(answer, "usageMetadata")
     details = _part(found, "prompt_tokens_details") or _part(found, "input_tokens_details")
 

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def question_key(*parts: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class AnswerCache:
+class AnswerCache(AbstractContextManager["AnswerCache"]):
     """Answers by key, on disk, in ``directory`` or else `cache_directory`.
 
     A context manager that closes itself. Every method raises `StoreError` when the folder cannot be
@@ -88,17 +88,19 @@ class AnswerCache:
             return
         # Of the byte of the file that stands for the question.
         place, held = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"), False
+        with self._database():
+            file = _lock_file(self.directory)
         while not held and not is_over():
-            with self._database():
-                lock = _lock_file(self.directory)
-                held = _lock(lock, place)
+            with self._database(), suppress(BlockingIOError, PermissionError):
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+                held = True
             if not held:
                 time.sleep(0.05)
         try:
             yield
         finally:
             if held:
-                fcntl.lockf(lock, fcntl.LOCK_UN, 1, place)
+                fcntl.lockf(file, fcntl.LOCK_UN, 1, place)
 
     def __len__(self) -> int:
         with self._database() as database:
@@ -110,9 +112,6 @@ class AnswerCache:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
-
-    def __enter__(self) -> AnswerCache:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -128,7 +127,7 @@ class AnswerCache:
         except (OSError, sqlite3.Error) as error:
             raise StoreError(
                 f"The answer cache in {self.directory} does not work: {error}. Name a folder that "
-                f"can be written in {CACHE_VARIABLE}, or go without (cache=False)."
+                f"can be written in {CACHE_VARIABLE}; assess(cache=False) goes without."
             ) from error
 
     def _open(self) -> sqlite3.Connection:
@@ -149,12 +148,3 @@ class AnswerCache:
 def _lock_file(directory: Path) -> int:
     """Opened once and never closed: closing it would free all locks of this process."""
     return os.open(directory / "asking.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-
-
-def _lock(file: int, place: int) -> bool:
-    """Lock a byte of the file; False while another process holds it."""
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True

@@ -21,7 +21,7 @@ from workbench.compat import HTTPStatusError, intercepted
 from workbench.credentials import redact
 from workbench.errors import BudgetError, CancelledError, ReplayError, StoreError
 from workbench.models.answers import AnswerError, check_error, read_content, readable, said
-from workbench.models.budget import FREE, UNPAID, Budget, Reservation, Usage, cost, tokens_used
+from workbench.models.budget import UNPAID, Budget, Reservation, Usage, tokens_used
 from workbench.models.faults import (
     Fault,
     StoppedError,
@@ -99,6 +99,11 @@ class Outcome:
     usage: Usage = UNPAID
     cached: bool = False
 
+    @property
+    def paid(self) -> Usage:
+        """What was paid for it now; nothing where it was paid before."""
+        return UNPAID if self.cached else self.usage
+
 
 class Client:
     """Pooled connections for up to ``connections`` simultaneous calls, from any thread."""
@@ -174,7 +179,6 @@ class Client:
         return answer
 
     def close(self) -> None:
-        """Close the connections."""
         self._session.close()
 
 
@@ -224,7 +228,7 @@ class _UnderWay:
                 return answer
         finally:
             if self._unmetered is not None:
-                self._settle(self._unmetered)
+                self.usage += self.budget.settle(self._unmetered)
 
     def post(
         self, endpoint: str, headers: Mapping[str, str], payload: dict[str, Any]
@@ -256,23 +260,11 @@ class _UnderWay:
             answer = send()
         except BaseException as error:
             # What the provider refused has used nothing; what got lost on its way counts in full.
-            self._settle(reserved, *(0, 0) if was_refused(error) else ())
+            used = (0, 0) if was_refused(error) else ()
+            self.usage += self.budget.settle(reserved, *used)
             raise
-        self._settle(reserved, *tokens_used(answer))
+        self.usage += self.budget.settle(reserved, *tokens_used(answer))
         return answer
-
-    def _settle(
-        self,
-        reserved: Reservation,
-        read: int | None = None,
-        written: int | None = None,
-        repeated: int | None = None,
-    ) -> None:
-        self.budget.settle(reserved, read, written)
-        model = self.request.model
-        is_known = model.startswith(FREE) or (read is not None and written is not None)
-        paid = cost(model, read or 0, written or 0) if is_known else None
-        self.usage += Usage(1, read, written, paid, repeated)
 
     def _reserve(self, payload: Mapping[str, Any] | None = None) -> Reservation:
         if self.is_over():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -29,6 +30,7 @@ Kind = Literal[
     "rate_limit",  # slow down, then try again
     "transient",  # try again
     "timeout",  # no answer in time: try again once
+    "no_connection",  # the host does not take connections in time: try again once
     "request",  # the provider does not take this very request
     "answer",  # the model answered, but not usably
     "budget",  # the budget did not allow the next request
@@ -61,20 +63,23 @@ class Fault:
     @property
     def error(self) -> type[ModelError]:
         """The exception that a run ends with for its sake."""
-        kinds = {"credential": CredentialError, "unreachable": UnreachableModelError}
-        return kinds.get(self.kind, ModelError)
+        if self.kind in ("unreachable", "no_connection"):
+            return UnreachableModelError
+        return CredentialError if self.kind == "credential" else ModelError
 
 
 _LOST: Final = {
     "unreachable": "Nothing answers at the model's address",
     "transient": "The connection was lost",
     "timeout": "No answer came in time",
+    "no_connection": "No connection came about in time",
 }
 
 ADVICE: Final = {
     "credential": "Check the key, which providers read from the environment (for openai:/ models "
     "OPENAI_API_KEY; a local server that asks for none takes any value).",
     "unreachable": "Check that the server runs and that base_url names it.",
+    "no_connection": "Check that base_url names the server and that no firewall is between.",
     "refused": "Check the model's name, the endpoint and the quota.",
     "rate_limit": "Run again later, or ask for a higher rate limit.",
     "timeout": "Allow a longer timeout among inference_params, or lower the concurrency.",
@@ -88,10 +93,13 @@ _NO_CREDIT: Final = (
     "insufficient_quota", "exceeded your current quota", "your credit balance is too low",
     "billing_hard_limit", "billing hard limit",
 )  # fmt: skip
+_PER_MINUTE: Final = ("please retry in ", "retrydelay")  # Gemini's, which also names the plan
+_RETRY_IN: Final = re.compile(r"[Pp]lease retry in (\d+(?:\.\d+)?) ?s")
 
 # Statuses, words of which the message must have one, kind. The first that fits counts. litellm
 # gives 500 to calls that never reached a server.
 _BY_STATUS: Final[tuple[tuple[Any, tuple[str, ...], Kind], ...]] = (
+    ((429,), _PER_MINUTE, "rate_limit"),
     ((400, 429), _NO_CREDIT, "refused"),
     ((400,), ("api key not valid", "api_key_invalid"), "credential"),  # Gemini's
     ((429,), (), "rate_limit"),
@@ -116,7 +124,8 @@ def classify(error: BaseException) -> Fault:
         if isinstance(link, AnswerError):
             return Fault("answer", str(link))
         if "Timeout" in type(link).__name__:  # Python's, requests', httpx', litellm's, dspy's
-            return Fault("timeout", message)
+            is_late = type(link).__name__ != "ConnectTimeout"
+            return Fault("timeout" if is_late else "no_connection", message)
         if (status := _status(link)) is not None:
             return _of_status(status, message, _retry_after(link))
         if isinstance(link, requests.RequestException | ConnectionError | gaierror):
@@ -161,6 +170,8 @@ def _has(text: str, words: tuple[str, ...]) -> bool:
 def _of_status(status: int, message: str, wait: float | None) -> Fault:
     if status == 503 and wait is not None:
         status = 429
+    if wait is None and (told := _RETRY_IN.search(message)):
+        wait = float(told[1])
     kind: Kind = next(
         (k for those, words, k in _BY_STATUS if status in those and _has(message, words or ("",))),
         "request",
@@ -195,4 +206,5 @@ def seconds_to_wait(retry_after: Any) -> float | None:
 def was_refused(error: BaseException) -> bool:
     """Whether a provider can't have worked on a request, as on one given up after 408 or 504."""
     status = _status(error) or 0
-    return classify(error).kind == "unreachable" or (status >= 400 and status not in (408, 504))
+    never_sent = classify(error).kind in ("unreachable", "no_connection")
+    return never_sent or (status >= 400 and status not in (408, 504))

@@ -24,6 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from workbench.compat import intercepted
 from workbench.errors import ArgumentError, ReplayError
+from workbench.formatting import write_whole
 from workbench.models.budget import UNPAID, Usage
 from workbench.models.cache import cache_directory
 from workbench.models.faults import Fault
@@ -126,13 +127,11 @@ class Recorder:
         return len(self._entries)
 
     def put(self, entry: Entry) -> None:
-        """Add an answer."""
         with self._lock:
             self._entries[entry.key] = _better(self._entries.get(entry.key), entry)
 
     def save(self) -> None:
         """Write the file, whole or not at all, with what other processes have added to it."""
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         try:
             cache_directory().mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(cache_directory() / "recording.lock", timeout=60)
@@ -150,10 +149,8 @@ class Recorder:
                         "was. Record to another file, or less in one."
                     )
                 packed = self.path.suffix == ".gz"
-                beside.write_bytes(gzip.compress(text, mtime=0) if packed else text)
-                beside.replace(self.path)
+                write_whole(self.path, gzip.compress(text, mtime=0) if packed else text)
         except (OSError, filelock.Timeout) as error:
-            beside.unlink(missing_ok=True)
             raise ReplayError(
                 f"The answers could not be written to {self.path}: {error}. Name another file; "
                 "the same run again pays nothing twice."
@@ -218,10 +215,7 @@ _AT_START: Final = (os.environ.get(RECORD_VARIABLE), os.environ.get(REPLAY_VARIA
 
 
 def current() -> Recorder | Player | None:
-    """Return what the innermost `recording` or `replaying` uses, else the environment's file.
-
-    Threads that run in a copy of the context (`contextvars.copy_context`) have the same.
-    """
+    """Return what this context records to or replays from, else the file of the environment."""
     found = _current.get()
     return _of_process() if found is None else found
 
@@ -326,14 +320,12 @@ def _in_use(used: Recorder | Player, variable: str) -> Iterator[None]:
 def variables(
     record: str | os.PathLike[str] | None, replay: str | os.PathLike[str] | None
 ) -> dict[str, str]:
-    """Return the environment of a process that is to record or replay; check that it can.
-
-    Raises `ArgumentError` for both at once, and what `recording` and `replaying` raise.
-    """
+    """Return the environment of a process that is to record or replay, but not both."""
     if record is not None and replay is not None:
         raise ArgumentError("record= and replay= exclude each other: give one of them.")
-    if record is not None:
-        return {RECORD_VARIABLE: str(Recorder(record).path), REPLAY_VARIABLE: ""}
-    if replay is not None:
-        return {REPLAY_VARIABLE: str(Player(replay).path), RECORD_VARIABLE: ""}
-    return {}
+    given = {RECORD_VARIABLE: record, REPLAY_VARIABLE: replay}
+    if record is None and replay is None:
+        return {}
+    return {
+        name: str(Path(path).expanduser().resolve()) if path else "" for name, path in given.items()
+    }

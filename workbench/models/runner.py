@@ -7,15 +7,15 @@ be expected to succeed is it an exception. This is the only place where requests
 from __future__ import annotations
 
 import contextvars
+import itertools
+import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import Any, Final
-
-import tenacity
 
 from workbench.compat import intercepted
 from workbench.errors import BudgetError, CancelledError, ModelError, StoreError, check_whole
@@ -28,7 +28,7 @@ from workbench.models.faults import ADVICE, Fault, StoppedError
 from workbench.models.throttle import Throttle
 
 # Attempts at one question, by the kind of fault; any other is not tried again.
-ATTEMPTS: Final = {"rate_limit": 12, "transient": 4, "timeout": 2}
+ATTEMPTS: Final = {"rate_limit": 12, "transient": 4, "timeout": 2, "no_connection": 2}
 
 PATIENCE: Final = 90.0  # seconds of rate limits without a single success
 
@@ -37,13 +37,12 @@ PATIENCE: Final = 90.0  # seconds of rate limits without a single success
 PERMANENT_FAILURES_TO_STOP: Final = 3
 FAILURES_TO_STOP: Final = 10
 
-# How long Ctrl-C, or whatever else ends a run, waits for calls under way. What they bring later is
-# kept in the cache all the same.
+# How long the end of a run waits for calls under way; what they bring later is kept in the cache.
 SECONDS_AFTER_INTERRUPT: Final = 5.0
 SECONDS_AFTER_ERROR: Final = 60.0
 
 
-class Runner:
+class Runner(AbstractContextManager["Runner"]):
     """Asks questions, in as many runs as follow each other. A context manager that closes itself.
 
     Its runs share connections, the throttle, and whether the model has answered at all. ``cache``
@@ -105,7 +104,7 @@ class Runner:
                     run.recorder.save()
         return [run.found[index] for index in range(len(requests))]
 
-    def ask(self, request: Request, stopped: threading.Event | None = None) -> Outcome:
+    def ask(self, request: Request, stopped: threading.Event) -> Outcome:
         """Get one answer, from the cache or after as many attempts as make sense.
 
         From any thread. Where the budget does not allow a request, that is the outcome's fault.
@@ -114,7 +113,7 @@ class Runner:
         """
         if (player := recording.replayed()) is not None:
             raise player.refusal()
-        stopped, key = stopped or threading.Event(), request.cache_key
+        key = request.cache_key
         if self.cache is None or key is None:
             return self._attempts(request, stopped)
         with self.cache.asking(key, lambda: stopped.is_set() or self.stop.is_set()):
@@ -147,7 +146,7 @@ class Runner:
 
     def _attempts(self, request: Request, stopped: threading.Event) -> Outcome:
         """Send the request until it is answered, refused, or tried often enough."""
-        usage, begun, asked_at = UNPAID, time.monotonic(), 0.0
+        usage, begun = UNPAID, time.monotonic()
 
         def is_over() -> bool:
             return stopped.is_set() or self.stop.is_set()
@@ -156,41 +155,26 @@ class Runner:
             self.throttle.sent()
             return is_over()
 
-        def attempt() -> Outcome:
-            nonlocal usage, asked_at
+        for attempt in itertools.count(1):
             with self.throttle.slot(is_over) as asked_at:
                 if is_over():
                     raise StoppedError
                 outcome = self.client.send(request, self.budget, is_over=goes_out)
                 self._note(outcome, stopped, asked_at)
             usage += outcome.usage
-            return outcome
-
-        def in_vain(state: tenacity.RetryCallState) -> bool:
-            kind = _fault(state).kind
-            limited = kind == "rate_limit" and self.is_silent(begun)
-            return limited or state.attempt_number >= ATTEMPTS[kind]
-
-        def slow_down(state: tenacity.RetryCallState) -> None:
-            # All calls wait together, so a limit that one met is not met by every other.
-            if (kind := _fault(state).kind) in ("rate_limit", "timeout"):
-                seconds = state.upcoming_sleep if kind == "rate_limit" else 0.0
-                self.throttle.slow_down(seconds, asked_at)
-
-        def rest(seconds: float) -> None:
-            end = time.monotonic() + seconds
+            fault = outcome.fault
+            limited = fault is not None and fault.kind == "rate_limit"
+            in_vain = limited and self.is_silent(begun)
+            if fault is None or in_vain or attempt >= ATTEMPTS.get(fault.kind, 1):
+                break
+            # Where the provider does not say how long to wait, it is by chance and ever longer.
+            pause = fault.retry_after or random.uniform(0.0, min(20.0, 2.0 ** (attempt - 1)))
+            if limited or fault.kind == "timeout":
+                # All calls wait together, so a limit that one met is not met by every other.
+                self.throttle.slow_down(pause if limited else 0.0, asked_at)
+            end = time.monotonic() + pause
             while not is_over() and (left := end - time.monotonic()) > 0:
                 stopped.wait(min(left, 0.5))  # `stop` is not heard while it waits
-
-        outcome: Outcome = tenacity.Retrying(
-            retry=tenacity.retry_if_result(lambda o: o.fault and o.fault.kind in ATTEMPTS),
-            # Where the provider does not say how long to wait, it is by chance and ever longer.
-            wait=lambda state: _fault(state).retry_after or _backoff(state),
-            stop=in_vain,
-            before_sleep=slow_down,
-            sleep=rest,
-            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
-        )(attempt)
         return replace(outcome, usage=usage)
 
     def is_silent(self, since: float = 0.0) -> bool:
@@ -212,22 +196,10 @@ class Runner:
             stopped.set()
 
     def close(self) -> None:
-        """Close the connections."""
         self.client.close()
-
-    def __enter__(self) -> Runner:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-_backoff: Final = tenacity.wait_random_exponential(multiplier=1, max=20)
-
-
-def _fault(state: Any) -> Fault:
-    fault: Fault = state.outcome.result().fault
-    return fault
 
 
 class _Run:
@@ -305,7 +277,8 @@ class _Run:
                     thread.start()
                 for position in range(len(questions)):
                     self._wait()
-                    self._take(*self.done[position], in_a_row)
+                    untried = len(questions) - position - 1 > len(threads)
+                    self._take(*self.done[position], in_a_row, untried)
             # Failures are those of their questions once it is known that others succeed.
             for index, outcome in self.failed:
                 self._settle(index, outcome)
@@ -337,15 +310,24 @@ class _Run:
 
     def _wait(self) -> None:
         """Wait for the next outcome, woken now and then to see that it was cancelled."""
-        while True:
+        arrived = False
+        while not arrived:
             arrived = self.arrived.acquire(timeout=0.2)
             if self.runner.stop.is_set():
                 raise CancelledError("This was cancelled. Answers that were paid for are kept.")
-            if arrived:
-                return
 
-    def _take(self, index: int, outcome: Outcome | BaseException, in_a_row: list[Fault]) -> None:
-        """Settle an outcome, or end the run where no other call can be expected to succeed."""
+    def _take(
+        self,
+        index: int,
+        outcome: Outcome | BaseException,
+        in_a_row: list[Fault],
+        untried: bool,
+    ) -> None:
+        """Settle an outcome, or end the run where no other call can be expected to succeed.
+
+        Failures take longest, since they are tried again, and come in a row at the end: that says
+        nothing of the rest unless something is ``untried``, or nothing was ever answered.
+        """
         if isinstance(outcome, BaseException):
             raise outcome
         runner, fault = self.runner, outcome.fault
@@ -365,7 +347,7 @@ class _Run:
         if fault is not None and (
             self.stopped.is_set()  # by the very first calls
             or sum(one.permanent for one in in_a_row) >= PERMANENT_FAILURES_TO_STOP
-            or len(in_a_row) >= FAILURES_TO_STOP
+            or (len(in_a_row) >= FAILURES_TO_STOP and (untried or not runner.answered))
             or (fault.kind == "rate_limit" and runner.is_silent())
         ):
             raise _no_answer(self.requests[index], fault, runner)
@@ -377,39 +359,38 @@ class _Run:
                 continue
             if outcome.answer is None:
                 self._record(index, outcome)
-                continue
-            with suppress(Exception):  # the error that ended the run is on its way already
-                self._settle(index, outcome)
+            else:
+                with suppress(Exception):  # the error that ended the run is on its way already
+                    self._settle(index, outcome)
 
     def _settle(self, index: int, outcome: Outcome) -> None:
         """Hand on the outcome of a question, and of those equal to it: they are free."""
         self._record(index, outcome)
-        free = outcome.answer is not None
+        free: dict[str, Any] = {"usage": UNPAID} if outcome.answer is None else {"cached": True}
         for position in self.equal[index]:
             if position != index:
-                usage = outcome.usage if free else UNPAID
-                outcome = replace(outcome, cached=outcome.cached or free, usage=usage)
+                outcome = replace(outcome, **free)
             self.on_outcome(position, outcome)
             self.found[position] = outcome
             self._show(outcome)
 
     def _show(self, outcome: Outcome) -> None:
         self.counts.update(failed=outcome.fault is not None, cached=outcome.cached)
-        self.cost += 0.0 if outcome.cached else outcome.usage.cost or 0.0
+        self.cost += outcome.paid.cost or 0.0
         notes = [f"{count} {what}" for what, count in self.counts.items() if count]
         notes += [f"${self.cost:.4f}"] * bool(self.cost)
         self.shown.set_postfix_str(", ".join(notes), refresh=False)
         self.shown.update()
 
     def _record(self, index: int, outcome: Outcome) -> None:
-        request, fault = self.requests[index], outcome.fault
+        request = self.requests[index]
         if self.recorder is not None and request.key is not None:
             entry = recording.Entry(
                 key=request.key,
                 about=request.asker,
                 answer=outcome.answer,
-                failed=None if fault is None else fault.recorded,
-                paid=UNPAID if outcome.cached else outcome.usage,
+                failed=outcome.fault and outcome.fault.recorded,
+                paid=outcome.paid,
             )
             self.recorder.put(entry)
 

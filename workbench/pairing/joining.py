@@ -149,11 +149,12 @@ def _verdicts(
     chosen, version, notes = choose_version(judge_or_name, recorded, fingerprint_of(judge_or_name))
     if not any(chosen.values()):
         others = sum(map(bool, recorded.values()))
-        known = f" ({others} traces have verdicts of another version or source)" * bool(others)
+        known = f" (on {counted(others, 'trace')} there are verdicts of another version or source)"
+        known *= bool(others)
         raise NoVerdictsError(
-            f"{labelled} traces are labelled under {name!r}, but this judge has judged none of "
-            f"them{known}. Run workbench.assess(judge, traces), or log recorded verdicts with "
-            f"workbench.log_verdicts(table, name={name!r}, ...)."
+            f"{counted(labelled, 'trace')} with a label under {name!r}, and this judge has judged "
+            f"none of them{known}. Run workbench.assess(judge, traces), or log recorded verdicts "
+            f"with workbench.log_verdicts(table, name={name!r}, ...)."
         )
     return recorded, chosen, version, notes
 
@@ -187,7 +188,8 @@ def _notes(name: str, human: Mapping[str, HumanLabel], scale: Scale) -> list[str
     notes = []
     decided = sum(one.decided_by is not None for one in human.values())
     if decided:
-        notes.append(f"On {decided} traces an adjudicator's decision takes the votes' place.")
+        on = counted(decided, "trace")
+        notes.append(f"On {on} an adjudicator's decision takes the votes' place.")
     outside = [one for one in human.values() if one.outside]
     if outside and not any(one.votes for one in human.values()):
         raise ScaleError(
@@ -195,9 +197,10 @@ def _notes(name: str, human: Mapping[str, HumanLabel], scale: Scale) -> list[str
             "the judge a feedback_value_type that fits, or pass scale=."
         )
     if outside:
+        many = sum(one.outside for one in outside)
         notes.append(
-            f"{sum(one.outside for one in outside)} labels on {len(outside)} traces lie "
-            f"outside the scale and have no vote. Allowed: {scale.describe()}."
+            f"Outside the scale, so without a vote: {counted(many, 'label')} on "
+            f"{counted(len(outside), 'trace')}. Allowed: {scale.describe()}."
         )
     seen = sum(one.fault is None and not one.blind for one in human.values())
     if seen:

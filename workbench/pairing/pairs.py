@@ -242,7 +242,8 @@ class Split:
         }
 
     def __repr__(self) -> str:
-        return f"<Split train {len(self.train)}, dev {len(self.dev)}, test {len(self.test)}>"
+        sizes = f"train {len(self.train)}, dev {len(self.dev)}, test {len(self.test)}"
+        return f"<Split {'. '.join([sizes, *self.notes])}>"
 
 
 def dataset_digest(pairs: Pairs) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 from workbench.errors import ArgumentError
 from workbench.formatting import counted
 from workbench.store.traces import Example, examples, item_digest
-from workbench.vocabulary import folded, is_unnamed
+from workbench.vocabulary import group_key, is_unnamed
 
 Groups = str | Mapping[str, Hashable] | None
 
@@ -23,8 +23,8 @@ LARGEST_GROUP = 0.3  # of a larger share in one group, grouping by inputs leaves
 def groups_of(table: pd.DataFrame, groups: Groups) -> dict[str, str]:
     """Return the group of each trace of a table of pairs (see `Pairs.split` for ``groups``).
 
-    Keys are compared as text without case: "1" and " 1" are one group, "1.1" and "1.10" two. Where
-    most traces have one, those without (None, nan, "", "NULL") are each a group of their own.
+    Keys are compared as text without case: "1", " 1" and "1.0" are one group, "1.1" and "1.10" two.
+    Where most traces have one, those without (None, nan, "", "NULL") are each a group of their own.
     """
     ids, exist = list(table["trace_id"]), ""
     if groups is None:
@@ -49,7 +49,7 @@ def groups_of(table: pd.DataFrame, groups: Groups) -> dict[str, str]:
             f"groups{shown} names no group for {len(missing)} of {len(ids)} traces, e.g. "
             f"{missing[0]!r}. Every paired trace needs one.{exist}"
         )
-    return {i: folded(found.get(i, i)) for i in ids} | {i: i for i in missing}
+    return {i: group_key(found.get(i, i)) for i in ids} | {i: i for i in missing}
 
 
 def field_text(value: Any) -> str:

@@ -7,7 +7,6 @@ formula.
 
 from __future__ import annotations
 
-import functools
 import io
 import math
 import os
@@ -15,17 +14,21 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
+from jupyter_core.paths import jupyter_config_dir
 from markupsafe import Markup
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-    from matplotlib.axes import Axes
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgb, to_rgba, to_rgba_array
+from matplotlib.figure import Figure
 
 # From the palette of Okabe and Ito, which stays apart for all common kinds of colour blindness.
 BEFORE, AFTER, BELOW = "#D55E00", "#0072B2", "#D55E00"
@@ -47,38 +50,27 @@ _DARK = {
     **dict.fromkeys(_INKED, "#e6e6e6"),
 }
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
-
-def styled(function: Callable[_P, _R]) -> Callable[_P, _R]:
+@contextmanager
+def styled() -> Iterator[None]:
     """Draw in the module's style and JupyterLab's theme, and leave the user's style as it is."""
-
-    @functools.wraps(function)
-    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        import matplotlib as mpl
-
-        settings: Any = mpl.rcParams  # its keys are checked when they are set
-        # Not rc_context: it would also undo what a backend sets when the first figure loads it,
-        # and Jupyter's would then show that figure and none of the later ones.
-        chosen = settings["figure.facecolor"] != mpl.rcParamsDefault["figure.facecolor"]
-        style = _STYLE | (_DARK if not chosen and _lab_is_dark() else {})
-        before = {name: settings[name] for name in style}
-        settings.update(style)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            settings.update(before)
-
-    return wrapper
+    settings: Any = mpl.rcParams  # its keys are checked when they are set
+    # Not rc_context: it would also undo what a backend sets when the first figure loads it,
+    # and Jupyter's would then show that figure and none of the later ones.
+    chosen = settings["figure.facecolor"] != mpl.rcParamsDefault["figure.facecolor"]
+    style = _STYLE | (_DARK if not chosen and _lab_is_dark() else {})
+    before = {name: settings[name] for name in style}
+    settings.update(style)
+    try:
+        yield
+    finally:
+        settings.update(before)
 
 
 def _lab_is_dark() -> bool:
     """Whether this is a kernel of a JupyterLab whose user has chosen a dark theme."""
     if "ipykernel" not in sys.modules:
         return False
-    from jupyter_core.paths import jupyter_config_dir
-
     usual = f"{jupyter_config_dir()}/lab/user-settings"
     folder = Path(os.environ.get("JUPYTERLAB_SETTINGS_DIR") or usual)
     path = folder / "@jupyterlab/apputils-extension/themes.jupyterlab-settings"
@@ -90,22 +82,16 @@ def _lab_is_dark() -> bool:
 
 def paper() -> Any:
     """Return the active style's colour behind a picture."""
-    import matplotlib as mpl
-
     return mpl.rcParams["axes.facecolor"]
 
 
 def ink() -> Any:
     """Return the active style's colour of text."""
-    import matplotlib as mpl
-
     return mpl.rcParams["text.color"]
 
 
 def blue() -> str:
     """Return the blue of points and lines: a brighter one of the palette on a dark ground."""
-    from matplotlib.colors import to_rgb
-
     return "#56B4E9" if sum(to_rgb(paper())) < 1.5 else AFTER
 
 
@@ -189,15 +175,6 @@ def draw_estimate(
     return ax.plot(value, row, marker, ms=6, **look)[0]
 
 
-def tested_handles(ax: Axes, alpha: float) -> dict[str, Any]:
-    """Return entries of a legend for what differs by a test, and what may not."""
-    look: dict[str, Any] = {"color": blue(), "ms": 6, "mew": 1.5}
-    return {
-        f"differs (p < {alpha:.2g}, adjusted)": ax.plot([], [], "o", **look)[0],
-        "may be luck": ax.plot([], [], "o", mfc=paper(), **look)[0],
-    }
-
-
 # -- matrices -------------------------------------------------------------------------------
 
 
@@ -220,8 +197,6 @@ def draw_matrix(
     ``text`` returns the large and the small text of the cell at a row and column; of more than 20
     rows the cells have none. ``totals`` stand behind the labels of rows whose diagonal is framed.
     """
-    from matplotlib.colors import to_rgba, to_rgba_array
-
     size, is_small = len(names), len(names) <= 20
     ax = ax or new_axes(*matrix_size(size))[0]
     rows, columns = ([literal(name, width) for name in names] for width in (18, 14))
@@ -259,8 +234,6 @@ def draw_matrix(
 
 
 def _add_squares(ax: Axes, rows: Any, columns: Any, **look: Any) -> None:
-    from matplotlib.collections import PolyCollection
-
     corners = 0.48 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
     squares: Any = np.stack([columns, rows], axis=1)[:, None] + corners
     ax.add_collection(PolyCollection(squares, **look))
@@ -287,9 +260,6 @@ def as_svg(draw: Callable[..., Any], size: tuple[float, float], description: str
     what screen readers say. Text and lines have the page's text colour, the background is
     transparent, all text is escaped, and the picture scales down to the width at hand.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     width, height = size
     page_ink = "#010203"  # stands for the page's text colour until the end
     style: dict[str, Any] = dict.fromkeys(_INKED, page_ink)

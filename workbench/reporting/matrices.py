@@ -1,22 +1,22 @@
-"""Pictures of matrices: confusion, its change, and annotators among themselves.
-
-Every picture takes ``ax=None``, returns the Axes and never shows. Figures come from
-`workbench.metrics`; nothing is computed here. Colours are safe for colour-blind readers.
-"""
+"""Pictures of matrices: confusion, its change, and annotators among themselves."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted
 from workbench.metrics.agreement import Agreement, agreement
+from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.comparison import Comparison
 from workbench.metrics.intervals import figure
+from workbench.pairing.pairs import Pairs
 from workbench.reporting.drawing import (
     draw_matrix,
     literal,
@@ -27,15 +27,8 @@ from workbench.reporting.drawing import (
     write,
 )
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-    from matplotlib.axes import Axes
 
-    from workbench.metrics.annotators import AnnotatorAgreement
-    from workbench.pairing.pairs import Pairs
-
-
-@styled
+@styled()
 def plot_confusion(
     agreement_or_pairs: Agreement | Pairs,
     *,
@@ -78,7 +71,7 @@ def plot_confusion(
     return ax
 
 
-@styled
+@styled()
 def plot_before_after(
     comparison_or_before: Comparison | Agreement | Pairs,
     after: Agreement | Pairs | None = None,
@@ -118,7 +111,7 @@ def plot_before_after(
     return drawn
 
 
-@styled
+@styled()
 def plot_difference(
     comparison_or_before: Comparison | Agreement | Pairs,
     after: Agreement | Pairs | None = None,
@@ -167,7 +160,7 @@ def plot_difference(
     return ax
 
 
-@styled
+@styled()
 def plot_annotators(annotators: AnnotatorAgreement, *, ax: Axes | None = None) -> Axes:
     """Cohen's kappa between each two annotators, with the number of items both labelled.
 

@@ -1,23 +1,25 @@
-"""Pictures of agreement and where it comes from: metrics, slices, weeks, balance and ratings.
-
-Every picture takes ``ax=None``, returns the Axes and never shows. Figures come from
-`workbench.metrics`; nothing is computed here. Colours are safe for colour-blind readers.
-"""
+"""Pictures of agreement and where it comes from: metrics, slices, weeks, balance and ratings."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
+from matplotlib.patches import Rectangle
 
+from workbench.alignment.result import OptimizerComparison
 from workbench.errors import one_of
 from workbench.formatting import counted
 from workbench.metrics.agreement import Agreement, agreement
+from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.comparison import Comparison
 from workbench.metrics.monitoring import Monitored
+from workbench.pairing.pairs import Pairs
 from workbench.reporting.drawing import (
     AFTER,
     BEFORE,
@@ -33,21 +35,13 @@ from workbench.reporting.drawing import (
     paper,
     reference_levels,
     styled,
-    tested_handles,
     tilt_where_long,
     write,
 )
 from workbench.store.tables import require_columns
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
-    from workbench.alignment.result import OptimizerComparison
-    from workbench.metrics.annotators import AnnotatorAgreement
-    from workbench.pairing.pairs import Pairs
-
-
-@styled
+@styled()
 def plot_metrics(
     comparison_or_agreement: Comparison | Agreement,
     *,
@@ -93,7 +87,7 @@ def plot_metrics(
     return ax
 
 
-@styled
+@styled()
 def plot_comparison(comparison: OptimizerComparison, *, ax: Axes | None = None) -> Axes:
     """Held-out accuracy of each judge with its interval, and the cost of learning it.
 
@@ -130,10 +124,14 @@ def _finish_rows(
 ) -> None:
     """Label rows with estimates, draw what they are compared with, and add the legend."""
     name, level = reference
-    handles = {}
+    handles: dict[str, Any] = {}
     if level is not None and not math.isnan(level):
         handles[name] = ax.axvline(level, color=ink(), lw=1, ls="--", zorder=0)
-    legend_above(ax, {**handles, **(tested_handles(ax, alpha) if alpha else {})}, ncols=3)
+    if alpha:
+        look: dict[str, Any] = {"color": blue(), "ms": 6, "mew": 1.5}
+        handles[f"differs (p < {alpha:.2g}, adjusted)"] = ax.plot([], [], "o", **look)[0]
+        handles["may be luck"] = ax.plot([], [], "o", mfc=paper(), **look)[0]
+    legend_above(ax, handles, ncols=3)
     bare_rows(ax, labels)
 
 
@@ -151,7 +149,7 @@ def _effort(row: Mapping[Any, Any]) -> str:
     return ", ".join(parts)
 
 
-@styled
+@styled()
 def plot_slices(
     slices: Any, *, metric: str | None = None, overall: float | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -196,7 +194,7 @@ def plot_slices(
     return ax
 
 
-@styled
+@styled()
 def plot_monitor(monitored: Monitored, *, ax: Axes | None = None) -> Axes:
     """Agreement with people and the shift of verdicts, week by week.
 
@@ -234,7 +232,7 @@ def plot_monitor(monitored: Monitored, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-@styled
+@styled()
 def plot_balance(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     """How often people gave each label, beside how often the judge did.
 
@@ -248,8 +246,6 @@ def plot_balance(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     ax
         Axes to draw on; new ones by default.
     """
-    from matplotlib.patches import Rectangle
-
     found = agreement(pairs, resamples=2)
     counts = found.confusion.reindex(order_of(found)).sum(axis=1)
     shares = found.class_shares.reindex(order_of(found))
@@ -272,7 +268,7 @@ def plot_balance(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-@styled
+@styled()
 def plot_ratings(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     """Human label against verdict on an ordinal or numeric scale, with the line of equal ratings.
 
@@ -331,8 +327,6 @@ def _draw_circles(ax: Axes, both: Any, levels: int) -> None:
 
 
 def _draw_density(ax: Axes, both: Any) -> None:
-    from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
-
     faint = 0.75 * np.array(to_rgb(paper())) + 0.25 * np.array(to_rgb(blue()))
     colours = LinearSegmentedColormap.from_list("pairs", [tuple(faint), blue(), ink()])
     drawn = ax.hexbin(*both, gridsize=32, mincnt=1, cmap=colours, norm=LogNorm(), lw=0.2)

@@ -6,45 +6,53 @@ jinja2 has escaped it. Header values and credentials are not in it.
 
 from __future__ import annotations
 
+import difflib
+import json
+import math
 import os
 import platform
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from workbench import compat
+from workbench.alignment.certificate import Certificate
+from workbench.alignment.result import Alignment
 from workbench.credentials import urls_without_credentials, without_credentials
 from workbench.errors import ArgumentError, WorkbenchError
-from workbench.formatting import safe_html, write_whole
-from workbench.metrics.intervals import figure
-from workbench.reporting.content import (
-    certified,
-    evidence,
-    grid,
-    groups,
-    instructions,
-    notes,
-    pairwise,
-    sentence,
-    short,
-    slices,
-    stand_in,
-)
+from workbench.formatting import counted, safe_html, write_whole
+from workbench.metrics.agreement import agreement
+from workbench.metrics.alternative import alternative_annotator_test
+from workbench.metrics.intervals import Interval, figure
+from workbench.metrics.slices import SMALLEST, by_annotator, pooled, short_fields, slice_names
+from workbench.models.budget import FREE
+from workbench.pairing.pairs import Pairs
 from workbench.reporting.drawing import as_svg
 from workbench.reporting.matrices import plot_annotators, plot_confusion, title_with_intervals
-from workbench.reporting.plots import plot_balance, plot_metrics
-
-if TYPE_CHECKING:
-    from workbench.alignment.certificate import Certificate
-    from workbench.alignment.result import Alignment
-    from workbench.store.checks import DataCheck
+from workbench.reporting.plots import plot_balance, plot_metrics, plot_slices
+from workbench.store.checks import DataCheck
 
 PACKAGES = ("judge-workbench", "mlflow", "dspy", "litellm", "pandas")
+
+LONGEST_TEXT = 400
+MOST_FIELDS = 8
+"""Of inputs with more fields than this the beginning of their JSON is shown."""
+
+MOST_ITEMS = 40
+MOST_CASES = 3
+MOST_ROWS = 200
+
+MOST_DIVISIONS = 4
+"""Of more ways to divide the items than this the others are only named."""
 
 
 def write_report(
@@ -99,8 +107,6 @@ def render(
     certificate: Certificate | None = None,
 ) -> str:
     """Return the report as HTML text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     if certificate and certificate.fingerprint not in ("", alignment.held_out.fingerprint):
         raise ArgumentError(
             f"certificate is one of another judge ({certificate.fingerprint[:8]}) than the one "
@@ -121,22 +127,20 @@ def render(
         "alignment": alignment,
         "figure": figure,
         "title": title or f"Alignment of the judge “{alignment.original.name}”",
-        "sentence": sentence(alignment),
-        "notes": notes(alignment),
-        "change": grid(alignment.comparison.table.rename_axis("measure").reset_index()),
+        "sentence": _sentence(alignment),
+        "notes": _notes(alignment),
+        "change": _grid(alignment.comparison.table.rename_axis("measure").reset_index()),
         "pictures": _pictures(alignment),
-        "instructions": instructions(alignment),
-        "evidence": evidence(alignment),
-        "groups": groups(alignment),
-        "certificate": certified(certificate.headline, certificate.table, certificate.notes)
-        if certificate
-        else None,
-        "slices": slices(alignment),
-        "alternative": stand_in(alignment),
-        "pairwise": pairwise(alignment),
+        "instructions": _instructions(alignment),
+        "evidence": _evidence(alignment),
+        "groups": _groups(alignment),
+        "certificate": _certified(certificate) if certificate else None,
+        "slices": _slices(alignment),
+        "alternative": _stand_in(alignment),
+        "pairwise": _pairwise(alignment),
         "doubts": checked.doubts if checked else (),
-        "excluded": grid(reasons.assign(reason=reasons["reason"].map(urls_without_credentials))),
-        "history": None if history.empty else grid(history),
+        "excluded": _grid(reasons.assign(reason=reasons["reason"].map(urls_without_credentials))),
+        "history": None if history.empty else _grid(history),
         "endpoint": without_credentials(url) if url else None,
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
@@ -151,33 +155,231 @@ def _shown(value: Any) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    return value if isinstance(value, (int, float)) and value == value else short(value)
+    return value if isinstance(value, (int, float)) and value == value else _short(value)
 
 
 def _pictures(alignment: Alignment) -> dict[str, Markup | None]:
     """The pictures as SVG, by name; None where there is nothing to draw."""
     pairs, people = alignment.pairs, alignment.annotators
     pictures: dict[str, Markup | None] = dict.fromkeys(("balance", "annotators"))
-
-    def add(name: str, draw: Callable[..., Any], width: float, height: float, what: str) -> None:
-        pictures[name] = as_svg(draw, (width, height), what)
-
     metrics = partial(plot_metrics, alignment.comparison, ceiling=people)
     height = 2.9 if alignment.before.scale.ordered else 2.3
-    add(
-        "metrics", metrics, 5.2, height, "Accuracy and kappa with their intervals, before and after"
-    )
+    what = "Accuracy and kappa with their intervals, before and after"
+    pictures["metrics"] = as_svg(metrics, (5.2, height), what)
     for when, found in (("before", alignment.before), ("after", alignment.after)):
         side = max(3.6, min(7.0, 1.6 + 0.75 * len(found.confusion)))
         draw = partial(plot_confusion, found, title=title_with_intervals(found, when))
         what = f"Confusion matrix of human labels and verdicts {when} the alignment"
-        add(when, draw, side, side, what)
+        pictures[when] = as_svg(draw, (side, side), what)
     if len(pairs):
         height = 1.2 + 0.4 * (len(pairs.scale.values) or 10)
         what = "How often people gave each label, beside how often the judge did"
-        add("balance", partial(plot_balance, pairs), 5.2, height, what)
+        pictures["balance"] = as_svg(partial(plot_balance, pairs), (5.2, height), what)
     if people and len(people.annotators) > 2:
         side = max(3.8, min(7.0, 2.0 + 0.7 * len(people.annotators)))
         what = "Cohen's kappa between each two annotators"
-        add("annotators", partial(plot_annotators, people), side, side, what)
+        pictures["annotators"] = as_svg(partial(plot_annotators, people), (side, side), what)
     return pictures
+
+
+# -- what happened --------------------------------------------------------------------------
+
+
+def _sentence(alignment: Alignment) -> str:
+    """Return what happened, and why; what is missing to be sure stands in a note of its own."""
+    compared, reason = alignment.comparison, urls_without_credentials(alignment.reason)
+    reason = reason.replace(compared.power_note or "\0", "").strip()
+    return reason if compared.summary in reason else f"{reason} {compared.summary}".strip()
+
+
+def _notes(alignment: Alignment) -> list[str]:
+    """Return what limits the result."""
+    models = {str(getattr(j, "model", "")) for j in (alignment.original, alignment.judge)}
+    embedded = [
+        f"The model is the embedded one ({model}), which is no language model: no figure "
+        "obtained with it is a claim about a language model."
+        for model in sorted(models)
+        if model.startswith(FREE)
+    ]
+    found = [*alignment.comparison.notes, *embedded, *alignment.notes]
+    return list(dict.fromkeys(map(urls_without_credentials, found)))
+
+
+def _instructions(alignment: Alignment) -> dict[str, Any]:
+    """Original and proposed instructions as one list of lines, each kept, added or removed."""
+    before, after = alignment.original.instructions, alignment.proposed.instructions
+    kinds = {"-": "removed", "+": "added", " ": "kept"}
+    lines = [
+        {"kind": kinds[line[0]], "sign": line[0].replace("-", "−"), "text": line[2:]}
+        for line in difflib.Differ().compare(before.splitlines(), after.splitlines())
+        if line[0] in kinds
+    ]
+    counts = Counter(line["kind"] for line in lines)
+    return {"lines": lines, "added": counts["added"], "removed": counts["removed"]}
+
+
+def _evidence(alignment: Alignment) -> list[dict[str, Any]]:
+    """Each learned rule with some of the cases whose disagreement it was made from."""
+    rows = _rows(alignment.pairs.table)
+    found = []
+    for rule, ids in alignment.evidence.items():
+        known = [rows[i] for i in ids if i in rows]
+        # A case whose label has a reason explains most.
+        known.sort(key=lambda row: not _short(row.get("human_rationale")))
+        shown = [_item(row, alignment) for row in known[:MOST_CASES]]
+        found.append({"rule": rule, "count": len(ids), "shown": shown, "traces": ids[:MOST_ROWS]})
+    return found
+
+
+def _groups(alignment: Alignment) -> list[dict[str, Any]]:
+    """Items fixed, broken and still wrong, each with what people and both judges said."""
+    comparison = alignment.comparison
+    before, after = _rows(alignment.test_before.table), _rows(alignment.test_after.table)
+    numeric = comparison.before.scale.kind == "numeric"
+    names = ("Nearer to people", "Farther from people") if numeric else ("Fixed", "Broken")
+    frames = (comparison.fixed, comparison.broken, comparison.still_wrong)
+    found = []
+    for name, frame in zip((*names, "Still wrong"), frames, strict=True):
+        shown = [
+            _item(before[i] | row, alignment, after_rationale=after[i].get("judge_rationale"))
+            for i, row in _rows(frame.head(MOST_ITEMS)).items()
+        ]
+        found.append({"name": name, "count": len(frame), "shown": shown})
+    return found
+
+
+def _rows(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    return {row["trace_id"]: row for row in table.to_dict("records")}  # type: ignore[misc]  # column names are text
+
+
+def _item(row: Mapping[str, Any], alignment: Alignment, **rationales: Any) -> dict[str, Any]:
+    """A row of pairs with the item's inputs, outputs and expectations as short texts."""
+    example = alignment.examples.get(row["trace_id"])
+    parts: dict[str, str] = {}
+    for name in ("inputs", "outputs", "expectations"):
+        value = getattr(example, name, None)
+        if value is None or value in ({}, []):
+            continue
+        texts = value.values() if isinstance(value, dict) else ()
+        if 0 < len(texts) <= MOST_FIELDS and all(isinstance(text, str) for text in texts):
+            parts |= {str(key)[:LONGEST_TEXT]: _short(text) for key, text in value.items()}
+        else:
+            parts[name] = _short(value)
+    rationales |= {key: row.get(key) for key in ("human_rationale", "judge_rationale")}
+    return {**row, "parts": parts, **{key: _short(text) for key, text in rationales.items()}}
+
+
+def _short(value: Any) -> str:
+    """A value as text that says how much of it is left out."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if not isinstance(value, str):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    text = str(value).strip()
+    if len(text) <= LONGEST_TEXT:
+        return text
+    return f"{text[:LONGEST_TEXT].rstrip()} … ({len(text) - LONGEST_TEXT:,} more characters)"
+
+
+def _grid(frame: pd.DataFrame) -> dict[str, list[Any]]:
+    """A table as its columns and rows, the first ones of many."""
+    columns = [str(name).replace("_", " ") for name in frame.columns]
+    return {"columns": columns, "rows": frame.head(MOST_ROWS).to_numpy(dtype=object).tolist()}
+
+
+# -- how far it can be trusted --------------------------------------------------------------
+
+
+def _certified(certificate: Certificate) -> dict[str, Any]:
+    """Return what a certificate says."""
+    table = certificate.table.rename(columns={"low": "value_low", "high": "value_high"})
+    table["passed"] = table["passed"].map({True: "yes", False: "no"})
+    return {
+        "headline": certificate.headline,
+        "table": _with_intervals(table, "value", "n", "threshold", "passed"),
+        "notes": [*map(urls_without_credentials, certificate.notes)],
+    }
+
+
+def _slices(alignment: Alignment) -> dict[str, Any]:
+    """Return pictures and tables of the agreement by slice; ``why`` there may be none."""
+    pairs, names = _divisions(alignment)
+    shown = []
+    for name in names[:MOST_DIVISIONS]:
+        found = agreement(pairs, by=name)
+        is_numeric = "mean_distance" in found.table
+        measures = ["mean_distance"] if is_numeric else ["accuracy", "kappa"]
+        table = _with_intervals(found.table, "n", *measures, "difference", "p_adjusted", "note")
+        picture = as_svg(
+            partial(plot_slices, found),
+            (6.2, 1.3 + 0.34 * len(found.table)),
+            f"Agreement by {name}, with intervals",
+        )
+        shown.append({"by": name, "picture": picture, "table": table})
+    held_out = counted(len(pairs), "held-out item")
+    return {
+        "shown": shown,
+        "others": names[MOST_DIVISIONS:],
+        "why": f"No tag, input, length, week or annotator divides the {held_out} into several "
+        f"slices of {SMALLEST} or more.",
+    }
+
+
+def _divisions(alignment: Alignment) -> tuple[Pairs, list[str]]:
+    """The held-out pairs with a column for all that divides them into several slices, and what."""
+    pairs, known = _held_out(alignment), alignment.examples
+    ids = pairs.trace_ids
+    columns: dict[str, Any] = {}
+    for name, found in short_fields(known[i] for i in ids if i in known).items():
+        if name not in (*pairs.table.columns, "annotator"):
+            values = pd.Series(slice_names(map(found.get, ids)), dtype=object)
+            if pooled(values).nunique() > 1:
+                columns[name] = values.to_numpy()
+    names = list(columns)
+    if pooled(by_annotator(pairs).table["annotator"]).nunique() > 1:
+        names.append("annotator")
+    return replace(pairs, table=pairs.table.assign(**columns)), names
+
+
+def _held_out(alignment: Alignment) -> Pairs:
+    """The held-out pairs, which know what was left out before the split: contested items."""
+    return replace(alignment.held_out, excluded=alignment.pairs.excluded)
+
+
+def _stand_in(alignment: Alignment) -> dict[str, Any] | None:
+    """Return the alternative annotator test on held-out items; ``why`` it is not possible."""
+    people, pairs = alignment.annotators, _held_out(alignment)
+    if not people or len(people.annotators) < 2:
+        return None
+    is_numeric = pairs.scale.kind == "numeric"
+    try:
+        found = alternative_annotator_test(pairs, score="neg_rmse" if is_numeric else "accuracy")
+    except ArgumentError as error:
+        return {"why": str(error)}
+    if math.isnan(found.winning_rate):
+        return {"why": " ".join(found.notes)}
+    names = ["n", "judge_advantage", "annotator_advantage", "p_adjusted", "note"]
+    return {"why": "", "found": found, "table": _with_intervals(found.table, *names)}
+
+
+def _pairwise(alignment: Alignment) -> dict[str, list[Any]] | None:
+    """Return how well each two annotators agree; None where there are no two."""
+    people = alignment.annotators
+    if people is None or people.pairwise.empty:
+        return None
+    table = people.pairwise.set_index(["annotator_a", "annotator_b"])
+    return _with_intervals(table, "n", "accuracy", "kappa", "weighted_kappa")
+
+
+def _with_intervals(table: pd.DataFrame, *columns: str) -> dict[str, list[Any]]:
+    """Columns that the table has, measures with their intervals; notes where there is any."""
+    made = table[[name for name in columns if name in table]].copy()
+    for name in columns:
+        if f"{name}_low" in table:
+            ends = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
+            made[name] = [figure(value, Interval(low, high)) for value, low, high in ends]
+    if "p_adjusted" in made:
+        made["p_adjusted"] = ["below 0.001" if p < 0.001 else p for p in made["p_adjusted"]]
+    if "note" in made and not made["note"].any():
+        made = made.drop(columns="note")
+    return _grid(made.reset_index())

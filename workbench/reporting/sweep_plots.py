@@ -1,7 +1,4 @@
-"""Pictures of sweeps: agreement by the number of labels, by parameters, and against its cost.
-
-Every picture takes ``ax=None``, returns the Axes and never shows.
-"""
+"""Pictures of sweeps: agreement by the number of labels, by parameters, and against its cost."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted
@@ -27,9 +25,7 @@ from workbench.reporting.drawing import (
 )
 from workbench.store.tables import require_columns
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+if TYPE_CHECKING:  # which import MLflow
     from workbench.metrics.agreement import Agreement
     from workbench.metrics.annotators import AnnotatorAgreement
 
@@ -38,7 +34,7 @@ _COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKS = "osD^vP"
 
 
-@styled
+@styled()
 def plot_learning_curve(
     table: pd.DataFrame,
     *,
@@ -99,7 +95,7 @@ def plot_learning_curve(
     return _finished(ax, "labels", metric, len(table) - len(known), handles)
 
 
-@styled
+@styled()
 def plot_sweep(
     table: pd.DataFrame,
     metric: str = "after",
@@ -155,7 +151,7 @@ def plot_sweep(
     return _finished(ax, literal(names[0], 40), metric, lost, handles if names[1:] else {})
 
 
-@styled
+@styled()
 def plot_frontier(
     table: pd.DataFrame,
     metric: str = "after",

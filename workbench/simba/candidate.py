@@ -6,10 +6,13 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
+import pandas as pd
+
+from workbench.models.budget import UNPAID, Usage
 from workbench.models.cache import question_key
 from workbench.simba.items import Item
 
@@ -20,8 +23,10 @@ RULES_HEADING: Final = (
 
 EXAMPLES_HEADING: Final = "Items that people rated, with their reasons:"
 
-MAX_FIELD: Final = 1500
-"""Characters shown of an item's field in a worked example."""
+MAX_FIELD: Final = 1500  # characters shown of an item's field in a worked example
+
+_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_WORD: Final = re.compile(r"\w{3,}")
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,7 @@ class Candidate:
 
     @cached_property
     def key(self) -> str:
-        order = ["rationale first"] if self.rationale_first else []
-        return question_key(self.text, *order)[:16]
+        return question_key(self.text, *["rationale first"] * self.rationale_first)[:16]
 
     @property
     def added_words(self) -> int:
@@ -161,17 +165,9 @@ def shortened_json(value: Any, limit: int = MAX_FIELD) -> str:
 
 
 def one_line_json(value: Any) -> str:
-    """Serialize to JSON on one line.
-
-    Characters that some readers take for a line end, and lone surrogates, which can't be sent, are
-    escaped.
-    """
+    """Serialize to JSON on one line for every reader, without surrogates, which can't be sent."""
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-# json.dumps escapes the control characters below U+0020 itself.
-_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def words_of(text: str) -> str:
@@ -185,10 +181,7 @@ def one_line(text: str) -> str:
 
 def _clean_rule(rule: str) -> str:
     """Return the rule on one line, without bullets and characters that can't be stored."""
-    return one_line(_UNSTORABLE.sub(" ", rule)).lstrip("-*• ")
-
-
-_UNSTORABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+    return one_line(_UNPRINTABLE.sub(" ", rule)).lstrip("-*• ")
 
 
 def rules_about(rules: Sequence[str], text: str) -> list[int]:
@@ -209,4 +202,23 @@ def rules_about(rules: Sequence[str], text: str) -> list[int]:
     return sorted(found, key=lambda i: -shared[i])
 
 
-_WORD = re.compile(r"\w{3,}")
+@dataclass(frozen=True)
+class Learned:
+    """What an optimizer proposes, and what it took to find it.
+
+    ``known`` counts answers from the cache, ``usage`` is what was paid to all models, ``stopped``
+    says why learning ended, and ``evidence`` maps each rule to the trace ids that it was made from.
+    """
+
+    judge: Any = None
+    judge_calls: int = 0
+    reflection_calls: int = 0
+    embedding_calls: int = 0
+    known: int = 0
+    usage: Usage = UNPAID
+    stopped: str = ""
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
+    evidence: Mapping[str, list[str]] = field(default_factory=dict)
+    failures: int = 0
+    reflection_failures: int = 0
+    notes: tuple[str, ...] = ()

@@ -35,7 +35,7 @@ on the items that neither shows as worked examples.
 Train items may be selected on, so the score is no estimate of accuracy. `workbench.align` tests
 the result on held-out items that no part of the search has seen.
 
-`workbench.simba.forecast` has the upper bound of calls. Usually it is far less: about 180 judge
+`workbench.simba.settings.most_calls` is the upper bound. Usually it is far less: about 180 judge
 calls and 3 reflections for 50 labels, 500 and 5 for 200, in ``tests/benchmarks/bench_simba.py``.
 The calls of a rung run in parallel, so an alignment takes about ten times the model's latency.
 """
@@ -43,37 +43,40 @@ The calls of a rung run in parallel, so an alignment takes about ten times the m
 from __future__ import annotations
 
 import threading
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from mlflow.entities import Trace
 from mlflow.genai.judges.base import AlignmentOptimizer, Judge
 
 from workbench.compat import options
-from workbench.errors import ArgumentError, CancelledError
+from workbench.errors import ArgumentError, CancelledError, NoLabelsError, TooFewPairsError
 from workbench.formatting import bar, say
 from workbench.judging.judge import with_instructions
-from workbench.judging.requests import check_measurable, judge_many
+from workbench.judging.requests import judge_many
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import Budget, Usage
+from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
+from workbench.pairing.consensus import (
+    decisions_by_trace,
+    known_scale,
+    labels_by_trace,
+    read_label,
+)
 from workbench.pairing.splits import default_groups, stratified
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate
 from workbench.simba.forecast import forecast
 from workbench.simba.items import Case, Item, judge_fields
-from workbench.simba.labelled import labelled_items
-from workbench.simba.reflection import Reflection, Request
 from workbench.simba.reflector import Reflector
 from workbench.simba.search import Optimised, Search
-from workbench.simba.settings import Settings
-from workbench.store.traces import item_digest
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
+from workbench.simba.settings import MINIMUM_LABELS, Settings
+from workbench.store.traces import as_example, item_digest
 
 
 class SIMBA(AlignmentOptimizer):
@@ -93,8 +96,8 @@ class SIMBA(AlignmentOptimizer):
         Root of the OpenAI-compatible server on which it is reached. None: the judge's base URL for
         the judge's own model, the provider's public address for another one.
     inference_params
-        Parameters of the reflection's requests: ``max_tokens`` (600 unless given), ``timeout``
-        in seconds, ``temperature`` and whatever else the model takes.
+        Parameters of the reflection's requests: ``max_tokens`` (600 unless given, for sentences on
+        the ratings 400), ``timeout`` in seconds, ``temperature`` and whatever else the model takes.
     reflection_context
         Tokens that a reflection's prompt and answer may have; those of MLflow's catalog of
         models, or 6,000, when None. Longer texts are shortened and cases left out.
@@ -229,10 +232,7 @@ class SIMBA(AlignmentOptimizer):
         original = Candidate.from_instructions(told["instructions"])
         original = replace(original, rationale_first=bool(told["generate_rationale_first"]))
         budget = Budget.of(self.budget) if budget is None else budget
-        model = str(getattr(judge, "model", None) or "")
-        budget.check(model, self.model or model)
-        if budget.measures:
-            check_measurable(judge)
+        budget.check(told["model"], self.model or told["model"])
         with ExitStack() as stack:
             steps, desc = self.settings.max_steps, "aligning with SIMBA"
             shown = stack.enter_context(bar(total=steps, desc=desc, disable=not self.progress))
@@ -252,7 +252,7 @@ class SIMBA(AlignmentOptimizer):
 
             found = Search(
                 original, train, dev, scale, judge_fields(judge),
-                models.ask_judge, models.reflect,
+                models.ask_judge, models.reflector.propose,
                 seed=self.seed, settings=self.settings, on_step=on_step,
                 calls_left=models.calls_left,
             ).run()  # fmt: skip
@@ -261,12 +261,12 @@ class SIMBA(AlignmentOptimizer):
             shown.update(steps_made)
         self.last = replace(
             found,
+            judge=models.judge_of(found.best),
             judge_calls=models.runner.used.requests,
             reflection_calls=models.reflector.runner.used.requests,
-            known=models.cached,
             usage=models.used,
         )
-        return models.judge_of(found.best)
+        return self.last.judge
 
 
 class _Models:
@@ -286,7 +286,9 @@ class _Models:
         self.scale, self.budget, self.stop = scale, budget, simba.stop
         self.judges: dict[str, Judge] = {original.key: judge}
         self.original = original
-        self.known = {verdict.trace_id: verdict for verdict in known if verdict.error is None}
+        self.known = {
+            (original.key, v.trace_id): replace(v, calls=0) for v in known if v.error is None
+        }
         shared: dict[str, Any] = {"cache": cache, "budget": budget, "stop": simba.stop}
         # Where verdicts are known, reflections or the first call of `align` come before.
         self.runner = stack.enter_context(
@@ -303,8 +305,7 @@ class _Models:
             max_failure_share=simba.settings.max_failure_share,
         )
         stack.callback(self.reflector.close)
-        self.used_by_judge = Usage()  # for answers of which that is known
-        self.cached = 0
+        self.used_by_judge = UNPAID  # for answers whose tokens are known, else it could not be told
 
     @property
     def used(self) -> Usage:
@@ -321,30 +322,19 @@ class _Models:
 
     def ask_judge(self, wanted: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
         """Verdicts of the candidates; those of the original may be known."""
-        self._check_stop()
-        known = self.known
-
-        def is_known(candidate: Candidate, item: Item) -> bool:
-            return candidate.key == self.original.key and item.trace_id in known
-
-        missing = [(self.judge_of(c), i.example, 0) for c, i in wanted if not is_known(c, i)]
-        fresh = judge_many(missing, self.runner, scale=self.scale)
-        for verdict in fresh:
-            if verdict.usage.tokens:  # else what is left could not be told
-                self.used_by_judge += verdict.usage
-            self.cached += verdict.cached
-        rest = iter(fresh)
-        return [
-            replace(known[i.trace_id], calls=0) if is_known(c, i) else next(rest) for c, i in wanted
-        ]
-
-    def reflect(self, requests: Sequence[Request], step: int) -> list[Reflection]:
-        """Rules for each request."""
-        self._check_stop()
-        answers = self.reflector.propose(requests, step)
-        for answer in answers:
-            self.cached += answer.paid.requests == 0 and not answer.error
-        return answers
+        if self.stop.is_set():
+            raise CancelledError(
+                "The alignment was cancelled. Answers that were paid for are kept; the same call "
+                "takes it up again."
+            )
+        missing = [(c, i) for c, i in wanted if (c.key, i.trace_id) not in self.known]
+        asked = [(self.judge_of(c), i.example, 0) for c, i in missing]
+        fresh = judge_many(asked, self.runner, scale=self.scale)
+        usages = (verdict.usage for verdict in fresh if verdict.usage.tokens)
+        self.used_by_judge = sum(usages, self.used_by_judge)
+        given = {(c.key, i.trace_id): v for (c, i), v in zip(missing, fresh, strict=True)}
+        found = self.known | given
+        return [found[c.key, i.trace_id] for c, i in wanted]
 
     def calls_left(self) -> float:
         """Judge calls that the budget still allows, if they use as much as those until now."""
@@ -355,13 +345,42 @@ class _Models:
             left = min(left, self.budget.left_usd * used.requests / used.cost)
         return left
 
-    def _check_stop(self) -> None:
-        if self.stop.is_set():
-            raise CancelledError(
-                "The alignment was cancelled. Answers that were paid for are kept; the same call "
-                "takes it up again."
-            )
-
 
 def _content(item: Item) -> tuple[str, str, str]:
     return item_digest(item.example), str(item.label), item.trace_id
+
+
+def labelled_items(
+    judge: Judge, traces: Sequence[Trace], *, least: int = MINIMUM_LABELS
+) -> tuple[list[Item], Scale]:
+    """Return the traces with a human label under the judge's name, and the rating scale.
+
+    Raises `NoLabelsError` without labels, `TooFewPairsError` with fewer than ``least`` usable ones.
+    """
+    name = judge.name
+    labels, decisions = labels_by_trace(traces, name), decisions_by_trace(traces, name)
+    if not labels and not decisions:
+        raise NoLabelsError(
+            f"None of {len(traces)} traces has a human label under {name!r}. Log labels with "
+            f"workbench.log_labels(table, name={name!r}, ...) or mlflow.log_feedback."
+        )
+    given = (label.value for of_trace in labels.values() for label in of_trace)
+    scale = known_scale(judge, traces) or Scale.from_values(given)
+    items, unused = [], Counter[str]()
+    for trace in traces:
+        i = trace.info.trace_id
+        label = read_label(labels.get(i, []), scale, "majority", "drop", decisions.get(i))
+        if label.fault is None:
+            items.append(Item(as_example(trace), label.value, label.rationale))
+        elif label.fault != "no label":
+            unused[label.fault] += 1
+    if unused:
+        reasons = "; ".join(f"{count}: {reason}" for reason, count in unused.most_common())
+        warnings.warn(f"{unused.total()} labelled traces are not used ({reasons}).", stacklevel=3)
+    if len(items) < least:
+        raise TooFewPairsError(
+            f"{len(items)} of {len(traces)} traces have a usable human label under "
+            f"{name!r}; at least {least} are needed, and 50 to 100 make a "
+            "difference that can be trusted. Label more traces."
+        )
+    return items, scale.with_range(item.label for item in items)

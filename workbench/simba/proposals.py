@@ -32,26 +32,13 @@ REWRITE_TASK: Final = (
     "change or leave out what they contradict, put together what says the same. The rules now:"
 )
 
-MAX_DESCRIBED: Final = 6
-"""Ratings of a scale that has its ratings described, at most."""
-
-MAX_DRAWS: Final = 3
-"""Draws of items from which the ratings are described, each for a candidate of its own."""
-
-MAX_SHOWN: Final = 4
-"""Items with each rating in a draw."""
-
-EACH: Final = 2
-"""Items with each rating that a small judge is shown as worked examples."""
-
-MAX_REQUESTS: Final = 2 + MAX_DRAWS
-"""Requests of a step at most: for rules, for people's criteria or rules anew, for descriptions."""
-
-MAX_REASONS, MAX_REASON = 3, 160
-"""Reasons of people that a candidate states for each rating, and their characters at most."""
-
-MIN_RATIONALES: Final = 2
-"""Rationales on items the judge gets right from which people's criteria are asked for."""
+MAX_DESCRIBED: Final = 6  # ratings of a scale that has its ratings described
+MAX_DRAWS: Final = 3  # of items from which the ratings are described, each for its own candidate
+MAX_SHOWN: Final = 4  # items with each rating in a draw
+EACH: Final = 2  # items with each rating that a small judge is shown as worked examples
+MAX_REQUESTS: Final = 2 + MAX_DRAWS  # of a step: for rules, for criteria or rules anew, for draws
+MAX_REASONS, MAX_REASON = 3, 160  # reasons of people stated for each rating, characters of each
+MIN_RATIONALES: Final = 2  # on items the judge gets right, from which criteria are asked for
 
 
 def requests(
@@ -62,10 +49,7 @@ def requests(
     *,
     rewrite: bool,
 ) -> dict[str, Request]:
-    """What to ask, by name: about all disagreements, and with ``rewrite`` all rules anew.
-
-    Where the parent has no rules yet, people's criteria are asked for.
-    """
+    """What to ask, by name: for new rules, for all rules anew, for people's criteria at first."""
     shown = tuple(wrong), tuple(right), fields
     asked = {EVERYTHING: Request(parent.text, *shown, EVERYTHING)}
     if parent.rules and rewrite:
@@ -109,12 +93,8 @@ def descriptions(
     if not 1 < len(values) <= MAX_DESCRIBED:
         return {}
     asked = Request(base.text, (), (), fields, blind=True, describes=tuple(values))
-    return {
-        f"{DESCRIPTIONS}, draw {n}": replace(
-            asked, disagreements=tuple(itertools.chain.from_iterable(draw))
-        )
-        for n, draw in enumerate(drawn, 1)
-    }
+    shown = enumerate((tuple(itertools.chain(*draw)) for draw in drawn), 1)
+    return {f"{DESCRIPTIONS}, draw {n}": replace(asked, disagreements=cases) for n, cases in shown}
 
 
 def with_reasons(parent: Candidate, wrong: Sequence[Case], right: Sequence[Case]) -> Candidate:

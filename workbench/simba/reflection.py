@@ -11,33 +11,24 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from workbench.formatting import read_literal
-from workbench.models.answers import without_thoughts
+from workbench.models.answers import json_in, without_thoughts
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
-from workbench.simba.candidate import MAX_FIELD, one_line_json, shortened_json, words_of
+from workbench.simba.candidate import MAX_FIELD, one_line, one_line_json, shortened_json, words_of
 from workbench.simba.items import Case
 
-ANSWER_TOKENS: Final = 600
-"""Length of an answer, unless ``inference_params`` set ``max_tokens``."""
-
-DESCRIPTION_TOKENS: Final = 400
-"""Length of an answer that describes the ratings, one sentence each."""
-
-MAX_RULES: Final = 6
-"""Rules in an answer."""
-
-MAX_WORDS: Final = 60
-"""Words of a rule; what is longer has run on."""
-
-QUOTED_WORDS: Final = 6
-"""Words in a row by which a rule that shares them with one item alone speaks of that item."""
-
-TOPIC_WORDS, TOPIC_LETTERS = 2, 4
-"""Words, of so many letters, by which a description names the topic of one item's inputs."""
+ANSWER_TOKENS: Final = 600  # of an answer, unless ``inference_params`` set ``max_tokens``
+DESCRIPTION_TOKENS: Final = 400  # of an answer that describes the ratings, one sentence each
+MAX_RULES: Final = 6  # in an answer
+MIN_WORDS: Final = 3  # shorter lines are titles, closing words and the like
+MAX_WORDS: Final = 60  # of a rule; what is longer has run on
+QUOTED_WORDS: Final = 6  # in a row; a rule that shares them with one item alone speaks of that item
+TOPIC_WORDS, TOPIC_LETTERS = 2, 4  # words so long by which a description names one item's topic
 
 _HIDDEN: Final = re.compile(
     r"\bhumans?(?:['’]s)?[ _](?:label|rat(?:ing|ionale)|verdict|reason|annotat|evaluat|reviewe?r)"
@@ -78,21 +69,12 @@ FORM_TASK: Final = (
 )
 """Said last, where small models heed it."""
 
-FRAME_TOKENS: Final = 500
-"""What dspy writes around the fields of a prompt."""
-
-
+FRAME_TOKENS: Final = 500  # that dspy writes around the fields of a prompt
+# Characters to which texts are shortened, one after the other, where a prompt gets too long.
 FIELD_LIMITS: Final = (MAX_FIELD, 600, 200)
-"""Characters to which texts are shortened, one after the other, where a prompt gets too long."""
-
-DESCRIBED_LIMIT: Final = 400
-"""Characters to which texts are shortened where ratings are described."""
-
-MIN_CASES: Final = 12
-"""Disagreements that should fit into a prompt; texts are shortened if fewer do."""
-
-DISAGREEMENT_SHARE: Final = 0.7
-"""Share of a prompt's room that agreements leave to the disagreements."""
+DESCRIBED_LIMITS: Final = (400, 200)  # where ratings are described
+MIN_CASES: Final = 12  # disagreements that should fit; texts are shortened if fewer do
+DISAGREEMENT_SHARE: Final = 0.7  # of a prompt's room, which agreements leave to them
 
 
 # -- what the model is shown ----------------------------------------------------------------
@@ -187,7 +169,7 @@ class Request:
         return any(sum(found_in[word] == 1 for word in one) >= TOPIC_WORDS for one in shared)
 
     def _fitting_cases(self, room: float) -> tuple[list[str], list[str]]:
-        for limit in (DESCRIBED_LIMIT, *FIELD_LIMITS[2:]) if self.describes else FIELD_LIMITS:
+        for limit in DESCRIBED_LIMITS if self.describes else FIELD_LIMITS:
             wrong = [self._line(case, limit) for case in self.disagreements]
             right = [self._line(case, limit) for case in self.agreements]
             share = max(DISAGREEMENT_SHARE * room, room - sum(map(tokens_in, right)))
@@ -244,25 +226,24 @@ def allowed_values(scale: Scale) -> dict[str, Any]:
     return {"values": list(scale.values), "ordered": scale.kind != "nominal"}
 
 
-# -- how it is asked ------------------------------------------------------------------------
+# -- what it answers ------------------------------------------------------------------------
+
+_BULLET: Final = re.compile(r"(?:[-*•–]|\(?\d{1,2}[.):])\s+")
+_FIRST_PERSON: Final = re.compile(r"(?:I|I'm|I’m|Sorry|Sure|As an AI)\b")
+_REFUSAL: Final = re.compile(
+    r"(?:\w+, (?:but )?)?I(?:(?: am|[’']m) (?:afraid|sorry|unable|not able)"
+    r"| (?:can ?not|can[’']t|won[’']t|will not|must decline|apologi[sz]e))\b|(?:Sorry|As an AI)\b",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
 class Reflection:
-    """Answer to a request, and what was paid for it: nothing if it came from the cache.
-
-    ``error`` says why an answer is not usable; there are no rules then.
-    """
+    """Answer to a request."""
 
     rules: tuple[str, ...]
-    paid: Usage = UNPAID
-    error: str = ""
-
-
-# -- which rules its answer states ----------------------------------------------------------
-
-MIN_WORDS: Final = 3
-"""Shorter lines are titles, closing words and the like."""
+    paid: Usage = UNPAID  # nothing if it came from the cache
+    error: str = ""  # why it is not usable; there are no rules then
 
 
 def rules_in(text: str) -> list[str] | None:
@@ -283,16 +264,14 @@ def rules_in(text: str) -> list[str] | None:
     if value is not None:
         if not (value.get("rules", value) if isinstance(value, dict) else value):
             return []
-        lines = [" ".join(one.split()) for one in _strings(value)]
-    else:
-        if complete := _strings_of_cut_json(body):
-            return complete
+        lines = list(_strings(value))
+    elif not (lines := _strings_of_cut_json(body)):
         plain = [line.strip() for line in body.splitlines() if not line.startswith("```")]
         listed = [line for line in plain if _BULLET.match(line)]
         if not listed and any(map(is_refusal, plain)):
             return None  # other lines explain the refusal
-        lines = [" ".join(_BULLET.sub("", line).split()) for line in listed or plain]
-    return list(dict.fromkeys(filter(_is_sentence, lines))) or None
+        lines = [_BULLET.sub("", line) for line in listed or plain]
+    return list(dict.fromkeys(filter(_is_sentence, map(one_line, lines)))) or None
 
 
 def descriptions_in(text: str, values: Sequence[Any]) -> list[str]:
@@ -312,15 +291,6 @@ def descriptions_in(text: str, values: Sequence[Any]) -> list[str]:
     # One alone tells nothing apart.
     stated = [described[value] for value in values if value in described]
     return stated if len(stated) > 1 else []
-
-
-_BULLET = re.compile(r"(?:[-*•–]|\(?\d{1,2}[.):])\s+")
-_FIRST_PERSON = re.compile(r"(?:I|I'm|I’m|Sorry|Sure|As an AI)\b")
-_REFUSAL = re.compile(
-    r"(?:\w+, (?:but )?)?I(?:(?: am|[’']m) (?:afraid|sorry|unable|not able)"
-    r"| (?:can ?not|can[’']t|won[’']t|will not|must decline|apologi[sz]e))\b|(?:Sorry|As an AI)\b",
-    re.IGNORECASE,
-)
 
 
 def is_refusal(line: str) -> bool:
@@ -346,26 +316,15 @@ def _parsed(text: str) -> list[Any] | dict[str, Any] | None:
     fenced = re.search(r"```\w*\s*\n(.*?)```", text, re.DOTALL)
     for one in (text, fenced[1].strip() if fenced else ""):
         for parse in (json.loads, read_literal):
-            try:
-                value = parse(one)
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                continue
-            if isinstance(value, list | dict):
-                return value
-    decoder = json.JSONDecoder()
-    for begin in (found.start() for found in re.finditer(r"[\[{]", text)):
-        try:
-            value, _ = decoder.raw_decode(text, begin)
-        except (ValueError, RecursionError):
-            continue
-        # A rule may contain brackets; what they hold is no list of rules.
-        if isinstance(value, list | dict) and any(map(_is_sentence, _strings(value))):
-            return value
-    return None
+            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                if isinstance(value := parse(one), list | dict):
+                    return value
+    # A rule may contain brackets; what they hold is no list of rules.
+    return next((one for one in json_in(text) if any(map(_is_sentence, _strings(one)))), None)
 
 
 def _strings_of_cut_json(text: str) -> list[str]:
-    """The rules that stand whole in JSON whose end is missing.
+    """The texts that stand whole in JSON whose end is missing.
 
     >>> _strings_of_cut_json('["Be strict on promises.", "Be kind to jok')
     ['Be strict on promises.']
@@ -374,8 +333,7 @@ def _strings_of_cut_json(text: str) -> list[str]:
     if not text.startswith(("[", "{")):
         return []
     read = [_parsed(f"[{one}]") or [] for one in re.findall(r'"(?:[^"\\]|\\.)+"', text)]
-    rules = [" ".join(str(one).split()) for found in read for one in found]
-    return list(dict.fromkeys(filter(_is_sentence, rules)))
+    return [str(one) for found in read for one in found]
 
 
 def _strings(value: Any) -> Iterator[str]:

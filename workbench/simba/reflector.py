@@ -7,8 +7,10 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+from mlflow.genai.judges import Judge
 
 from workbench.compat import context_window, endpoint
 from workbench.credentials import (
@@ -39,14 +41,15 @@ from workbench.simba.reflection import (
     is_refusal,
 )
 
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
-
+# As long as others succeed, fewer failed requests, or a smaller share, are no reason to give up.
 MIN_FAILURES: Final = 3
-"""Fewer failed requests are never a reason to give up, as long as others succeed."""
-
 MIN_FAILURE_SHARE: Final = 1 / 3
-"""Nor is a smaller share of failed requests."""
+
+DEFAULT_CONTEXT: Final = 6000  # tokens of prompt and answer where the model's are not known
+REASONING_TOKENS: Final = 16_000  # of an answer of OpenAI's reasoning models: dspy takes no fewer
+
+# Part of the cache key: answers to another wording of the task are other answers.
+TASK_DIGEST: Final = question_key(TASK + DESCRIPTION_TASK + FORM_TASK)[:16]
 
 _ADVICE: Final = (
     "Check the model, its key and its endpoint, name another with SIMBA(model=...), or give it "
@@ -57,41 +60,18 @@ _ADVICE: Final = (
 
 _OF_CONNECTION: Final = {"timeout", "api_key"}
 
-
-TASK_DIGEST: Final = question_key(TASK + DESCRIPTION_TASK + FORM_TASK)[:16]
-"""Part of the cache key: answers to another wording of the task are other answers."""
-
-
-REASONING_TOKENS: Final = 16_000
-"""Length of an answer of OpenAI's reasoning models, for which dspy takes no smaller limit."""
-
-
-DEFAULT_CONTEXT: Final = 6000
-"""Tokens of a prompt and its answer where the model's context is not known."""
+_CONTEXT: Final = re.compile(
+    r"context (?:length|size|window)\D{0,40}(\d{3,8})|n_ctx\D{0,4}(\d{3,8})|> ?(\d{3,8}) maximum",
+    re.IGNORECASE,
+)
 
 
 class Reflector:
-    """Asks the reflection model, several requests in parallel.
+    """Asks the reflection model, several requests in parallel, by a runner that the caller closes.
 
-    Parameters
-    ----------
-    judge
-        Whose model, base URL and headers are used if ``model`` is None.
-    scale
-        The rating scale.
-    runner
-        Asks, with its cache and within its budget; the caller closes it.
-    model
-        Another model URI.
-    base_url
-        Where it is reached; the judge's own, or for another model its provider's, if None.
-    inference_params
-        Parameters of the requests: ``max_tokens`` (600 unless given), ``timeout`` in seconds
-        (300 unless given), ``temperature`` and others that the model takes.
-    context
-        Tokens that prompt and answer may have; what MLflow's catalog says, or 6,000, if None.
-    max_failure_share
-        Share of failed requests, in [0, 1], above which it gives up; at least a third.
+    What is not given is the judge's (model, base URL, headers) or, of another model, its
+    provider's. For ``inference_params`` and ``context`` see `workbench.SIMBA`. It gives up where
+    more than ``max_failure_share`` of the requests failed, and a third.
     """
 
     def __init__(
@@ -128,15 +108,8 @@ class Reflector:
 
         An answer that is no use has an ``error`` and is not kept, so that another run asks again.
         Where the server says that its context is smaller than was thought, the requests are made
-        smaller and asked again.
-
-        Raises
-        ------
-        BudgetError, CancelledError, ReplayError
-            As in `workbench.models.runner.Runner.run`.
-        ModelError
-            If the model can't be reached, none of the first requests had a usable answer, or more
-            failed than allowed.
+        smaller and asked again. Raises as `workbench.models.runner.Runner.run` does, and a
+        `ModelError` if none of the first requests had a usable answer, or more failed than allowed.
         """
         try:
             outcomes = self._run(requests, step)
@@ -218,11 +191,14 @@ class Reflector:
         except LMConfigurationError:  # a reasoning model, which takes neither
             limits["max_tokens"] = max(limits["max_tokens"], REASONING_TOKENS)
             lm = make(**{**limits, "temperature": None})
+        if plain:
+            lm(plain_prompt(inputs))
+            return engine
         # Else dspy asks a second time for an answer that can be read as it is.
-        adapter = plain_adapter() if plain else dspy.ChatAdapter(use_json_adapter_fallback=False)
+        adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
         try:
             with dspy.context(adapter=adapter):
-                program(task)(**inputs, lm=lm)
+                program()(**inputs, lm=lm)
         except AdapterParseError as error:
             engine.said = engine.said or error.lm_response or ""
         return engine
@@ -259,8 +235,7 @@ class Reflector:
             options["engine"] = "lm15"
         with self._lock:
             if self._connected is None:
-                if self.model.startswith(SCHEME):
-                    register()
+                register(self.model)
                 # The runner caches answers and retries, so that each request is counted.
                 self._connected = dspy.LM(
                     f"{provider}/{name.lstrip('/')}", cache=False, num_retries=0, **options
@@ -276,10 +251,7 @@ class Reflector:
 def reached_by(
     base_url: str | None, headers: Mapping[str, str], params: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Options by which dspy reaches a judge's model.
-
-    Sampling parameters of the judge are left out: verdicts and reflections differ.
-    """
+    """Options by which dspy reaches a judge's model, without what its verdicts are sampled with."""
     options: dict[str, Any] = {}
     if base_url:
         parts = urlsplit(base_url)
@@ -302,12 +274,6 @@ def context_told(message: str) -> int | None:
     """
     found = _CONTEXT.search(message)
     return int(next(filter(None, found.groups()))) if found else None
-
-
-_CONTEXT: Final = re.compile(
-    r"context (?:length|size|window)\D{0,40}(\d{3,8})|n_ctx\D{0,4}(\d{3,8})|> ?(\d{3,8}) maximum",
-    re.IGNORECASE,
-)
 
 
 class _Engine:
@@ -338,41 +304,21 @@ class _Engine:
         """The connection belongs to the reflector."""
 
 
-@functools.cache
-def plain_adapter() -> Any:
-    """dspy's adapter that asks in plain words, which small models follow sooner than sections."""
-    import dspy
-
-    class PlainAdapter(dspy.Adapter):  # type: ignore[misc]  # dspy publishes no types
-        def format(self, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
-            fields = signature.input_fields.items()
-            shown = [f"{f.json_schema_extra['desc']}\n{inputs[name]}" for name, f in fields]
-            return [{"role": "user", "content": "\n\n".join([signature.instructions, *shown])}]
-
-        def parse(self, signature: Any, completion: str) -> dict[str, Any]:
-            return dict.fromkeys(signature.output_fields, completion)
-
-    return PlainAdapter()
+def plain_prompt(inputs: Mapping[str, str]) -> str:
+    """Ask for descriptions in plain words, which small models follow sooner than sections."""
+    headings = {
+        "judge_instructions": "What those who rate are told:",
+        "rated_items": "Items that people rated, a JSON object a line:",
+        "form": FORM_TASK,
+    }
+    shown = (f"{heading}\n{inputs[name]}" for name, heading in headings.items())
+    return "\n\n".join([DESCRIPTION_TASK.strip(), *shown])
 
 
 @functools.cache
-def program(task: str) -> Any:
-    """The dspy program of a task, made when first needed since dspy takes seconds to import."""
+def program() -> Any:
+    """The dspy program for rules, made when first needed since dspy takes seconds to import."""
     import dspy
-
-    if task == DESCRIPTION_TASK:
-
-        class DescribeRatings(dspy.Signature):  # type: ignore[misc]  # dspy publishes no types
-            __doc__ = DESCRIPTION_TASK
-
-            judge_instructions: str = dspy.InputField(desc="What those who rate are told:")
-            rated_items: str = dspy.InputField(
-                desc="Items that people rated, a JSON object a line:"
-            )
-            form: str = dspy.InputField(desc=FORM_TASK)
-            descriptions: str = dspy.OutputField()
-
-        return dspy.Predict(DescribeRatings)
 
     class ProposeRules(dspy.Signature):  # type: ignore[misc]  # dspy publishes no types
         __doc__ = TASK

@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pandas as pd
 
 from workbench.errors import BudgetError, CancelledError, ModelError
-from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate, rules_about
+from workbench.simba.candidate import Candidate, Learned, rules_about
 from workbench.simba.items import Case, Item, sample
 from workbench.simba.proposals import (
     Reflect,
@@ -29,9 +28,8 @@ from workbench.simba.proposals import (
     with_examples,
     with_reasons,
 )
-from workbench.simba.pruning import doubtful
 from workbench.simba.reflection import Request
-from workbench.simba.selection import Ask, Scoreboard
+from workbench.simba.selection import Ask, Scoreboard, doubtful
 from workbench.simba.settings import FEW, MAX_PRUNED, MAX_RACING, Settings, rung_sizes
 
 FEW_NOTE: Final = (
@@ -43,66 +41,34 @@ ORDER_NOTE: Final = (
     "The aligned judge writes its rationale before the rating (generate_rationale_first=True)."
 )
 
-MIN_WRONG: Final = 2
-"""Total weight of disagreements from which rules are asked for: one may be chance."""
-
-GOOD: Final = 0.8
-"""Accuracy on the selection items from which no other order of rationale and rating is tried."""
-
-MAX_REORDERED: Final = 2
-"""Candidates of a step without improvement that are tried with the rationale first."""
+MIN_WRONG: Final = 2  # total weight of disagreements that are asked about: one may be chance
+GOOD: Final = 0.8  # accuracy from which no other order of rationale and rating is tried
+MAX_REORDERED: Final = 2  # candidates of a step in vain that are tried with the rationale first
 
 
-@dataclass
-class Optimised:
+@dataclass(frozen=True, kw_only=True)
+class Optimised(Learned):
     """Result of a search.
 
     ``best`` is the original if nothing scored higher; ``best.dropped`` lists the rules that were
     dropped, with the reasons. ``history`` has a row for each candidate: its ``dev_score`` is nan
     if it dropped out early, ``best`` says whether it took the place of the best one, ``calls``
-    counts judge calls until then. ``stopped`` says why the search ended, ``known`` counts answers
-    from the cache, ``usage`` is what was paid to judge and reflection model, and ``evidence`` maps
-    each rule to the trace ids that it was made from. ``original_score`` and ``best_score`` are on
-    items that the best one does not show.
+    counts judge calls until then. ``original_score`` and ``best_score`` are on items that the best
+    one does not show.
     """
 
     best: Candidate
     original_score: float
     best_score: float
-    history: pd.DataFrame
-    stopped: str
-    judge_calls: int = 0
-    reflection_calls: int = 0
-    known: int = 0
-    usage: Usage = UNPAID
-    failures: int = 0
-    reflection_failures: int = 0
-    evidence: dict[str, list[str]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 class Search:
     """A search for better instructions; the same arguments and answers give the same result.
 
-    Parameters
-    ----------
-    original
-        The judge's instructions.
-    train, dev
-        Labelled items, disjoint. With `FEW` labels or more, nothing in ``dev`` is shown to the
-        reflection model or in a worked example.
-    scale
-        The rating scale.
-    fields
-        Those of inputs, outputs and expectations that the judge sees.
-    ask, reflect
-        Ask the judge for verdicts and the reflection model for rules.
-    on_step
-        Called after each step with ``step``, ``best_score``, ``calls``, ``reflections``,
-        ``failures`` and ``best`` (text).
-    calls_left
-        Returns how many judge calls may still be made, so that no more candidates race than can be
-        scored on all items.
+    ``train`` and ``dev`` share no item. With `FEW` labels or more, nothing in ``dev`` is shown to
+    the reflection model or in a worked example. ``fields`` are what the judge sees of an item. For
+    ``on_step`` see `workbench.SIMBA`. ``calls_left`` tells how many judge calls may still be made,
+    so that no more candidates race than can be scored on all items.
     """
 
     def __init__(
@@ -142,7 +108,7 @@ class Search:
         self.latest: list[Candidate] = []
         self.rows: list[dict[str, Any]] = []
         self.evidence: dict[str, list[str]] = {}
-        self.reflections = self.reflection_failures = 0
+        self.reflections = self.cached_reflections = self.reflection_failures = 0
 
     def run(self) -> Optimised:
         batch = self.minibatch()
@@ -170,6 +136,7 @@ class Search:
             stopped=stopped,
             judge_calls=self.board.calls,
             reflection_calls=self.reflections,
+            known=self.board.cached + self.cached_reflections,
             failures=self.board.failures,
             reflection_failures=self.reflection_failures,
             evidence={rule: self.evidence.get(rule, []) for rule in self.best.rules},
@@ -256,6 +223,7 @@ class Search:
         answers = self.reflect(list(asked.values()), step)
         self.reflections += sum(answer.paid.requests for answer in answers)
         self.reflection_failures += sum(bool(answer.error) for answer in answers)
+        self.cached_reflections += sum(not (one.paid.requests or one.error) for one in answers)
         rules = {name: answer.rules for name, answer in zip(asked, answers, strict=True)}
         for name, request in asked.items():
             self.record_evidence(rules[name], request.disagreements)
@@ -283,10 +251,7 @@ class Search:
         return self.board.score(candidate)[0]
 
     def race(self, step: int, candidates: Sequence[Candidate]) -> bool:
-        """Score candidates by successive halving; return whether one of them replaces the best.
-
-        After each rung the worse half drops out, and those that can't replace the best any more.
-        """
+        """Score candidates by successive halving; return whether one of them replaces the best."""
         best = self.best
         candidates = list({c.key: c for c in candidates if c.key not in self.tried}.values())
         if not candidates:
@@ -315,13 +280,7 @@ class Search:
         return self.best is not best
 
     def affordable(self, candidates: Sequence[Candidate], rungs: Sequence[int]) -> list[Candidate]:
-        """As many of the candidates as can be scored on all rungs with the calls left.
-
-        Raises
-        ------
-        BudgetError
-            If that is none.
-        """
+        """The first candidates that the calls left can score on all rungs, else a `BudgetError`."""
         left = self.calls_left()
         for n in range(len(candidates), 0, -1):
             # After each rung half of them go on, as in `race`.

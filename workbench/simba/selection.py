@@ -1,9 +1,10 @@
-"""Selection: verdicts of all candidates, and their scores."""
+"""Selection: verdicts of all candidates, their scores, and which rules do harm or nothing."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+import random
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -11,23 +12,17 @@ from typing import Any, Final, Literal
 from workbench.errors import ModelError
 from workbench.judging.verdicts import Verdict
 from workbench.scale import Scale, is_abstention
-from workbench.simba.candidate import Candidate
-from workbench.simba.items import Case, Item
+from workbench.simba.candidate import Candidate, rules_about
+from workbench.simba.items import Case, Item, sample
 
 Ask = Callable[[Sequence[tuple[Candidate, Item]]], list[Verdict]]
 """Asks the judge with each candidate's instructions; verdicts come in the same order."""
 
-TOLERANCE: Final = 0.1
-"""Distance up to which a verdict on a continuous scale agrees with the label."""
-
-MAX_FAILED: Final = 0.2
-"""Share of failed calls above which a candidate has no score."""
-
-LENGTH_PENALTY: Final = 0.01
-"""Subtracted from the score for each 100 words that a candidate adds."""
-
-STEADY: Final = 0.75
-"""Standard errors by which a candidate must be better than another to replace it."""
+TOLERANCE: Final = 0.1  # distance up to which a verdict on a continuous scale agrees with the label
+MAX_FAILED: Final = 0.2  # share of failed calls above which a candidate has no score
+LENGTH_PENALTY: Final = 0.01  # subtracted from the score for each 100 words that a candidate adds
+STEADY: Final = 0.75  # standard errors by which a candidate must be better to replace another
+MAX_TRIED: Final = 3  # items that are wrong, and that are right, on which one rule is left out
 
 
 def credit(scale: Scale, verdict: Any, label: Any) -> float:
@@ -50,6 +45,11 @@ def agrees(scale: Scale, verdict: Any, label: Any) -> bool:
     return bool(verdict == label or near)
 
 
+def usable(verdict: Verdict, scale: Scale | None) -> bool:
+    """Whether the verdict is a rating, and neither a failure nor an abstention."""
+    return verdict.error is None and not is_abstention(verdict.value, scale)
+
+
 def _is_continuous(scale: Scale) -> bool:
     return scale.kind == "numeric" and not scale.integer
 
@@ -70,6 +70,7 @@ class Scoreboard:
     max_failure_share: float = 0.05
     verdicts: dict[tuple[str, str], Verdict] = field(default_factory=dict, init=False)
     calls: int = field(default=0, init=False)
+    cached: int = field(default=0, init=False)
     failures: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -80,13 +81,7 @@ class Scoreboard:
         }
 
     def judge(self, wanted: Iterable[tuple[Candidate, Item]]) -> None:
-        """Get the verdicts that are not known yet, all in parallel.
-
-        Raises
-        ------
-        ModelError
-            If more calls failed than allowed.
-        """
+        """Get the verdicts not known yet, in parallel; `ModelError` if too many calls failed."""
         missing = {
             (candidate.key, item.trace_id): (candidate, item)
             for candidate, item in wanted
@@ -96,6 +91,7 @@ class Scoreboard:
         for key, verdict in zip(missing, answers, strict=True):
             self.verdicts[key] = verdict
             self.calls += verdict.calls
+            self.cached += verdict.cached
             self.failures += verdict.error is not None
         asked = len(self.verdicts)
         if self.failures > self.max_failure_share * max(20, asked):
@@ -116,10 +112,7 @@ class Scoreboard:
         return [item for item in items if item.trace_id not in shown]
 
     def remove_failed(self) -> None:
-        """Remove items on which a call of the original failed, unless all did.
-
-        Without its verdict there is nothing to compare a candidate with.
-        """
+        """Remove items on which the original failed, unless all did: nothing compares with it."""
         judged = [item for item in self.items if not self._has_failed(self.original, item)]
         self.items = judged or self.items
 
@@ -130,9 +123,7 @@ class Scoreboard:
     def opinion(self, candidate: Candidate, item: Item) -> Verdict | None:
         """The candidate's verdict; None if it is missing, failed or an abstention."""
         verdict = self.verdict(candidate, item)
-        if verdict is None or verdict.error is not None:
-            return None
-        return None if is_abstention(verdict.value, self.scale) else verdict
+        return verdict if verdict is not None and usable(verdict, self.scale) else None
 
     def _has_failed(self, candidate: Candidate, item: Item) -> bool:
         verdict = self.verdict(candidate, item)
@@ -157,11 +148,10 @@ class Scoreboard:
         verdict = self.verdict(candidate, item)
         if verdict is None or verdict.error is not None:
             return None
-        opinion = self.opinion(candidate, item)
-        if opinion is None:
-            # An abstention is neither right nor wrong, but it must not pay.
-            return 0.0 if self.opinion(self.original, item) else None
-        return credit(self.scale, opinion.value, item.label)
+        if usable(verdict, self.scale):
+            return credit(self.scale, verdict.value, item.label)
+        # An abstention is neither right nor wrong, but it must not pay.
+        return 0.0 if self.opinion(self.original, item) else None
 
     def gain(self, one: Candidate, other: Candidate, item: Item) -> float:
         """Weighted credit of one on an item minus the other's; 0 if a call failed."""
@@ -208,20 +198,16 @@ class Scoreboard:
         is if all the others come out right. The other was judged on all items.
         """
         both = self.hidden_from([one, other])
-        judged = both if seen is None else self.hidden_from([one, other], seen)
+        judged = self.hidden_from([one, other], seen)
         ids = {item.trace_id for item in judged}
         if math.isnan(self.score(one, judged)[0]):
             return False
         gains = [self.gain(one, other, item) for item in judged]
-        gains += [self._most(other, item) for item in both if item.trace_id not in ids]
+        unseen = ((item, self.earned(other, item)) for item in both if item.trace_id not in ids)
+        gains += [self.weight(item) * (1.0 - known) for item, known in unseen if known is not None]
         longer = length_penalty(one) - length_penalty(other)
         gain = sum(gains) - longer * sum(map(self.weight, both))
         return gain > 1e-9 and gain >= STEADY * math.sqrt(sum(g * g for g in gains))
-
-    def _most(self, other: Candidate, item: Item) -> float:
-        """The most that a candidate can gain over another on an item."""
-        earned = self.earned(other, item)
-        return 0.0 if earned is None else self.weight(item) * (1.0 - earned)
 
     def is_flawless(self, candidate: Candidate) -> bool:
         return self.score(candidate)[0] >= 1.0 - length_penalty(candidate) - 1e-9
@@ -229,3 +215,36 @@ class Scoreboard:
 
 def length_penalty(candidate: Candidate) -> float:
     return LENGTH_PENALTY * max(0, candidate.added_words) / 100
+
+
+def doubtful(
+    best: Candidate, board: Scoreboard, rng: random.Random
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Leave out each rule on some items; return the most harmful one and the idle ones.
+
+    Both say why. A rule is left out where the rationales of judge and people are about it; if there
+    is no such item, where they are about no rule.
+    """
+    without = [best.without_rules({i: ""}) for i in range(len(best.rules))]
+    planned: dict[int, list[tuple[Item, float]]] = defaultdict(list)
+    for side in board.cases(best, board.items):
+        about: dict[int | None, list[Item]] = defaultdict(list)
+        for case in side:
+            said = f"{case.verdict.rationale} {case.item.rationale}"
+            about[next(iter(rules_about(best.rules, said)), None)].append(case.item)
+        for rule in range(len(best.rules)):
+            concerned = about[rule] or about[None]
+            drawn = sample(concerned, MAX_TRIED, rng)
+            planned[rule] += [(item, len(concerned) / len(drawn)) for item in drawn]
+    board.judge((without[rule], item) for rule in planned for item, _ in planned[rule])
+    gains, idle = {}, {}
+    for rule, tried in planned.items():
+        found = [(board.gain(without[rule], best, item), times) for item, times in tried]
+        gains[rule] = sum(gain * times for gain, times in found)
+        answered = all(board.earned(without[rule], item) is not None for item, _ in tried)
+        if tried and answered and not any(gain for gain, _ in found):
+            idle[rule] = "idle: no score changed without it"
+    worst = max(gains, key=lambda rule: gains[rule])
+    if gains[worst] <= 1e-9:
+        return {}, idle
+    return {worst: f"harmful: about {gains[worst]:.3g} more items right without it"}, idle

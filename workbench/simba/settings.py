@@ -8,19 +8,12 @@ from typing import Final, Literal
 
 from workbench.errors import check_whole, one_of
 
-FEW: Final = 30
-"""Labels below which all of them are learned from, and none is kept apart for selection."""
-
-FIRST_RUNG, SECOND_RUNG = 0.15, 0.3
-"""Shares of the items that candidates are scored on before some drop out."""
-
-MIN_RUNG: Final = 8
-
-MAX_RACING: Final = 7
-"""Candidates that a step makes at most."""
-
-MAX_PRUNED: Final = 3
-"""Times that the best candidate is pruned at most."""
+MINIMUM_LABELS: Final = 10  # labelled traces needed; MLflow's optimizers ask for as many
+FEW: Final = 30  # labels below which all are learned from, and none is kept apart for selection
+FIRST_RUNG, SECOND_RUNG = 0.15, 0.3  # shares of the items on which candidates are first scored
+MIN_RUNG: Final = 8  # items of the first rung at least
+MAX_RACING: Final = 7  # candidates that a step makes at most
+MAX_PRUNED: Final = 3  # times that the best candidate is pruned at most
 
 
 @dataclass(frozen=True)

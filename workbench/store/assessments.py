@@ -17,11 +17,11 @@ import pandas as pd
 from mlflow.entities import Assessment, AssessmentSource, Feedback, TraceInfo
 from mlflow.tracing.client import TracingClient
 
-from workbench.compat import has_transactions, one_transaction
+from workbench.compat import one_transaction
 from workbench.errors import StoreError
 from workbench.formatting import bar, html_result
-from workbench.store.database import not_written, retrying
-from workbench.store.dataset import Names, parse_names
+from workbench.store.database import write
+from workbench.store.dataset import Names, translated
 from workbench.store.files import read_table
 from workbench.store.labels import AFTER_VERDICT_KEY, DECISION_KEY, has_mark, in_order
 from workbench.store.tables import (
@@ -82,24 +82,19 @@ def content_id(assessment: Assessment) -> str:
 def verdict_id(info: TraceInfo, name: str, fingerprint: str, *, failed: bool = False) -> str:
     """Return the id of a judge version's next verdict on a trace, whatever the verdict is.
 
-    Processes that assess the same traces at once get the same ids, so they leave one verdict a
-    trace: the first that arrives. Failures have ids of their own, since they must not keep out a
-    verdict. Ids that the trace has already are passed over.
+    Of processes that assess at once, which get the same ids, the first leaves its verdict.
     """
     taken = {assessment.assessment_id for assessment in info.assessments}
+    # Failures have ids of their own, since they must not keep out a verdict.
     key = ("failure" if failed else "verdict", info.trace_id, name, fingerprint)
     return next(i for n in itertools.count() if (i := assessment_id(*key, n)) not in taken)
 
 
 def signature(assessment: Assessment) -> tuple[str, str, str, str, str, str]:
-    """Return kind, name, source type, source id, value and rationale of an assessment.
-
-    Numbers count by their size, since a server gives 4 back as 4.0.
-    """
-    holder = assessment.feedback or assessment.expectation
-    value = holder.value if holder is not None else None
+    """Return kind, name, source type, source id, value and rationale of an assessment."""
+    value = getattr(assessment, "value", None)
     if isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value)  # a server gives 4 back as 4.0
     return (
         type(assessment).__name__,
         assessment.name,
@@ -139,8 +134,8 @@ def _write_batch(client: TracingClient, batch: Sequence[Assessment]) -> int:
     for assessment in batch:
         # An id given here shows a second attempt what the first one has written.
         assessment.assessment_id = assessment.assessment_id or f"a-{uuid.uuid4().hex}"
-    if len(batch) > 1 and has_transactions(client.store):
-        # If one fails, nothing is written, and writing one by one shows which.
+    if len(batch) > 1:
+        # If one fails, or the store has no transactions, nothing is written, and each goes alone.
         with suppress(Exception), one_transaction(client.store):
             for assessment in batch:
                 client.log_assessment(assessment.trace_id, assessment)
@@ -150,23 +145,19 @@ def _write_batch(client: TracingClient, batch: Sequence[Assessment]) -> int:
 
 def _write(client: TracingClient, assessment: Assessment) -> bool:
     """Write one assessment; False if it was there already."""
+    what = f"Assessment {assessment.name!r} of trace {assessment.trace_id}"
     try:
-        retrying(client.log_assessment, assessment.trace_id, assessment)
-    except Exception as error:
+        write(what, client.log_assessment, assessment.trace_id, assessment)
+    except StoreError:
         with suppress(Exception):
             client.get_assessment(assessment.trace_id, assessment.assessment_id)
             return False
-        what = f"Assessment {assessment.name!r} of trace {assessment.trace_id}"
-        raise not_written(what, error) from None
+        raise
     return True
 
 
 class AssessmentWriter:
-    """Writes assessments in batches as they come.
-
-    Leaving the ``with`` block, also by Ctrl-C, writes those that are left. What the store does
-    not take is a `StoreError`, unless another error ends the block, which says more.
-    """
+    """Writes assessments in batches as they come, and what is left at the end of its block."""
 
     def __init__(self) -> None:
         self._waiting: list[Assessment] = []
@@ -185,7 +176,7 @@ class AssessmentWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        with suppress(*([StoreError] if error else [])):
+        with suppress(*([StoreError] if error else [])):  # the block's own error says more
             self._write()
 
 
@@ -245,7 +236,7 @@ def log_labels(
         abstentions such as ``N/A``; rows without one are skipped and listed, and of several rows
         on one trace all but the last.
     values
-        The rating values, as in `import_traces`, where one looks like a missing rating.
+        The rating values, or a dict that translates them, as in `import_traces`.
     encoding
         Of a file that is not UTF-8, such as ``cp1252``.
 
@@ -278,8 +269,8 @@ def log_feedback_table(
     """Write a table of ratings by one source as feedback, as `log_labels` does."""
     check_text("name", name)
     check_text("source", source.source_id)
-    keep = parse_names("values", values)
-    ratings, skipped = _read_ratings(read_table(table), value, rationale, keep)
+    frame, keep = translated(read_table(table), [str(value)], values)
+    ratings, skipped = _read_ratings(frame, value, rationale, keep)
     start = now_ms()
     new: list[Feedback] = []
     replaced = 0

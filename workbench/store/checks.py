@@ -16,16 +16,9 @@ import pandas as pd
 from workbench.errors import ArgumentError, ScaleError, TableError
 from workbench.formatting import counted, html_table
 from workbench.scale import ABSTAIN, Scale, no_rating
-from workbench.store.dataset import Dataset, Names, RaterText, read_dataset
-from workbench.store.tables import (
-    check_keys,
-    columns_by_key,
-    comparable,
-    digest,
-    empty_rows,
-    read_row,
-)
-from workbench.vocabulary import as_text, folded, is_missing, is_unnamed, number, revealed
+from workbench.store.dataset import Dataset, Names, RaterText, as_list, read_dataset
+from workbench.store.tables import check_keys, empty_rows, rater_columns, read_rows, row_digests
+from workbench.vocabulary import as_text, group_key, is_missing, is_unnamed, number, revealed
 
 _ENOUGH = 10  # labelled rows that alignment needs
 _MANY, _RARE = 20, 0.01  # a rating that occurs once among many, or has a smaller share, is odd
@@ -68,11 +61,9 @@ class DataCheck:
     doubts: tuple[str, ...]
 
     def __repr__(self) -> str:
-        lines = [
-            f"{f}  {a}".rstrip() for f, a in zip(self.table.finding, self.table.advice, strict=True)
-        ]
-        width = max(map(len, self.table.check), default=0)
-        return "\n".join(f"{c:<{width}}  {t}" for c, t in zip(self.table.check, lines, strict=True))
+        width = max(map(len, self.table["check"]))
+        lines = self.table.itertuples(index=False, name=None)
+        return "\n".join(f"{check:<{width}}  {f}  {advice}".rstrip() for check, f, advice in lines)
 
     def _repr_html_(self) -> str:
         return html_table(self.table, index=False)
@@ -118,7 +109,8 @@ def check_data(
             annotators=annotators or labels, verdicts=verdicts, groups=groups, values=values,
             encoding=encoding,
         )  # fmt: skip
-    cells, content = _cells(data), _content(data)
+    content = _content(data)
+    cells = _cells(data, content)
     found = [
         *_about_columns(data),
         *_about_rows(data, content),
@@ -129,9 +121,7 @@ def check_data(
         *_about_enough(data, cells, content),
     ]
     rows = cells.loc[cells["reading"] != "", ["row", "column", "cell", "reading"]]
-    others = [(row, "", "", "no inputs or outputs") for row in content.index[content.isna()]]
-    others += [(row, "", "", "empty, left out") for row in data.empty]
-    rows = pd.concat([rows, pd.DataFrame(others, columns=rows.columns)]).sort_values("row")
+    rows = rows.sort_values("row", kind="stable")
     check = DataCheck(
         table=pd.DataFrame(found)[["check", "finding", "advice"]],
         rows=rows.reset_index(drop=True),
@@ -148,16 +138,19 @@ def check_data(
     return check
 
 
-def _cells(data: Dataset) -> pd.DataFrame:
+def _cells(data: Dataset, content: pd.Series[Any]) -> pd.DataFrame:
     """Read each cell with a rating: ``value`` on the scale or None, and ``kind`` of reading."""
-    found = []
+    blank = [(row, "no inputs or outputs") for row in content.index[content.isna()]]
+    blank += [(row, "empty, left out") for row in data.empty]
+    found: list[tuple[Any, ...]] = [(row, "", "", "", None, "", why) for row, why in blank]
     for who, (column, _) in data.labels.items():
         for row, raw in data.table[column].items():
             text = "" if is_missing(raw) else as_text(raw)
             shown = revealed(text if len(text) <= 60 else text[:60] + " …")
             found.append((row, column, shown, who, *_read(raw, data.scale)))
     columns = ["row", "column", "cell", "annotator", "value", "kind", "reading"]
-    return pd.DataFrame(found, columns=columns).astype({"value": object})
+    # As objects, since a missing rating would make floats of whole numbers.
+    return pd.DataFrame(found, columns=columns, dtype=object).astype({"row": int})
 
 
 def _read(raw: Any, scale: Scale) -> tuple[Any, str, str]:
@@ -177,13 +170,15 @@ def _read(raw: Any, scale: Scale) -> tuple[Any, str, str]:
 
 def _content(data: Dataset) -> pd.Series[Any]:
     """What the judge sees of each row, as a digest; None where inputs or outputs are missing."""
-    outputs = [data.outputs] if isinstance(data.outputs, str) else data.outputs
-    columns = [*data.inputs, *outputs, *(data.expectations or [])]
-    missing = [empty_rows(data.table, side) for side in (data.inputs, outputs)]
-    cells = data.table[columns].itertuples(index=False, name=None)
-    digests = [digest(list(map(comparable, row))) for row in cells]
+    missing = [empty_rows(data.table, side) for side in (data.inputs, as_list(data.outputs))]
+    digests = row_digests(data.table, _shown(data))
     found = [None if any(blank) else d for d, *blank in zip(digests, *missing, strict=True)]
     return pd.Series(found, data.table.index, dtype=object)
+
+
+def _shown(data: Dataset) -> list[str]:
+    """The columns that the judge sees."""
+    return [*data.inputs, *as_list(data.outputs), *as_list(data.expectations)]
 
 
 # -- findings -------------------------------------------------------------------------------
@@ -191,30 +186,27 @@ def _content(data: Dataset) -> pd.Series[Any]:
 
 def _about_columns(data: Dataset) -> Iterable[Finding]:
     """What columns cannot be, and what `import_traces` would refuse."""
-    sides = {"inputs": data.inputs, "outputs": data.outputs, "expectations": data.expectations}
-    keyed = {argument: columns_by_key(argument, spec) for argument, spec in sides.items()}
-    shown = {column for by_key in keyed.values() for column in by_key}
-    keyed["tags"] = columns_by_key("groups", data.groups)
+    shown, tags = _shown(data), data.groups
     try:
-        check_keys(keyed["tags"])
+        check_keys(as_list(tags))
     except ArgumentError as error:
         yield Finding("groups", str(error), "Rename the column, which is imported as a tag.", True)
-    rated = dict.fromkeys(column for pair in data.labels.values() for column in pair if column)
-    for column in [column for column in rated if column in shown]:
+        tags = None
+    for column in [c for c in dict.fromkeys(rater_columns(data.labels)) if c in shown]:
         text = f"Column {column!r} is the annotators', and the judge is shown it."
         yield Finding("shown", text, "It would only have to repeat what it sees.", True)
     for column in [c for c, n in Counter(c for c, _ in data.labels.values()).items() if n > 1]:
         text = f"Column {column!r} is named for several annotators."
         yield Finding("annotators", text, "Each needs a column, or annotators='each ...'.", True)
-    columns = list(dict.fromkeys([*shown, *keyed["tags"], *rated]))
-    bad = []
-    for row, *cells in data.table[columns].itertuples(name=None):
-        _, problems = read_row(row, dict(zip(columns, cells, strict=True)), keyed, data.labels)
-        bad += [f"row {row}: {why}" for why in problems if not why.startswith("no ")]  # told below
-    if bad:
+    roles: Any = {"inputs": data.inputs, "outputs": data.outputs, "expectations": data.expectations}
+    try:
+        read_rows(data.table, **roles, tags=tags, labels=data.labels)
+    except TableError as error:
+        bad = [f"row {row}: {why}" for row, why in error.rows if not why.startswith("no ")]
         listed = "; ".join(bad[:_SHOWN]).removesuffix(".")
         text = f"{counted(len(bad), 'cell')} cannot be imported: {listed}."
-        yield Finding("unreadable", text, "Mend or drop these rows.", True)
+        if bad:  # of rows without inputs or outputs it is told below
+            yield Finding("unreadable", text, "Mend or drop these rows.", True)
 
 
 def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
@@ -248,12 +240,11 @@ def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
 def _about_kinds(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     """What looks like numbers or dates and is none on the scale."""
     raw = [cell for column, _ in data.labels.values() for cell in data.table[column]]
-    if any(isinstance(cell, (datetime.date, np.datetime64)) for cell in raw):
-        yield Finding("dates", "Some ratings are dates.", "Name the columns with the ratings.")
-        return
     values = () if data.scale.ordered else data.scale.values
     words = [value for value in values if number(value) is None]
-    if words and any(re.match(r"[+-]?\d", str(value)) for value in values):
+    if any(isinstance(cell, (datetime.date, np.datetime64)) for cell in raw):
+        yield Finding("dates", "Some ratings are dates.", "Name the columns with the ratings.")
+    elif words and any(re.match(r"[+-]?\d", str(value)) for value in values):
         rows = cells.loc[[v in words for v in cells["value"]], "row"].tolist()
         listed = ", ".join(map(_short, words[:5]))
         yield Finding(
@@ -270,11 +261,10 @@ def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     more = f" and {len(texts) - 20} more values" * (len(texts) > 20)
     yield Finding("scale", f"{scale.kind}: {', '.join(texts[:20])}{more}.")
     if scale.kind == "binary":
-        known = scale.positive_is_known
-        advice = "" if known else "Taken, since the words do not tell. values=... names it first."
-        other = scale.shown[0] if scale.positive == scale.shown[1] else scale.shown[1]
-        how = f"pair(..., positive={_short(other)}) takes the other one"
-        yield Finding("positive side", f"{_short(scale.positive)} is positive; {how}.", advice)
+        other, positive = map(_short, scale.values)
+        text = f"{positive} is positive; pair(..., positive={other}) takes the other one."
+        advice = "Taken, since the words do not tell. values=... names it first."
+        yield Finding("positive side", text, advice * (not scale.positive_is_known))
     typed = Scale.from_type(data.value_type)
     if scale.ordered and typed and not typed.ordered:
         text = "The order of the ratings is that of the column's categories."
@@ -324,7 +314,7 @@ def _about_groups(data: Dataset) -> Iterable[Finding]:
     if not data.groups:
         return
     raw = data.table[data.groups].tolist()
-    keys = Counter(folded(key) for key in raw if not is_unnamed(key))
+    keys = Counter(group_key(key) for key in raw if not is_unnamed(key))
     largest = max(keys.values(), default=0)
     text = f"{counted(len(keys), 'group')} by {data.groups!r}, the largest of "
     text += f"{counted(largest, 'row')}."
@@ -334,10 +324,10 @@ def _about_groups(data: Dataset) -> Iterable[Finding]:
         text += f" {counted(len(without), 'row')} without one: {_listed(without)}."
         advice = "Most rows need one." if lacking else "Each of these is a group of its own."
     yield Finding("groups", text, advice, lacking)
-    seen: dict[str, set[str]] = {}
-    for key, *cells in zip(raw, *(data.table[c].tolist() for c in data.inputs), strict=True):
-        seen.setdefault(digest(list(map(comparable, cells))), set()).add(folded(key))
-    if apart := sum(len(each) > 1 for each in seen.values()):
+    by_input = pd.Series([group_key(key) for key in raw]).groupby(
+        row_digests(data.table, data.inputs)
+    )
+    if apart := int((by_input.nunique() > 1).sum()):
         yield Finding(
             "groups",
             f"{counted(apart, 'input')} ({', '.join(data.inputs)}) in several groups.",

@@ -45,14 +45,10 @@ _MEANT = {
         "was written before stays"
     ),
 }
-"""What a failure with such words means."""
 
 
 def store_message(error: BaseException) -> str:
-    """Return what a failure of the store means, without SQL and without credentials.
-
-    The whole of what a database says goes to the log, as it repeats statements and their values.
-    """
+    """Return what a failure means, without SQL, which goes to the log, and without credentials."""
     text = scrubbed(str(error), mlflow.get_tracking_uri())
     for words, meaning in _MEANT.items():
         if re.search(words, text):
@@ -65,20 +61,9 @@ def store_message(error: BaseException) -> str:
     return f"the database reported an error ({reason}); logger {__name__!r} has it at INFO"
 
 
-def not_written(what: str, error: BaseException) -> StoreError:
-    """Return the error for what the store did not take."""
-    return StoreError(
-        f"{what} could not be written to {address()}: {store_message(error)}. What was written "
-        "before stays; run the same call again to write the rest."
-    )
-
-
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Raise a failure of the store as a `StoreError` without SQL and without credentials.
-
-    MLflow's own exception is passed on where it holds neither.
-    """
+    """Raise a failure of the store as a `StoreError`, unless MLflow's own words can stand."""
     try:
         yield
     except WorkbenchError:
@@ -110,17 +95,26 @@ retrying = tenacity.Retrying(
 """Call a function of MLflow's store again while its failure may pass."""
 
 
+def write(what: str, function: Callable[..., object], *arguments: Any) -> None:
+    """Call a function that writes, again while its failure may pass, else raise `StoreError`."""
+    try:
+        retrying(function, *arguments)
+    except Exception as error:
+        raise StoreError(
+            f"{what} could not be written to {address()}: {store_message(error)}. What was written "
+            "before stays; run the same call again to write the rest."
+        ) from None
+
+
 def prepare_database(uri: str, *, create: Callable[[Path], None] = compat.create_tables) -> None:
     """Make the SQLite database of a store where it is missing or was left half-made.
 
-    MLflow makes its tables in place, which takes ten seconds and more, and a process that is
-    stopped meanwhile leaves a file that neither MLflow nor its upgrade can use. Here it is made
-    beside and then given its name. A half-made file that holds nobody's data is set aside as
-    ``NAME.incomplete`` and made again. Stores that are no SQLite file, and databases that hold
-    data, are left to MLflow. A file that is no database is a `StoreError`.
+    MLflow makes its tables in place for ten seconds and more, and a process that is stopped
+    meanwhile leaves a file that neither MLflow nor its upgrade can use. Here it is made beside and
+    then given its name; a half-made one without data is set aside as ``NAME.incomplete``. What is
+    no SQLite file, or holds data, is left to MLflow; a file that is no database is a `StoreError`.
     """
-    path = file_of(uri)
-    if path is None:
+    if (path := file_of(uri)) is None:
         return
     while (half_made := _is_half_made(path)) and time.time() - path.stat().st_mtime < 5:
         time.sleep(0.2)  # another process may still be making its tables

@@ -22,17 +22,17 @@ from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 
-from workbench.errors import ArgumentError, ScaleError, TableError
+from workbench.errors import ArgumentError, ScaleError, TableError, check_whole
 from workbench.formatting import counted, html_table, html_text
 from workbench.scale import Scale, no_rating
 from workbench.store.files import read_table
 from workbench.store.tables import (
     Raters,
     columns_by_rater,
-    comparable,
-    digest,
     empty_rows,
+    rater_columns,
     require_columns,
+    row_digests,
 )
 from workbench.vocabulary import as_numbers, fold, folded, is_missing, normal_form, number, scalar
 
@@ -88,17 +88,15 @@ class Dataset:
         given = f"{_listed(self.inputs)} in {{{{ inputs }}}}"
         if self.expectations:
             given += f" and the {_listed(self.expectations)} in {{{{ expectations }}}}"
-        answer = _listed(_as_list(self.outputs))
+        answer = _listed(as_list(self.outputs))
         return f"Rate how good the {answer} in {{{{ outputs }}}} is, given the {given}."
 
     def sample(self, rows: int | None, *, seed: int = 0) -> Dataset:
         """Return so many rows drawn at random, in their order; all where ``rows`` is None."""
         if rows is None or rows >= len(self):
             return self
-        if rows < 1:
-            raise ArgumentError(f"rows={rows} must be at least 1.")
-        drawn = self.table.sample(rows, random_state=seed).sort_index()
-        return replace(self, table=drawn)
+        check_whole("rows", rows)
+        return replace(self, table=self.table.sample(rows, random_state=seed).sort_index())
 
     def __len__(self) -> int:
         return len(self.table)
@@ -110,11 +108,11 @@ class Dataset:
         head = f"{self.source}: {counted(len(self), 'row')}, rated {self.scale.describe()}"
         roles = {
             "inputs": self.inputs,
-            "outputs": _as_list(self.outputs),
+            "outputs": as_list(self.outputs),
             "expectations": self.expectations or [],
             "annotators": _shown(self.labels),
             "recorded verdicts": _shown(self.verdicts),
-            "kept together": _as_list(self.groups),
+            "kept together": as_list(self.groups),
         }
         rows = [(role, ", ".join(columns)) for role, columns in roles.items() if columns]
         table = pd.DataFrame(rows, columns=["role", "columns"])
@@ -167,9 +165,9 @@ def read_dataset(
         "inputs": parse_names("inputs", inputs),
         "outputs": parse_names("outputs", outputs),
         "expectations": parse_names("expectations", expectations),
-        "groups": _as_list(groups),
-        "annotators": [*_columns(labels), *([] if each is None else [each])],
-        "verdicts": _columns(recorded),
+        "groups": as_list(groups),
+        "annotators": [*rater_columns(labels), *([] if each is None else [each])],
+        "verdicts": rater_columns(recorded),
     }
     _require(table, source, named)
     empty = empty_rows(table, [column for columns in named.values() for column in columns])
@@ -179,13 +177,8 @@ def read_dataset(
     if each is not None:
         content = [c for role, columns in named.items() if role != "annotators" for c in columns]
         table, labels = _one_row_an_item(table, each, labels, content)
-    translated = _parts("values", values)
-    if isinstance(translated, Mapping):
-        words = {fold(word): value for word, value in translated.items()}
-        for column, _ in (*labels.values(), *recorded.values()):
-            cells = [words.get(fold(cell), cell) for cell in table[column]]
-            table = table.assign(**{column: pd.Series(cells, table.index, dtype=object)})
-        translated = list(dict.fromkeys(translated.values()))
+    rated = [column for column, _ in (*labels.values(), *recorded.values())]
+    table, names = translated(table, rated, values)
     return Dataset(
         table=table,
         source=source,
@@ -195,14 +188,10 @@ def read_dataset(
         labels=labels,
         verdicts=recorded,
         groups=groups or None,
-        scale=_scale(table, labels, list(translated)),
+        scale=_scale(table, labels, names),
         empty=tuple(number for number, blank in enumerate(empty) if blank),
         merged=rows - len(table),
     )
-
-
-def _columns(raters: Raters) -> list[str]:
-    return [column for pair in raters.values() for column in pair if column is not None]
 
 
 def _require(table: pd.DataFrame, source: str, named: Mapping[str, list[str]]) -> None:
@@ -225,10 +214,7 @@ def _require(table: pd.DataFrame, source: str, named: Mapping[str, list[str]]) -
 def _one_row_an_item(
     table: pd.DataFrame, each: str, labels: Raters, content: Sequence[str]
 ) -> tuple[pd.DataFrame, Raters]:
-    """Join the rows of equal content, each of which is one label by the person in a column.
-
-    A person's second label of the same content begins a second row.
-    """
+    """Join rows of equal content, each a label by one person, whose second one begins a row."""
     if len(labels) > 1 or table[each].map(is_missing).any():
         rows = table.index[table[each].map(is_missing)].tolist()[:10]
         raise ArgumentError(
@@ -239,9 +225,9 @@ def _one_row_an_item(
     people: dict[str, str] = {}
     joined: dict[tuple[str, int], dict[str, Any]] = {}
     times: Counter[tuple[str, str]] = Counter()
-    for row, cells in zip(table.index, table.to_dict("records"), strict=True):
+    records = zip(table.index, table.to_dict("records"), row_digests(table, content), strict=True)
+    for row, cells, item in records:
         who = people.setdefault(folded(cells[each]), normal_form(str(cells[each])))
-        item = digest([comparable(cells[column]) for column in content])
         times[item, who] += 1
         own = {"": row, **{column: cells[column] for column in content}}
         one = joined.setdefault((item, times[item, who]), own)
@@ -252,7 +238,21 @@ def _one_row_an_item(
     return found, {who: (f"{rating}: {who}", whys[who]) for who in whys}
 
 
-def parse_names(parameter: str, given: Names | Mapping[str, Any]) -> list[str]:
+def translated(
+    table: pd.DataFrame, rated: Sequence[str], values: Names | Mapping[str, Any]
+) -> tuple[pd.DataFrame, list[Any]]:
+    """Return the table with its ratings as ``values`` translates them, and the rating values."""
+    given = _parts("values", values)
+    if not isinstance(given, Mapping):
+        return table, list(given)
+    words = {fold(word): value for word, value in given.items()}
+    for column in table.columns.intersection(list(rated)):
+        cells = [words.get(fold(cell), cell) for cell in table[column]]
+        table = table.assign(**{column: pd.Series(cells, table.index, dtype=object)})
+    return table, list(dict.fromkeys(given.values()))
+
+
+def parse_names(parameter: str, given: Names) -> list[str]:
     """Read names from text with commas between them, from a list, or from JSON of one."""
     return list(_parts(parameter, given))
 
@@ -294,7 +294,7 @@ def _parts(parameter: str, given: Any) -> Mapping[str, Any] | Sequence[Any]:
     return [] if given is None else [str(given)]  # the command line reads 1 as a number
 
 
-def _as_list(columns: str | list[str] | None) -> list[str]:
+def as_list(columns: str | list[str] | None) -> list[str]:
     return [columns] if isinstance(columns, str) and columns else list(columns or [])
 
 

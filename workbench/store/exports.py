@@ -19,7 +19,7 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, TableError
 from workbench.formatting import counted, html_result
-from workbench.store.files import read_records
+from workbench.store.files import file_errors, read_records
 from workbench.store.tables import Raters, digest
 from workbench.vocabulary import folded
 
@@ -101,8 +101,10 @@ def read_labels(
     ArgumentError
         When the question or the outputs must be named; the message lists them.
     """
-    records = read_records(Path(path).expanduser(), encoding)
-    tool = _tool_of(records, Path(path).name)
+    file = Path(path).expanduser()
+    with file_errors(file):
+        records = read_records(file, encoding)
+    tool = _tool_of(records, file.name)
     items: dict[str, Item] = {}
     try:
         answers = list(_TOOLS[tool][1](records, items))
@@ -111,9 +113,9 @@ def read_labels(
             f"{str(path)!r} looks like an export of {tool}, and is not in the form that is "
             f"documented for it ({type(error).__name__}: {error})."
         ) from error
-    given = [a for a in answers if not a.fault]
+    given = [a for a in answers if not a.reason]
     if not given:
-        reasons = "; ".join(sorted({a.fault for a in answers})) or "there is no answer in it"
+        reasons = "; ".join(sorted({a.reason for a in answers})) or "there is no answer in it"
         raise TableError(f"No label could be read from {str(path)!r}: {reasons}.")
     questions = list(dict.fromkeys(a.question for a in given))
     candidates = [q for q in questions if q != rationale]
@@ -125,11 +127,8 @@ def read_labels(
             f"{', '.join(map(repr, questions))}. Name the one that is the rating."
         )
     table, columns, replaced = _table(items, given, question, rationale, outputs)
-    unread = [a for a in answers if a.fault and a.question in ("", question)] + replaced
-    problems = pd.DataFrame(
-        [(a.record, a.annotator, a.fault) for a in unread],
-        columns=["record", "annotator", "reason"],
-    )
+    unread = [a for a in answers if a.reason and a.question in ("", question)] + replaced
+    problems = pd.DataFrame(unread, columns=Answer._fields)[["record", "annotator", "reason"]]
     return ReadLabels(tool, question, table, columns, problems)
 
 
@@ -139,7 +138,7 @@ class Item(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What one person said of one item, or why that can't be read."""
+    """What one person said of one item, or the reason why that can't be read."""
 
     record: int
     item: str
@@ -147,7 +146,7 @@ class Answer(NamedTuple):
     question: str
     value: Any
     rationale: str | None
-    fault: str
+    reason: str
 
 
 def _table(
@@ -171,8 +170,8 @@ def _table(
             row[columns[1]] = a.value
             continue
         if columns[0] in row and row[columns[0]] != a.value:
-            fault = f"{row[columns[0]]!r} was replaced by the later answer {a.value!r}"
-            replaced.append(a._replace(fault=fault))
+            reason = f"{row[columns[0]]!r} was replaced by the later answer {a.value!r}"
+            replaced.append(a._replace(reason=reason))
         row[columns[0]] = a.value
         row[columns[1]] = a.rationale or row.get(columns[1])
     fields = list(dict.fromkeys(name for item in items.values() for name in item.fields))
@@ -210,14 +209,13 @@ def _answer(
     record: int, item: str, who: Any, question: Any, raw: Any = None, why: Any = "", fault: str = ""
 ) -> Answer:
     """Return an answer; none, or several at once, are a fault."""
-    value = raw
-    while isinstance(value, (list, dict)) and len(value) == 1:
-        value = next(iter(value.values() if isinstance(value, dict) else value))
-    if not fault and value in (None, [], {}):
+    while isinstance(raw, (list, dict)) and len(raw) == 1:
+        raw = next(iter(raw.values() if isinstance(raw, dict) else raw))
+    if not fault and raw in (None, [], {}):
         fault = "no value"
-    elif not fault and isinstance(value, (list, dict)):
-        fault = f"several values at once: {json.dumps(value)[:80]}"
-    return Answer(record, item, str(who or "annotator"), str(question), value, why or None, fault)
+    elif not fault and isinstance(raw, (list, dict)):
+        fault = f"several values at once: {json.dumps(raw)[:80]}"
+    return Answer(record, item, str(who or "annotator"), str(question), raw, why or None, fault)
 
 
 def _label_studio(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:

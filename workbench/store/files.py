@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _MARKS = {
-    b"\xef\xbb\xbf": "utf-8-sig",
     b"\xff\xfe\x00\x00": "utf-32",
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
@@ -78,12 +77,13 @@ def read_table(
             f"There is no file {str(path.absolute())!r}. A relative path starts in the current "
             "folder; `papermill --cwd notebooks` makes that the folder of the notebooks."
         )
-    with _errors(path):
+    with file_errors(path):
         return reader(path, encoding)
 
 
 @contextmanager
-def _errors(path: Path) -> Iterator[None]:
+def file_errors(path: Path) -> Iterator[None]:
+    """Raise what keeps a file from being read as a `TableError` that names it."""
     try:
         yield
     except LookupError as error:
@@ -95,13 +95,8 @@ def _errors(path: Path) -> Iterator[None]:
 def read_records(path: Path, encoding: str | None = None) -> list[dict[str, Any]]:
     """Return the objects of JSON Lines, of a JSON list, or of the only list in a ``.json`` object.
 
-    An object that also holds texts is itself a record.
+    An object that also holds texts is itself a record. Call it within `file_errors`.
     """
-    with _errors(path):
-        return _records(path, encoding)
-
-
-def _records(path: Path, encoding: str | None) -> list[dict[str, Any]]:
     text = _text(path, encoding)
     try:
         found = json.loads(text) if text.lstrip()[:1] in ("[", "{") else None
@@ -158,11 +153,10 @@ def _text(path: Path, encoding: str | None) -> str:
 
 def _read_csv(path: Path, encoding: str | None) -> pd.DataFrame:
     text = _text(path, encoding)
-    first, _, rest = text.partition("\n")
+    first, _, rest = text.lstrip("\r\n").partition("\n")
     if named := re.fullmatch(r"sep=([^\r\n])\s*", first, re.IGNORECASE):  # as Excel writes it
         return _table(rest, named[1])
-    header = text.lstrip("\r\n").partition("\n")[0]
-    separators = [sep for sep in _SEPARATORS if sep in header] or [","]
+    separators = [sep for sep in _SEPARATORS if sep in first] or [","]
     fits: dict[str, pd.DataFrame] = {}
     faults: list[Exception] = []
     for separator in ["\t"] if path.suffix.lower() == ".tsv" else separators:
@@ -198,7 +192,7 @@ def _table(text: str, separator: str) -> pd.DataFrame:
 
 def _read_json(path: Path, encoding: str | None) -> pd.DataFrame:
     # Without dtype=object a whole number in a column with gaps would become a float.
-    return pd.DataFrame(_records(path, encoding), dtype=object)
+    return pd.DataFrame(read_records(path, encoding), dtype=object)
 
 
 def _read_parquet(path: Path, _: str | None) -> pd.DataFrame:
@@ -213,17 +207,20 @@ def _read_parquet(path: Path, _: str | None) -> pd.DataFrame:
 Record = dict[str, Any]
 """Cells by column."""
 
+Reader = Callable[[int], Iterator[list[Record]]]
+"""Reads a table, so many rows at a time."""
 
-def read_partitions(table: Any, columns: Sequence[str], size: int) -> Iterator[list[Record]]:
+
+def read_partitions(
+    table: Any, columns: Sequence[str], size: int, encoding: str | None = None
+) -> Iterator[list[Record]]:
     """Read the given columns of a table in its order, ``size`` rows at a time.
 
-    ``table`` is a Parquet file, or a folder of such files in the order of their names, of which a
-    row group is in memory at a time; a frame of Dask, of which a partition is; or anything that
-    `workbench.store.files.read_table` reads, as a whole. A file that is missing or damaged is a
-    `TableError`; rows before the damage were given.
+    Of a Parquet file or folder a row group is in memory, of a frame of Dask a partition, of others
+    the whole. A file that is missing or damaged is a `TableError` once the rows before it are read.
     """
     try:
-        records = _rows_of(table, list(dict.fromkeys(columns)))
+        records = _rows_of(table, list(dict.fromkeys(columns)), encoding)
         while partition := list(itertools.islice(records, size)):
             yield partition
     except ArgumentError:
@@ -236,17 +233,13 @@ def known_length(table: Any) -> int | None:
     """Return how many rows a table has, where that is known without reading it."""
     if isinstance(table, pd.DataFrame):
         return len(table)
-    with suppress(OSError, ValueError, ImportError, TypeError):
+    with suppress(OSError, ValueError, TypeError):
         return int(_dataset(table).count_rows()) if _is_parquet(table) else None
     return None
 
 
-def _rows_of(table: Any, columns: list[str]) -> Iterator[Record]:
-    parts: Iterator[pd.DataFrame]
-    if type(table).__module__.startswith("dask"):
-        require_columns(table, "table", columns)
-        parts = (table.partitions[k].compute() for k in range(table.npartitions))
-    elif _is_parquet(table):
+def _rows_of(table: Any, columns: list[str], encoding: str | None) -> Iterator[Record]:
+    if _is_parquet(table):
         dataset = _dataset(table)
         for file in dataset.get_fragments():  # pyarrow fills up what a later one lacks
             names = pd.DataFrame(columns=file.physical_schema.names)
@@ -257,11 +250,12 @@ def _rows_of(table: Any, columns: list[str]) -> Iterator[Record]:
         )
         yield from itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
         return
-    else:
-        parts = iter([read_table(table)])
+    is_dask = type(table).__module__.startswith("dask")
+    parts = [table.get_partition(k) for k in range(table.npartitions)] if is_dask else [table]
     for part in parts:
-        require_columns(part, "table", columns)
-        for row in part[columns].itertuples(index=False, name=None):
+        frame = part.compute() if is_dask else read_table(part, encoding)
+        require_columns(frame, "table", columns)
+        for row in frame[columns].itertuples(index=False, name=None):
             yield dict(zip(columns, row, strict=True))
 
 
@@ -292,10 +286,7 @@ def column_type(values: Sequence[Any]) -> pa.DataType:
 
 
 def as_column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Return a column of plain values; in one of text, what is no text is written as JSON.
-
-    ValueError or TypeError where the type does not hold a value as it is.
-    """
+    """Return a column of plain values, as JSON in one of text; raise where a value would change."""
     import pyarrow as pa
 
     if pa.types.is_string(kind):
@@ -323,15 +314,11 @@ def write_parquet(path: Path, table: pa.Table, about: Mapping[str, Any]) -> None
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """Return what `write_parquet` was told about a file; empty where another program wrote it.
-
-    A file that is no Parquet is a `TableError`.
-    """
+    """Return what `write_parquet` was told about a file; empty where another program wrote it."""
     import pyarrow.parquet as pq
 
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (OSError, ValueError) as error:
         raise TableError(f"{path} cannot be read as Parquet: {error}. Remove it.") from error
-    found: dict[str, Any] = json.loads(metadata.get(b"workbench", b"{}"))
-    return found
+    return dict(json.loads(metadata.get(b"workbench", b"{}")))

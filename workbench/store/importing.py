@@ -27,11 +27,20 @@ from workbench.store.assessments import (
     place,
     signature,
 )
-from workbench.store.database import check_not_deleted, find_experiment_id, not_written, retrying
-from workbench.store.dataset import Names, parse_names
+from workbench.store.database import check_not_deleted, find_experiment_id, write
+from workbench.store.dataset import Names, translated
 from workbench.store.files import read_table
 from workbench.store.labels import DECISION_KEY, has_mark, in_order
-from workbench.store.tables import ColumnSpec, LabelSpec, Row, digest, read_rows, row_numbers
+from workbench.store.tables import (
+    ColumnSpec,
+    LabelSpec,
+    Row,
+    columns_by_rater,
+    digest,
+    read_rows,
+    row_numbers,
+    warn_of_name,
+)
 from workbench.store.traces import trace_infos
 
 # A batch is one transaction and, on a server, one request.
@@ -119,8 +128,9 @@ def import_traces(
         Annotators' columns: ``{"ana": "rating"}`` or ``{"ana": ("rating", "rationale")}``. Each
         filled rating becomes human feedback under ``label_name``, which is the judge's name.
     values
-        The rating values, as in `check_data`, where one looks like a missing rating: ``"none,
-        mild, severe"`` keeps ``none``. Ratings that are not among them are kept as well.
+        The rating values, where one looks like a missing rating: ``"none, mild, severe"`` keeps
+        ``none``. Ratings that are not among them are kept as well. A dict translates what people
+        wrote, as in `check_data`: ``{"good": "yes", "bad": "no"}``.
     tags
         Columns kept as trace tags, such as an id to group by.
     experiment
@@ -153,6 +163,10 @@ def import_traces(
             "under the name of the judge that they are compared with."
         )
     frame = read_table(table, encoding)
+    rated = {who: column for who, (column, _) in columns_by_rater("labels", labels).items()}
+    for who, column in rated.items():
+        warn_of_name(frame, who, column)
+    frame, names = translated(frame, list(rated.values()), values)
     rows, notes = read_rows(
         frame,
         inputs=inputs,
@@ -160,40 +174,40 @@ def import_traces(
         expectations=expectations,
         tags=tags,
         labels=labels,
-        values=parse_names("values", values),
+        values=names,
     )
     where, now = check_not_deleted(find_experiment_id(experiment)), now_ms()
-    trace_ids, stored = _find(rows, where)
-    id_of = dict(zip((row.number for row in rows), trace_ids, strict=True))
-    new: list[tuple[Row, str, int]] = []
+    found, stored = _find(rows, where)
+    absent = [trace_id for trace_id in found if trace_id not in stored]
+    # A millisecond a row keeps the row order, and is less than a row takes to write.
+    new = [(found[trace_id], trace_id, now + k) for k, trace_id in enumerate(absent)]
     added: list[Assessment] = []
     skipped: list[tuple[int, str, str]] = []
     differing: list[tuple[Any, ...]] = []
     tagged: list[tuple[str, str, str]] = []
-    for row, trace_id in zip(rows, trace_ids, strict=True):
+    for trace_id, row in found.items():
         info = stored.get(trace_id)
         given = _assessments(row, trace_id, label_name, now)
         missing, others = _compare(given, info.assessments if info else [])
         added += missing
-        if info is None:
-            # A millisecond a row keeps the row order, and is less than a row takes to write.
-            new.append((row, trace_id, now + len(new)))
-            continue
         differing += [(row.number, trace_id, *other) for other in others]
-        tagged += [(trace_id, k, v) for k, v in row.tags.items() if info.tags.get(k) != v]
-        skipped.append((row.number, trace_id, "already there"))
+        if info is not None:
+            tagged += [(trace_id, k, v) for k, v in row.tags.items() if info.tags.get(k) != v]
+            skipped.append((row.number, trace_id, "already there"))
     if tagged:
         keys = ", ".join(dict.fromkeys(key for _, key, _ in tagged))
         notes.append(f"tags set on traces that were there: {keys}")
     try:
         _write_traces(new, where, progress=progress)
         log_assessments(added, progress=progress, desc="labels")
-        _write_tags(tagged)
+        for tag in tagged:
+            write("The tags", TracingClient().set_trace_tag, *tag)
     except KeyboardInterrupt:
         say("Interrupted. Run the same import again to add what is missing.")
         raise
+    id_of = {row.number: trace_id for trace_id, row in found.items()}
     return Imported(
-        trace_ids=trace_ids,
+        trace_ids=list(found),
         skipped=pd.DataFrame(skipped, columns=["row", "trace_id", "reason"]),
         created=len(new),
         labels=sum(assessment.feedback is not None for assessment in added),
@@ -206,29 +220,27 @@ def import_traces(
     )
 
 
-def _find(rows: Sequence[Row], where: str) -> tuple[list[str], dict[str, TraceInfo]]:
-    """Return the id of each row's trace, and the infos of those that the experiment holds.
-
-    An id follows from the experiment, what the judge sees, and the count of equal rows before.
-    pandas makes floats of whole numbers where one is missing, so 4 and 4.0 are equal in it. In
-    earlier stores they were not, and in those of the first days tags were part of it.
-    """
+def _find(rows: Sequence[Row], where: str) -> tuple[dict[str, Row], dict[str, TraceInfo]]:
+    """Return the rows by trace id, and the infos of the traces that the experiment holds."""
+    # An id follows from the experiment, what the judge sees, and the count of equal rows before.
     ids: list[list[str]] = []
-    for whole, with_tags in ((False, False), (True, False), (False, True)):
-        seen: Counter[str] = Counter()
-        ids.append([])
-        for r in rows:
-            parts = [r.inputs, r.outputs, r.expectations]
-            tags = r.tags if with_tags else {}
-            content = digest([where, *(map(_whole, parts) if whole else parts), tags])
-            ids[-1].append(f"tr-{digest([content, seen[content]])[:32]}")
-            seen[content] += 1
+    seen: Counter[tuple[int, str]] = Counter()
+    for row in rows:
+        parts = [row.inputs, row.outputs, row.expectations]
+        contents = [
+            digest([where, *parts, {}]),  # as in earlier stores, where 4 and 4.0 differed
+            digest([where, *map(_whole, parts), {}]),  # pandas makes 4.0 of 4 where one is missing
+            digest([where, *parts, row.tags]),  # as in the first days
+        ]
+        ids.append([f"tr-{digest([c, seen[k, c]])[:32]}" for k, c in enumerate(contents)])
+        seen.update(enumerate(contents))
     every = list(dict.fromkeys(itertools.chain(*ids)))
     stored = trace_infos(every, experiment=where, elsewhere=False)
-    known: dict[str, None] = {}  # each is one row's, though 4 and 4.0 may both have it
-    for each in zip(*ids, strict=True):
-        known[next((i for i in each if i in stored and i not in known), each[1])] = None
-    return list(known), stored
+    found: dict[str, Row] = {}
+    for row, each in zip(rows, ids, strict=True):
+        # An id is one row's, though 4 and 4.0 may both have it.
+        found[next((i for i in each if i in stored and i not in found), each[1])] = row
+    return found, stored
 
 
 def _whole(value: Any) -> Any:
@@ -277,12 +289,8 @@ def _write_traces(new: Sequence[tuple[Row, str, int]], where: str, *, progress: 
     hidden = not progress or len(new) <= _BATCH_TRACES
     with bar(total=len(new), desc="import", disable=hidden) as shown:
         for batch in _batches(new):
-            spans = [_span(*one) for one in batch]
-            try:
-                retrying(client.log_spans, where, spans)
-            except Exception as error:
-                raise not_written("The traces", error) from None
-            shown.update(len(spans))
+            write("The traces", client.log_spans, where, [_span(*one) for one in batch])
+            shown.update(len(batch))
 
 
 def _batches(new: Sequence[tuple[Row, str, int]]) -> Iterator[list[tuple[Row, str, int]]]:
@@ -297,15 +305,6 @@ def _batches(new: Sequence[tuple[Row, str, int]]) -> Iterator[list[tuple[Row, st
         size += length
     if batch:
         yield batch
-
-
-def _write_tags(tagged: Iterable[tuple[str, str, str]]) -> None:
-    client = TracingClient()
-    try:
-        for trace_id, key, value in tagged:
-            retrying(client.set_trace_tag, trace_id, key, value)
-    except Exception as error:
-        raise not_written("The tags", error) from None
 
 
 def _span(row: Row, trace_id: str, start_ms: int) -> Span:
@@ -331,10 +330,7 @@ def _span(row: Row, trace_id: str, start_ms: int) -> Span:
 
 
 def _attribute(value: Any) -> str:
-    """Return a span attribute that MLflow stores as the JSON of ``value``.
-
-    MLflow unwraps JSON in JSON once, since attributes that come through a server are wrapped
-    twice. Wrapped twice, an output that is itself JSON text stays text.
-    """
+    """Return a span attribute that MLflow stores as the JSON of ``value``."""
     text = json.dumps(value, ensure_ascii=False)
+    # MLflow unwraps JSON in JSON once, as a server wraps it twice: text that is JSON stays text.
     return json.dumps(text, ensure_ascii=False) if isinstance(value, (str, list, dict)) else text

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
@@ -51,6 +51,7 @@ class Label:
     after_verdict: bool
     rubric_version: int | None = None  # None where it was not recorded
     assessment_id: str = field(default="", compare=False)
+    metadata: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Decision(Label):
@@ -169,10 +170,10 @@ def _human(trace: Trace) -> list[Feedback]:
 
 
 def _given(trace: Trace, name: str) -> Iterator[tuple[Feedback, bool]]:
-    """Yield people's feedback under the name that holds a value, the latest last, and whether it
-    is a decision: it is marked as one, or overrides one, as MLflow's own page does."""
+    """Yield people's feedback that holds a value, the latest last, and whether it is a decision."""
     decided: set[str | None] = set()
     for one in in_order([one for one in _human(trace) if one.name == name]):
+        # MLflow's own page overrides a decision without marking what it writes.
         decides = has_mark(one, DECISION_KEY) or bool(one.overrides and one.overrides in decided)
         if decides:
             decided.add(one.assessment_id)
@@ -181,7 +182,8 @@ def _given(trace: Trace, name: str) -> Iterator[tuple[Feedback, bool]]:
 
 
 def _record(kind: type[Kind], trace: Trace, given: Feedback) -> Kind:
-    version = str((given.metadata or {}).get(RUBRIC_KEY, ""))
+    metadata = given.metadata or {}
+    version = str(metadata.get(RUBRIC_KEY, ""))
     # What overrides a verdict in MLflow's own page is a label given after a look at it.
     others = [one for one in trace.info.assessments if one.source.source_type != "HUMAN"]
     overrides_verdict = given.overrides in {one.assessment_id for one in others}
@@ -194,12 +196,12 @@ def _record(kind: type[Kind], trace: Trace, given: Feedback) -> Kind:
         after_verdict=has_mark(given, AFTER_VERDICT_KEY) or overrides_verdict,
         rubric_version=int(version) if version.isdecimal() else None,
         assessment_id=given.assessment_id,
+        metadata=metadata,
     )
 
 
 def _counts(label: Feedback, given: Sequence[Feedback]) -> bool:
-    """Whether a label is valid, or was given blind and overridden by its author after seeing the
-    verdict."""
+    """Whether a label is valid, or a blind one that its author overrode knowing the verdict."""
     newer = [one for one in given if one.overrides and one.overrides == label.assessment_id]
     changes = {(one.source.source_id, has_mark(one, AFTER_VERDICT_KEY)) for one in newer}
     blind = not has_mark(label, AFTER_VERDICT_KEY)

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from workbench.errors import ArgumentError, one_of
-from workbench.formatting import html_table
+from workbench.formatting import counted, html_table
 from workbench.store.database import all_pages, find_experiment_id, retrying, store_errors
 from workbench.store.labels import Label, label_records, same_person
 from workbench.store.tables import check_text
@@ -96,7 +96,7 @@ class RubricHistory:
         return iter(self.versions)
 
     def __repr__(self) -> str:
-        return f"<RubricHistory {self.name!r}: {len(self)} versions>"
+        return f"<RubricHistory {self.name!r}: {counted(len(self), 'version')}>"
 
     def _repr_html_(self) -> str:
         return html_table(self.table, index=False)

@@ -7,7 +7,7 @@ the judge's name. MLflow calls them experimental.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import mlflow
@@ -61,10 +61,9 @@ def asks_for_one(schema: LabelSchema) -> bool:
 def schema_scale(name: str, *, experiment: str | None = None) -> Scale | None:
     """Return the rating scale of the label schema of a name; None where there is none."""
     schema = find_schema(name, experiment=experiment)
-    try:
+    with suppress(ArgumentError):  # several values at once: no scale of single ratings
         return None if schema is None else Scale.from_schema(schema)
-    except ArgumentError:  # several values at once: no scale of single ratings
-        return None
+    return None
 
 
 @store_errors()

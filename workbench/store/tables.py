@@ -44,10 +44,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def require_columns(table: pd.DataFrame, argument: str, names: Iterable[object]) -> None:
-    """Raise `ArgumentError` unless the table has each of the columns once.
-
-    The message names the columns that exist and the one that was probably meant.
-    """
+    """Raise `ArgumentError` unless the table has each of the columns once, naming likely ones."""
     columns: list[object] = list(table.columns)
     for name in names:
         found = columns.count(name)
@@ -96,6 +93,11 @@ def columns_by_rater(argument: str, spec: Mapping[str, Any] | None) -> Raters:
     return {who: (str(c), None if why is None else str(why)) for who, (c, why) in both.items()}
 
 
+def rater_columns(raters: Raters) -> list[str]:
+    """Return all columns with ratings or rationales."""
+    return [column for pair in raters.values() for column in pair if column is not None]
+
+
 def empty_rows(table: pd.DataFrame, columns: Iterable[str]) -> list[bool]:
     """Return for each row whether all of the columns are missing or blank."""
     cells = table[list(dict.fromkeys(columns))].itertuples(index=False, name=None)
@@ -104,12 +106,9 @@ def empty_rows(table: pd.DataFrame, columns: Iterable[str]) -> list[bool]:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table of traces, in plain values; labels are {annotator: (value, rationale)}.
+    """One row of a table of traces, in plain values; labels are {annotator: (value, rationale)}."""
 
-    ``number`` is that of the table's index where this counts rows, else counted from 0.
-    """
-
-    number: int
+    number: int  # see `row_numbers`
     inputs: dict[str, Any]
     outputs: Any
     expectations: dict[str, Any]
@@ -132,12 +131,10 @@ def read_rows(
     sides = {argument: columns_by_key(argument, spec) for argument, spec in given.items()}
     raters = columns_by_rater("labels", labels)
     named = {argument: list(by_key.values()) for argument, by_key in sides.items()}
-    named["labels"] = [column for pair in raters.values() for column in pair if column is not None]
+    named["labels"] = rater_columns(raters)
     for argument, columns in named.items():
         require_columns(table, argument, columns)
     check_keys(sides["tags"])
-    for who, (column, _) in raters.items():
-        warn_of_name(table, who, column)
     used = list(dict.fromkeys(column for columns in named.values() for column in columns))
     texts = {*named["tags"], *named["labels"]}
     rated = list(dict.fromkeys(column for column, _ in raters.values()))
@@ -242,8 +239,7 @@ def read_row(
                 labels[annotator] = read_rating(scalar(raw[column]), raw[why] if why else None)
         except ValueError as error:
             problems.append(f"label of {annotator!r}, column {column!r}: {error}")
-    expected = read["expectations"]
-    return Row(number, read["inputs"], read["outputs"], expected, tags, labels), problems
+    return Row(number, **(read | {"tags": tags}), labels=labels), problems
 
 
 def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
@@ -261,10 +257,7 @@ def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
 
 
 def plain(cell: Any, depth: int = 0) -> Any:  # noqa: C901, PLR0912  # a line for each type
-    """Return a cell as a plain value: missing ones as None, dates as ISO text, decimals as text.
-
-    What JSON cannot hold is a ValueError whose message is the reason, without the value.
-    """
+    """Return a cell as a plain value, dates and decimals as text; a ValueError says why not."""
     if isinstance(cell, np.datetime64):
         cell = pd.Timestamp(cell)
     elif isinstance(cell, (np.timedelta64, datetime.timedelta)):
@@ -301,12 +294,17 @@ def plain(cell: Any, depth: int = 0) -> Any:  # noqa: C901, PLR0912  # a line fo
     raise ValueError(f"a value of type {type(cell).__name__}")
 
 
-def comparable(cell: Any) -> Any:
-    """Return a cell as a plain value; one that JSON cannot hold as a text that equals no other."""
+def row_digests(table: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """Return a digest of the plain values in the columns of each row."""
+    rows = table[list(columns)].itertuples(index=False, name=None)
+    return [digest([_comparable(cell) for cell in row]) for row in rows]
+
+
+def _comparable(cell: Any) -> Any:
     try:
         return plain(cell)
     except ValueError as error:
-        return f"{error} {id(cell)}"  # the import tells it
+        return f"{error} {id(cell)}"  # equals no other; the import tells it
 
 
 def check_text(argument: str, given: Any) -> None:
@@ -318,10 +316,7 @@ def check_text(argument: str, given: Any) -> None:
 
 
 def read_rating(raw: Any, rationale: Any = None) -> tuple[Any, str | None]:
-    """Return a rating as a plain value, and its rationale or None.
-
-    A ValueError says why it cannot be stored.
-    """
+    """Return a rating as a plain value, and its rationale; a ValueError says why it is none."""
     try:
         value = plain(raw)
     except ValueError as error:
@@ -332,6 +327,5 @@ def read_rating(raw: Any, rationale: Any = None) -> tuple[Any, str | None]:
 
 def digest(content: Any) -> str:
     """Return the SHA-256 of plain content, the same in every process: 64 hexadecimal digits."""
-    # Escaped to ASCII, so that halves of surrogate pairs can be hashed too.
-    text = json.dumps(content, sort_keys=True, default=str)
+    text = json.dumps(content, sort_keys=True, default=str)  # ASCII, halves of surrogates as well
     return hashlib.sha256(text.encode("ascii")).hexdigest()

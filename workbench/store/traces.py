@@ -25,9 +25,7 @@ from workbench.formatting import storable
 from workbench.store.database import address, all_pages, find_experiment_id, store_errors
 from workbench.store.tables import digest, require_columns
 
-PAGE = 500
-"""Traces a search page; MLflow servers allow no more."""
-
+PAGE = 500  # traces a search page; MLflow servers allow no more
 _BATCH = 100
 _TRACE_ID = re.compile(r"tr-[0-9a-f]{32}|trace:/\S+")
 
@@ -110,10 +108,7 @@ def _await_pending_traces() -> None:
 def trace_infos(
     ids: Sequence[str], *, experiment: str | None = None, elsewhere: bool = True
 ) -> dict[str, TraceInfo]:
-    """Read the infos (tags, assessments) of those of the given traces that the store holds.
-
-    With ``elsewhere=False`` only the experiment is searched.
-    """
+    """Read the infos of those of the traces that the experiment, or the store elsewhere, holds."""
     found: dict[str, TraceInfo] = {}
     where = find_experiment_id(experiment, create=False)
     # A search for ids is ten times faster than MLflow's batch call, but needs the experiment,
@@ -184,19 +179,14 @@ def _chunks(items: Sequence[str], size: int) -> Iterable[list[str]]:
 
 @dataclass(frozen=True)
 class Example:
-    """What a judge sees of one trace.
-
-    ``inputs`` and ``outputs`` are those of the root span, ``expectations`` the values of the
-    valid human expectations by name; what there is not is None. ``tags`` are without MLflow's own.
-    ``requested`` is when, in milliseconds since 1970.
-    """
+    """What a judge sees of one trace; None stands for what there is not."""
 
     trace_id: str
-    inputs: Any
+    inputs: Any  # of the root span, as the outputs
     outputs: Any
-    expectations: dict[str, Any] | None = None
-    tags: dict[str, str] = field(default_factory=dict)
-    requested: int | None = field(default=None, compare=False)
+    expectations: dict[str, Any] | None = None  # the valid human ones, by name
+    tags: dict[str, str] = field(default_factory=dict)  # without MLflow's own
+    requested: int | None = field(default=None, compare=False)  # milliseconds since 1970
 
 
 def examples(traces: Any = None) -> list[Example]:
@@ -225,10 +215,10 @@ def previews(traces: Iterable[Trace]) -> dict[str, tuple[str, str]]:
 def contents(previews: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
     """Return what tells whether two traces have the same inputs, and outputs, by trace id.
 
-    These are the previews where they hold all: MLflow cuts long ones, and of a conversation it
-    keeps the last message alone, which is no JSON object as the inputs of a function are. Such
-    traces are read if their previews are equal; one that is alone with its preview is left out.
+    A trace that is alone with a preview which does not hold all is left out.
     """
+    # MLflow cuts long ones, and of a conversation it keeps the last message alone, which is no
+    # JSON object as the inputs of a function are. Such traces are read if their previews are equal.
     found = {
         i: (inputs, outputs)
         for i, (inputs, outputs) in previews.items()

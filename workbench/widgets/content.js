@@ -32,6 +32,15 @@ const count = (n, word, plural) => `${number(n)} ${n === 1 ? word : (plural ?? `
 const typedNumber = (typed) => Number(/^[-+]?[1-9]\d*,\d{3}$/.test(typed.trim()) ? NaN : typed.trim().replace(",", "."));
 const same = (a, b) => JSON.stringify(a ?? null) === JSON.stringify(b ?? null);
 
+const choiceOf = (question, value) => question.choices.find((each) => same(each.value, value));
+
+/** An answer in the words of its question. */
+function inWords(question, { value, abstain = false }) {
+  if (abstain || value === null || value === undefined) return "Can't judge";
+  const words = { true: "yes", false: "no" };
+  return choiceOf(question, value)?.label ?? (typeof value === "boolean" ? words[value] : String(value));
+}
+
 // -- text -------------------------------------------------------------------------------------
 
 // Characters that do something instead of showing something: controls, those that turn the
@@ -202,7 +211,10 @@ function sections(item, load, { raw = false, level = 3 } = {}) {
   });
 }
 
-// -- keys -------------------------------------------------------------------------------------
+// -- views ------------------------------------------------------------------------------------
+
+/** What a notebook needs of a view: how it is shown, and how it ends. */
+const viewOf = (Kind) => ({ render: ({ model, el, signal }) => new Kind(model, el, signal).stop });
 
 /** Do what `actionOf` tells of a key. The notebook must not see keys and clicks that are meant for
  * the view. What it listens for at the document it leaves alone below `data-lm-suppress-shortcuts`. */
@@ -211,7 +223,9 @@ function ownKeys(root, signal, actionOf) {
   root.addEventListener("keydown", (event) => {
     event.stopPropagation();
     // In Safari the key that ends a composition comes after it, with the code of one within.
-    const act = event.isComposing || event.keyCode === 229 || event.defaultPrevented ? null : actionOf(event);
+    if (event.isComposing || event.keyCode === 229 || event.defaultPrevented) return;
+    const isSave = (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "s";
+    const act = isSave ? () => {} : actionOf(event); // the browser would save the page
     if (!act) return;
     event.preventDefault();
     act();

@@ -17,6 +17,7 @@ class Explorer {
   constructor(model, el, signal) {
     this.model = model;
     this.setup = model.get("setup");
+    this.names = this.setup.judges.map((name) => (name === "judge" ? "judge" : `judge ${name}`));
     this.query = { ...NOTHING, judge: this.setup.judges.length - 1 };
     this.asked = Math.random(); // the last question; answers go to all views of a widget
     this.rows = [];
@@ -29,16 +30,9 @@ class Explorer {
     ownKeys(this.root, signal, (event) => this.actionOf(event));
     const receive = (message) => this.receive(message);
     model.on("msg:custom", receive);
-    this.stop = () => {
-      clearTimeout(this.timer);
-      model.off("msg:custom", receive);
-    };
+    this.stop = () => model.off("msg:custom", receive);
     this.send({ type: "hello" });
     this.ask();
-  }
-
-  get names() {
-    return this.setup.judges.map((name) => (name === "judge" ? "judge" : `judge ${name}`));
   }
 
   // -- talking to the kernel
@@ -127,7 +121,10 @@ class Explorer {
     const { values } = this.setup;
     const longest = Math.max(...values.map((value) => value.length));
     const kind = `${values.length > 4 || longest * values.length > 40 ? "wbx-tilted" : ""} ${values.length > 7 ? "wbx-many" : ""}`;
-    this.cells = values.map((_, row) => values.map((__, column) => h("button", { type: "button", class: "wbx-cell", tabindex: -1, onclick: () => this.choose(row, column), onfocus: () => this.rove(row, column) })));
+    this.cells = values.map((_, row) => values.map((__, column) => {
+      const onclick = () => this.ask({ cell: same(this.query.cell, [row, column]) ? null : [row, column] });
+      return h("button", { type: "button", class: "wbx-cell", tabindex: -1, onclick, onfocus: () => this.rove(row, column) });
+    }));
     this.sums = values.map(() => h("span", { class: "wb-quiet" }));
     this.caption = h("caption");
     this.outside = h("p", { class: "wb-quiet wbx-covers" });
@@ -168,11 +165,6 @@ class Explorer {
   }
 
   // -- the matrix
-
-  choose(row, column) {
-    const isChosen = same(this.query.cell, [row, column]);
-    this.ask({ cell: isChosen ? null : [row, column] });
-  }
 
   /** The cell that Tab comes to; without values there is none. */
   get cell() {
@@ -323,18 +315,18 @@ class Explorer {
     const first = done?.answers[question.name];
     const now = done?.changed[question.name] ?? first;
     const drafts = (what) => this.drafts.get(`${item.trace_id} ${what}`);
-    const draft = { answer: now ? this.key(question, now) : "", reason: done?.rationale[question.name] ?? "", note: done?.answers[note.name]?.value ?? "", ...drafts("label"), ...drafts("note") };
+    const draft = { answer: now?.abstain ? "x" : now ? JSON.stringify(now.value) : "", reason: done?.rationale[question.name] ?? "", note: done?.answers[note.name]?.value ?? "", ...drafts("label"), ...drafts("note") };
     const field = (tag, key, label, props, ...inner) => {
       const what = key === "note" ? "note" : "label";
       return h(tag, { "aria-label": label, dir: "auto", ...props, oninput: ({ target }) => this.drafts.set(`${item.trace_id} ${what}`, { ...drafts(what), [key]: target.value }) }, inner);
     };
     const answer = question.choices.length
-      ? field("select", "answer", "Your label", {}, options([["", "choose …"], ...question.choices.map(({ label }, n) => [String(n), label]), ["x", "Can't judge"]], draft.answer))
+      ? field("select", "answer", "Your label", {}, options([["", "choose …"], ...question.choices.map(({ value, label }) => [JSON.stringify(value), label]), ["x", "Can't judge"]], draft.answer))
       : field("input", "answer", "Your label", { inputmode: "decimal", value: draft.answer, placeholder: "a number" });
     const reason = field("textarea", "reason", "Reason for your label", { rows: 1, placeholder: "reason (optional)" }, draft.reason);
     const text = field("textarea", "note", "Note", { rows: 2, placeholder: "a note on this item" }, draft.note);
     const rubric = question.rubric?.trim() ? h("details", { class: "wb-rubric" }, h("summary", null, "Rubric"), boxed(question.rubric_blocks, "Rubric")) : null;
-    const said = first ? h("p", { class: "wb-quiet" }, "Yours so far: ", visible(this.word(question, first)), same(first, now) ? "" : [", after the verdict ", visible(this.word(question, now))]) : null;
+    const said = first ? h("p", { class: "wb-quiet" }, "Yours so far: ", visible(inWords(question, first)), same(first, now) ? "" : [", after the verdict ", visible(inWords(question, now))]) : null;
     return h("div", { class: "wbx-form", role: "group", "aria-label": `As ${flat(this.setup.annotator)}` },
       h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 4 }, "As ", visible(this.setup.annotator)), said, rubric,
       h("div", { class: "wbx-line" }, answer, reason, small("Save label", () => this.saveLabel(question, answer, reason))),
@@ -342,19 +334,10 @@ class Explorer {
       queue, this.told);
   }
 
-  key(question, { value, abstain }) {
-    const place = question.choices.findIndex((choice) => same(choice.value, value));
-    return abstain ? "x" : place >= 0 ? String(place) : String(value);
-  }
-
-  word(question, { value, abstain }) {
-    return abstain ? "can't judge" : String(question.choices.find((choice) => same(choice.value, value))?.label ?? value);
-  }
-
   saveLabel(question, { value: typed }, { value: reason }) {
     if (!typed.trim()) return this.tell("Choose a label first.");
     if (typed === "x") return this.save(question.name, { value: null, abstain: true }, reason, "label");
-    const value = question.choices.length ? question.choices[Number(typed)].value : typedNumber(typed);
+    const value = question.choices.length ? JSON.parse(typed) : typedNumber(typed);
     if (Number.isNaN(value)) return this.tell(`${typed} cannot be read as a number.`);
     return this.save(question.name, { value, abstain: false }, reason, "label");
   }
@@ -400,7 +383,6 @@ class Explorer {
   // -- keys
 
   actionOf({ key: pressed, target, ctrlKey, metaKey, altKey }) {
-    if ((ctrlKey || metaKey) && pressed.toLowerCase() === "s") return () => {}; // the browser would save the page
     if (ctrlKey || metaKey || altKey) return null;
     const inDetail = this.detail.contains(target);
     if (pressed === "Escape") return inDetail ? () => this.close() : () => this.cell?.focus();
@@ -425,9 +407,4 @@ class Explorer {
   }
 }
 
-export default {
-  render({ model, el, signal }) {
-    const explorer = new Explorer(model, el, signal);
-    return () => explorer.stop();
-  },
-};
+export default viewOf(Explorer);

@@ -1,14 +1,6 @@
 // The questions of an item with their answers and reasons.
 
 const hueStyle = (choice) => `--wb-hue: ${choice?.hue ?? 220}`;
-const choiceOf = (question, value) => question.choices.find((each) => same(each.value, value));
-
-/** An answer in the words of its question. */
-function inWords(question, { value, abstain = false }) {
-  if (abstain || value === null || value === undefined) return "Can't judge";
-  const words = { true: "yes", false: "no" };
-  return choiceOf(question, value)?.label ?? (typeof value === "boolean" ? words[value] : String(value));
-}
 
 /** An answer in the words of its question, with its colour. */
 function valueChip(question, value) {
@@ -40,18 +32,14 @@ class Form {
       arrow("↑", "Previous question", -1, "ArrowUp"), arrow("↓", "Next question", 1, "ArrowDown"));
   }
 
-  get questions() {
-    return this.panel.questions;
-  }
-
   get hasMany() {
-    return this.questions.length > 1;
+    return this.panel.questions.length > 1;
   }
 
   // -- building
 
   build() {
-    this.rows = this.questions.map((question, index) => this.buildQuestion(question, index));
+    this.rows = this.panel.questions.map((question, index) => this.buildQuestion(question, index));
     this.box.classList.toggle("wb-many", this.hasMany);
     this.box.replaceChildren(...this.rows.map(({ box }) => box));
     this.switcher.hidden = !this.hasMany;
@@ -72,7 +60,7 @@ class Form {
       this.read();
       panel.paintItemState();
     } });
-    const why = h("button", { type: "button", class: "wb-small", "aria-keyshortcuts": "r", onclick: () => this.toReason(index) }, "Why? ", key("r"));
+    const why = h("button", { type: "button", class: "wb-small", "aria-keyshortcuts": "r", onclick: () => reason.focus() }, "Why? ", key("r"));
     // Numbers stand in a row, and so do many short answers.
     const isScale = choices.length && choices.every(({ label }) => label.length <= 3 && (choices.length > 5 || /^[-+]?\d+$/.test(label)));
     const answers = h("div", { class: "wb-choices" }, buttons, input, abstain);
@@ -108,7 +96,7 @@ class Form {
     const { panel } = this;
     const draft = panel.draft();
     const locked = !panel.item || !!panel.item.gone;
-    this.questions.forEach((question, n) => {
+    panel.questions.forEach((question, n) => {
       const { buttons, abstain, input, reason, box } = this.rows[n];
       const answer = draft.answers[question.name];
       const press = (button, isPressed) => {
@@ -140,7 +128,7 @@ class Form {
     if (!panel.item || panel.item.trace_id !== this.shown) return;
     const before = panel.draft();
     const draft = structuredClone(before);
-    this.questions.forEach((question, n) => {
+    panel.questions.forEach((question, n) => {
       const { reason, input } = this.rows[n];
       const { name } = question;
       if (reason.value || draft.rationale[name]) draft.rationale[name] = reason.value;
@@ -163,7 +151,7 @@ class Form {
 
   /** What a key answers to the active question, or null. */
   actionOf(pressed) {
-    const question = this.questions[this.active];
+    const question = this.panel.questions[this.active];
     const choice = question?.choices.find(({ keys }) => keys.includes(pressed.toLowerCase()));
     if (choice) return () => this.panel.rate(this.active, { value: choice.value, abstain: false });
     const input = this.rows[this.active]?.input;
@@ -189,7 +177,7 @@ class Form {
   /** On to the next question that can be answered by a key and has no answer. */
   toOpen() {
     const { answers } = this.panel.draft();
-    const open = this.questions.findIndex(({ name, choices }) => !answers[name] && choices.length);
+    const open = this.panel.questions.findIndex(({ name, choices }) => !answers[name] && choices.length);
     if (!this.hasMany || open < 0) return;
     if (this.box.contains(document.activeElement)) this.rows[open].box.focus({ preventScroll: true });
     this.setActive(open);
@@ -198,10 +186,6 @@ class Form {
   step(step) {
     this.setActive((this.active + step + this.rows.length) % this.rows.length);
     this.rows[this.active].box.focus({ preventScroll: true });
-  }
-
-  toReason(index = this.active) {
-    this.rows[index]?.reason.focus();
   }
 
   /** The answers of the active question stay in view, whatever else takes the room. */

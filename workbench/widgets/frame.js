@@ -94,17 +94,18 @@ class Frame extends Store {
   }
 
   buildHelp() {
-    const rows = keyHelp().map(([keys, text]) => h("tr", null, h("td", null, keys.map((each) => [key(each), " "])), h("td", null, text)));
+    const row = ({ keys, shown = keys, help }) => h("tr", null, h("td", null, shown.map((each) => [key(each), " "])), h("td", null, help));
+    const answering = { shown: ["1", "…", "9"], help: "give the answer with this key; letters that are underlined work, too" };
     const close = this.button("Close", "Esc", () => this.help.close(), { class: "wb-small", "aria-keyshortcuts": "Escape" });
     return h("dialog", { class: "wb-help", "aria-label": "Keys" },
       h("div", { class: "wb-helphead" }, h("strong", null, "Keys"), close),
-      h("table", null, h("tbody", null, rows)),
+      h("table", null, h("tbody", null, [answering, ...KEYMAP.filter(({ help }) => help)].map(row))),
       h("p", { class: "wb-quiet" }, "Keys work while the panel has the focus, and reach nothing else in the notebook."));
   }
 
   watchSize() {
     let isFirst = true;
-    this.laid = new ResizeObserver(() => {
+    const laid = new ResizeObserver(() => {
       this.scrolling.classList.toggle("wb-idle", this.text.scrollHeight <= this.text.clientHeight);
       const { clientWidth } = this.root;
       if (!isFirst || !clientWidth) return;
@@ -113,7 +114,7 @@ class Frame extends Store {
       if (clientWidth <= 680) for (const each of this.root.querySelectorAll(".wb-rubric")) each.open = false;
       this.form.keepInView();
     });
-    for (const each of [this.root, this.text, this.page]) this.laid.observe(each);
+    for (const each of [this.root, this.text, this.page]) laid.observe(each);
   }
 
   // -- the item
@@ -145,13 +146,13 @@ class Frame extends Store {
       if (!isSame) this.text.scrollTop = 0;
     }
     this.contents = contents;
-    this.paintItemState();
   }
 
   contentsOf(item) {
     if (!item) return [h("p", { class: "wb-quiet" }, this.total ? "Waiting for the kernel to send this item …" : this.words.nothing)];
     if (item.gone) return [h("p", { class: "wb-quiet" }, "This trace was deleted from the store. Enter goes on.")];
-    return sections(item, () => this.askForAll(), { raw: this.raw });
+    const loadAll = () => this.send({ type: "want", start: this.position, count: 1, full: true });
+    return sections(item, loadAll, { raw: this.raw });
   }
 
   paintItemState() {
@@ -159,7 +160,7 @@ class Frame extends Store {
     const place = `Item ${number(this.position + 1)} of ${number(this.total)}`;
     if (!item) return this.where.replaceChildren(this.total ? place : "");
     const { done, skipped } = this.statusOf(item);
-    const isWaiting = this.local.has(item.trace_id);
+    const isWaiting = this.isWaiting(item);
     const isChanged = this.changesOf(item).length > 0;
     const chips = [
       [isChanged, "changed, not saved", "warn"],
@@ -225,7 +226,7 @@ class Frame extends Store {
     const { total = this.total, labelled = 0 } = progress;
     this.title.replaceChildren(h("strong", { dir: "auto" }, visible(this.shownTitle())), " ",
       quiet("as ", visible(String(this.setup.annotator ?? ""))));
-    const waiting = [...this.local.values()].filter(({ done }) => done).length;
+    const waiting = [...this.waiting.values()].filter(({ done }) => done).length;
     [labelled, waiting].forEach((n, k) => { this.bar.children[k].style.width = `${(100 * n) / Math.max(total, 1)}%`; });
     this.bar.setAttribute("aria-valuemax", String(total));
     this.bar.setAttribute("aria-valuenow", String(labelled));
@@ -245,7 +246,7 @@ class Frame extends Store {
     if (this.done) this.paintSummary();
   }
 
-  /** Labels were saved, perhaps in another view; in a field that someone types in nothing changes. */
+  /** Labels were saved or refused, perhaps in another view; a field that someone types in stays. */
   paintSaved() {
     this.paintStatus();
     this.form.paint(!document.activeElement?.matches("input, textarea"));

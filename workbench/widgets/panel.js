@@ -4,7 +4,7 @@
 // the "end" of the queue, by default at both. A key with Shift counts as itself unless it is named
 // with it. Answers have keys of their own, see `choices` in `content.py`.
 const KEYMAP = [
-  { keys: ["x"], at: "item", act: (panel) => panel.abstain(), help: "can't judge" },
+  { keys: ["x"], at: "item", act: (panel) => panel.rate(panel.form.active, { value: null, abstain: true }), help: "can't judge" },
   { keys: ["Enter"], at: "item", act: (panel) => panel.save(), help: "save and go on to the next item without a label" },
   { keys: ["Enter"], at: "end", act: (panel) => panel.leaveSummary() },
   { keys: ["ArrowLeft"], act: (panel) => panel.goBack(), shown: ["←", "→"], help: "previous, next item" },
@@ -13,7 +13,7 @@ const KEYMAP = [
   { keys: ["ArrowDown"], act: (panel, target) => panel.goVertically(1, target) },
   { keys: ["Space", "PageDown"], act: (panel) => panel.scroll(1), shown: ["Space", "Page ↓"], help: "scroll the text by a page; back with Shift or Page ↑" },
   { keys: ["Shift+Space", "PageUp"], act: (panel) => panel.scroll(-1) },
-  { keys: ["r"], at: "item", act: (panel) => panel.form.toReason(), help: "write a reason; Enter saves, Shift+Enter begins a new line, Esc leaves the field" },
+  { keys: ["r"], at: "item", act: ({ form }) => form.rows[form.active]?.reason.focus(), help: "write a reason; Enter saves, Shift+Enter begins a new line, Esc leaves the field" },
   { keys: ["s"], at: "item", act: (panel) => panel.skip(), help: "skip this item" },
   { keys: ["u"], act: (panel) => panel.undo(), help: "undo the last save or skip" },
   { keys: ["t"], at: "item", act: (panel) => panel.toggleRaw(), help: "show the text as it is, or with Markdown" },
@@ -29,12 +29,6 @@ function commandOf(event, place) {
   return (event.shiftKey && named(`Shift+${pressed}`)) || named(pressed);
 }
 
-/** Rows of the help: the keys of a command, and what it does. */
-function keyHelp() {
-  const rows = KEYMAP.filter(({ help }) => help).map(({ keys, shown = keys, help }) => [shown, help]);
-  return [[["1", "…", "9"], "give the answer with this key; letters that are underlined work, too"], ...rows];
-}
-
 /** A panel that shows items and takes ratings. */
 class Panel extends Frame {
   constructor(model, el, signal) {
@@ -43,13 +37,8 @@ class Panel extends Frame {
     this.note = "";
     this.build(el);
     this.listen(signal);
-    this.begin();
     this.paint();
-    const disconnect = this.connect();
-    this.stop = () => {
-      disconnect();
-      this.laid.disconnect();
-    };
+    this.stop = this.connect();
   }
 
   // -- what happens elsewhere
@@ -66,16 +55,14 @@ class Panel extends Frame {
   rate(index, answer) {
     const question = this.questions[index];
     if (!this.item || this.item.gone) return;
-    this.edit().answers[question.name] = answer;
+    const draft = this.draft();
+    draft.answers[question.name] = answer;
+    this.drafts.set(this.item.trace_id, draft);
     this.form.setActive(index);
     this.say("");
     this.form.paint();
     this.form.toOpen();
     this.announce(`${question.title}: ${inWords(question, answer)}`);
-  }
-
-  abstain() {
-    this.rate(this.form.active, { value: null, abstain: true });
   }
 
   save() {
@@ -103,15 +90,13 @@ class Panel extends Frame {
       // What is said again after the verdict is no change of mind.
       for (const { name } of this.questions) if (!changes.includes(name)) delete answers[name];
     }
-    const written = Object.entries(rationale).filter(([, text]) => text.trim());
-    const action = this.actOnItem("save", { answers, rationale: Object.fromEntries(written) });
+    const action = this.actOnItem("save", { answers, rationale });
     const said = `Saving ${this.spoken(answers)}.`;
     if (this.setup.reveal && !action.after_reveal) {
       this.paint();
       this.form.setActive(0);
       this.announce(`${said} What the judge and others said follows; Enter goes on.`);
     } else this.forward(this.position + 1, { said });
-    this.outbox.post(action);
   }
 
   /** Answers to be read out. */
@@ -126,9 +111,8 @@ class Panel extends Frame {
       item.again = false; // a label is not thrown away by a skip: it stays as it is
       return this.forward(this.position + 1);
     }
-    const action = this.actOnItem("skip");
+    this.actOnItem("skip");
     this.forward(this.position + 1, { said: "Skipped." });
-    this.outbox.post(action);
   }
 
   undo() {
@@ -136,7 +120,6 @@ class Panel extends Frame {
     if (!action) return this.say("Nothing to undo.");
     this.go(action.position, "Undone.");
     this.say("Undone.", false);
-    this.outbox.post(action);
   }
 
   saveFromField() {
@@ -241,7 +224,6 @@ class Panel extends Frame {
     const { target } = event;
     const hasControl = event.ctrlKey || event.metaKey;
     if (this.help.open) return { "?": () => this.help.close(), Tab: () => {} }[event.key] ?? null; // it has one button
-    if (hasControl && event.key.toLowerCase() === "s") return () => {}; // the browser would save the page
     if (event.key === "Escape") return () => this.focus();
     const inField = target.matches("input, textarea") && !event.shiftKey;
     if ((hasControl || inField) && event.key === "Enter") return () => this.saveFromField();
@@ -311,11 +293,3 @@ class Adjudication extends Panel {
     if (by) this.where.append(" ", h("span", { class: "wb-chip wb-by", dir: "auto" }, "decided by ", visible(String(by))));
   }
 }
-
-/** What a notebook needs of a panel: how it is shown, and how it ends. */
-const viewOf = (Kind) => ({
-  render({ model, el, signal }) {
-    const panel = new Kind(model, el, signal);
-    return () => panel.stop();
-  },
-});

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import threading
 from dataclasses import asdict
 from typing import Any, Final
@@ -104,9 +103,7 @@ def _instructions(alignment: BackgroundAlignment) -> str:
     """The best instructions, with the lines marked that were learned."""
     before = str(getattr(alignment.judge, "instructions", "")).splitlines()
     after = alignment.state.instructions.splitlines()
-    same = difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
-    known = {block.b + i for block in same for i in range(block.size)}
-    learned = [bool(line.strip()) and i not in known for i, line in enumerate(after)]
+    learned = [bool(line.strip()) and line not in before for line in after]
     tags = ["ins" if new else "div" for new in learned]
     lines = [
         f'<{tag} class="wbp-line" dir="auto">{html_text(line) or "&nbsp;"}</{tag}>'

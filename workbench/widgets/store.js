@@ -11,6 +11,19 @@ const RETRY_AFTER = 15000; // ms until what was not answered is sent again
 
 /** The answers of a label as they are now: those of a change of mind where there is one. */
 const latest = (done) => ({ ...done.answers, ...done.changed });
+/** The same with their reasons, to be changed. */
+const draftOf = (done) => structuredClone({ answers: done ? latest(done) : {}, rationale: done?.rationale ?? {} });
+
+/** What an action makes of its item, until the kernel says so. `before` is what the item was, or
+ * what an undo makes it again. */
+function statusAfter({ kind, before, answers, rationale, after_reveal: isChange }) {
+  const done = before?.done ?? null;
+  if (kind === "skip") return { done: null, skipped: true };
+  if (kind === "undo") return { done, skipped: !!before?.skipped };
+  // An answer given after a look at the verdict stands beside the first label, which is kept.
+  if (isChange && done) return { done: { ...done, changed: { ...done.changed, ...answers }, rationale }, skipped: false };
+  return { done: { answers, rationale }, skipped: false };
+}
 
 /** Actions that the store has not confirmed. The browser keeps them over a reload of the page, and
  * they are sent until they are answered. */
@@ -19,50 +32,40 @@ class Outbox {
     this.prefix = `workbench:${panelKey}:`;
     this.send = send;
     this.isKept = true; // whether the browser keeps them when the page is closed
-    this.actions = new Map(this.stored().map((action) => [action.id, action]));
+    this.actions = this.stored(); // the last one last
     this.restartClock();
   }
 
   get size() {
-    return this.actions.size;
+    return this.actions.length;
   }
 
-  list() {
-    return [...this.actions.values()];
+  /** The last action on a trace, or undefined. */
+  last(trace) {
+    return this.actions.findLast((action) => action.trace_id === trace);
   }
 
-  /** Keep an action; `post` sends it. */
+  /** Keep an action, and send it once the next item is on the page: writing to the socket takes time. */
   add(action) {
     if (!this.size) this.restartClock();
-    this.actions.set(action.id, action);
+    this.actions.push(action);
     this.attempt(() => localStorage.setItem(this.prefix + action.id, JSON.stringify(action)));
-  }
-
-  /** Send an action once the next item is on the page: writing to the socket takes time. */
-  post({ trace_id: trace }) {
     // What waits of the same trace goes along, before it: it may have been lost on its way, and
     // sent again later it would undo this action.
-    setTimeout(() => this.send({ type: "act", actions: this.list().filter((each) => each.trace_id === trace) }), 0);
+    setTimeout(() => this.send({ type: "act", actions: this.actions.filter((each) => each.trace_id === action.trace_id) }), 0);
   }
 
   /** Forget an action that is settled; returns it, or undefined. */
   remove(id) {
-    const action = this.actions.get(id);
-    this.actions.delete(id);
+    const action = this.actions.find((each) => each.id === id);
+    this.actions = this.actions.filter((each) => each !== action);
     this.attempt(() => localStorage.removeItem(this.prefix + id));
     return action;
   }
 
   /** Something was answered, or nothing waits. */
   restartClock() {
-    this.waitingSince = this.sentAt = performance.now();
-  }
-
-  /** Send again what was not answered in time. */
-  retry() {
-    if (!this.size || performance.now() - this.sentAt <= RETRY_AFTER) return;
-    this.sentAt = performance.now();
-    this.send({ type: "act", actions: this.list() });
+    this.waitingSince = performance.now();
   }
 
   get isStuck() {
@@ -72,7 +75,7 @@ class Outbox {
   /** The actions that another view of the same panel has settled: those are no longer stored. */
   settledElsewhere() {
     const ids = new Set(this.stored().map(({ id }) => id));
-    return this.isKept ? this.list().filter(({ id }) => !ids.has(id)) : [];
+    return this.isKept ? this.actions.filter(({ id }) => !ids.has(id)) : [];
   }
 
   stored() {
@@ -102,20 +105,21 @@ class Store {
     this.outbox = new Outbox(this.setup.panel_key ?? "", (message) => this.send(message));
     this.items = new Map(); // by position
     this.drafts = new Map(); // by trace: {answers, rationale} that someone has touched here
-    this.local = new Map(); // by trace: {id, done, skipped} of actions that are not saved yet
-    this.lastSaved = new Map(); // by trace: {stamp, news: what changed of its item}
+    this.lastSaved = new Map(); // by trace: {stamp, status} that the kernel told last
     this.undoable = []; // saves and skips, the last one last
     this.revealed = new Map(); // by trace: what the kernel revealed
     this.total = this.setup.total ?? 0;
-    this.position = Math.max(0, this.state.position ?? 0);
-    this.done = false; // whether the summary is shown
+    // The page does not begin at an item that is done but not saved yet.
+    const over = new Map(this.outbox.actions.map((action) => [action.position, action]));
+    let position = Math.max(0, this.state.position ?? 0);
+    while (position < this.total - 1 && over.has(position) && over.get(position).kind !== "undo") position += 1;
+    this.position = Math.min(position, Math.max(0, this.total - 1));
+    this.done = this.total > 0 && position >= this.total; // whether the summary is shown
     this.search = null; // {said, passed} while the next open item is not here yet
-    this.request = null; // when items were asked for that are not here yet
-    this.revealAsked = Infinity; // when the reveal was asked for last
+    this.sent = new Map(); // by type of message: when the last one was sent
     this.lastAt = 0; // when the last action was made: no two at the same time
     this.spent = 0; // ms spent on the item
     this.alive = performance.now(); // the last sign of life
-    for (const action of this.outbox.list()) this.overlay(action);
   }
 
   get questions() {
@@ -140,7 +144,8 @@ class Store {
     };
     for (const [name, handler] of Object.entries(handlers)) this.model.on(name, handler);
     const timer = setInterval(() => this.onTimer(), 1000);
-    this.send({ type: "hello", pending: this.outbox.list() });
+    this.send({ type: "hello", pending: this.outbox.actions });
+    this.sent.set("act", performance.now()); // with it
     this.ask();
     return () => {
       clearInterval(timer);
@@ -149,6 +154,7 @@ class Store {
   }
 
   send(message) {
+    this.sent.set(message.type, performance.now());
     try {
       this.model.send(message);
     } catch {
@@ -161,18 +167,21 @@ class Store {
     if (type === "items") this.onItems(message);
     else if (type === "saved") this.onSaved(message);
     else if (type === "unsaved") this.onUnsaved(message);
-    else if (type === "revealed") this.onRevealed(message);
     else if (type === "queue") this.onQueue(message);
     else if (type === "problem") this.say(String(message.error));
+    else if (type === "revealed") {
+      this.revealed.set(message.trace_id, message);
+      this.paintReveal();
+    }
   }
 
   onItems({ items, stamp }) {
-    this.request = null;
+    this.sent.delete("want");
     const current = this.item;
     for (const item of items ?? []) {
       // Read before it was said to be saved, though it comes after.
       const later = this.lastSaved.get(item.trace_id);
-      if (later && stamp < later.stamp) Object.assign(item, later.news);
+      if (later && stamp < later.stamp) Object.assign(item, later.status);
       this.items.set(item.position, item);
     }
     for (const position of this.items.keys()) {
@@ -183,18 +192,11 @@ class Store {
     this.ask();
   }
 
-  onSaved({ ids, labelled, stamp }) {
-    const news = new Map();
-    for (const id of ids ?? []) {
-      const local = this.local.get(this.outbox.actions.get(id)?.trace_id);
-      const action = this.forget(id);
-      if (local?.id === id) news.set(action.trace_id, { done: local.done, skipped: local.skipped, again: false });
-    }
-    for (const [trace, done] of Object.entries(labelled ?? {})) news.set(trace, { ...news.get(trace), done });
-    for (const [trace, one] of news) {
-      this.lastSaved.set(trace, { stamp, news: one });
-      const item = this.byTrace(trace);
-      if (item && !this.local.has(trace)) Object.assign(item, one);
+  onSaved({ ids, statuses, stamp }) {
+    for (const id of ids) this.outbox.remove(id);
+    for (const [trace, status] of Object.entries(statuses)) {
+      this.lastSaved.set(trace, { stamp, status });
+      Object.assign(this.byTrace(trace) ?? {}, status);
     }
     this.outbox.restartClock();
     this.paintSaved();
@@ -204,23 +206,10 @@ class Store {
   onUnsaved({ ids, error, retry }) {
     // What is tried again is told by the state's message.
     for (const id of retry ? [] : (ids ?? [])) {
-      const action = this.forget(id);
+      const action = this.outbox.remove(id);
       if (action) this.say(`The ${action.kind === "save" ? "label" : action.kind} of item ${number(action.position + 1)} could not be saved: ${error}`);
     }
-    this.paintStatus();
-    this.paintItemState();
-  }
-
-  /** Drop an action that will not be saved from here; returns it, or undefined. */
-  forget(id) {
-    const action = this.outbox.remove(id);
-    if (action && this.local.get(action.trace_id)?.id === id) this.local.delete(action.trace_id);
-    return action;
-  }
-
-  onRevealed(message) {
-    this.revealed.set(message.trace_id, message);
-    this.paintReveal();
+    this.paintSaved();
   }
 
   /** There is more of the queue, or it says something else; places stay. Whoever is through goes on
@@ -237,34 +226,24 @@ class Store {
     if (this.done && position < total && isNew) Object.assign(this, { position, done: false });
     // It stays on the page, with what is being typed, until it comes again.
     else if (item) this.items.set(this.position, item);
-    this.want(this.position, Math.min(AHEAD, total - this.position));
+    this.send({ type: "want", start: this.position, count: AHEAD });
     if (this.item) this.paintStatus();
     else this.paint();
   }
 
   /** Ask for what is missing ahead; one request at a time. */
   ask() {
-    if (this.request) return;
+    if (this.sent.has("want")) return;
     const last = Math.min(this.position + AHEAD, this.total - 1);
     let missing = this.position;
     while (missing <= last && this.items.has(missing)) missing += 1;
     // The request goes out early enough for the answer to be here in time, not for every key.
     if (missing <= last && (missing - this.position < AHEAD / 2 || last === this.total - 1)) {
-      this.want(missing, Math.min(AHEAD, this.total - missing));
+      this.send({ type: "want", start: missing, count: AHEAD });
     } else if (this.position > 0 && !this.items.has(this.position - 1)) {
       const start = Math.max(0, this.position - BEHIND);
-      this.want(start, this.position - start);
+      this.send({ type: "want", start, count: this.position - start });
     }
-  }
-
-  want(start, wanted) {
-    this.request = performance.now();
-    this.send({ type: "want", start, count: wanted });
-  }
-
-  /** Ask for the whole of the item that is shown, of which only the beginning is here. */
-  askForAll() {
-    this.send({ type: "want", start: this.position, count: 1, full: true });
   }
 
   askReveal() {
@@ -272,69 +251,58 @@ class Store {
     if (!this.setup.reveal || !item || this.done || this.revealed.has(item.trace_id)) return;
     if (this.isOfferedAgain(item)) return; // first it is answered anew, then it is compared
     // Only after one's own label is in the store.
-    if (!item.done || this.local.has(item.trace_id)) return;
-    this.revealAsked = performance.now();
+    if (!item.done || this.isWaiting(item)) return;
     this.send({ type: "reveal", trace_id: item.trace_id });
   }
 
   onTimer() {
     // A panel made anew, after a restart of the kernel, saves what an older view of it still holds.
     const settled = this.outbox.size ? this.outbox.settledElsewhere() : [];
-    for (const { id } of settled) this.forget(id);
+    for (const { id } of settled) this.outbox.remove(id);
     if (settled.length) this.paintSaved();
-    this.outbox.retry();
-    if (this.request && performance.now() - this.request > RETRY_AFTER) {
-      this.request = null;
+    // What was sent and is not answered is sent again.
+    const isOverdue = (type) => performance.now() - this.sent.get(type) > RETRY_AFTER;
+    if (this.outbox.size && isOverdue("act")) this.send({ type: "act", actions: this.outbox.actions });
+    if (isOverdue("want")) {
+      this.sent.delete("want");
       this.ask();
     }
-    if (performance.now() - this.revealAsked > RETRY_AFTER) this.askReveal();
+    if (isOverdue("reveal")) this.askReveal();
     this.paintSaving();
   }
 
   // -- items and their labels
 
   byTrace(trace) {
-    for (const item of this.items.values()) if (item.trace_id === trace) return item;
-    return null;
+    return [...this.items.values()].find((item) => item.trace_id === trace);
+  }
+
+  /** Whether something was done to an item that is not saved yet. */
+  isWaiting(item) {
+    return !!this.outbox.last(item.trace_id);
+  }
+
+  /** What waits to be saved, by trace: {done, skipped}. */
+  get waiting() {
+    return new Map(this.outbox.actions.map((action) => [action.trace_id, statusAfter(action)]));
   }
 
   /** What the annotator did to an item last, as far as this page knows: {done, skipped}. */
   statusOf(item) {
-    return this.local.get(item.trace_id) ?? { done: item.done, skipped: item.skipped };
+    const action = this.outbox.last(item.trace_id);
+    return action ? statusAfter(action) : { done: item.done, skipped: item.skipped };
   }
 
   /** Whether a label is offered again and was not answered since. */
   isOfferedAgain(item) {
-    return !this.local.has(item.trace_id) && !!item.again;
-  }
-
-  /** Show an action as done until the kernel says so; `before` is the status that it changes. */
-  overlay(action, before = null) {
-    const { id, trace_id: trace, kind } = action;
-    let done = before?.done ?? null;
-    if (kind === "skip") done = null;
-    // An answer given after a look at the verdict stands beside the first label, which is kept.
-    if (kind === "save" && action.after_reveal && done) {
-      done = { ...done, changed: { ...done.changed, ...action.answers }, rationale: action.rationale };
-    } else if (kind === "save") done = { answers: action.answers, rationale: action.rationale };
-    const skipped = kind === "skip" || (kind === "undo" && !!before?.skipped);
-    this.local.set(trace, { id, done, skipped });
+    return !this.isWaiting(item) && !!item.again;
   }
 
   /** The answers to the item that is shown: those being given, else those of its label. */
   draft() {
     const { item } = this;
-    const touched = item && this.drafts.get(item.trace_id);
-    if (touched) return touched;
-    const given = item && (this.statusOf(item).done ?? item.partial);
-    return { answers: structuredClone(given ? latest(given) : {}), rationale: { ...(given?.rationale ?? {}) } };
-  }
-
-  /** The same, kept as something that this person says. */
-  edit() {
-    const draft = this.draft();
-    this.drafts.set(this.item.trace_id, draft);
-    return draft;
+    if (!item) return draftOf(null);
+    return this.drafts.get(item.trace_id) ?? draftOf(this.statusOf(item).done ?? item.partial);
   }
 
   /** The questions that the draft of a labelled item answers otherwise, or for another reason. */
@@ -360,21 +328,13 @@ class Store {
     const { labelled = 0, skipped = 0, again = 0, total = this.total } = this.state.progress ?? {};
     // The kernel has not counted what waits: a correction changes nothing, an undo opens an item.
     const settled = (item) => Number(!!item && ((!!item.done && !item.again) || !!item.skipped));
-    const waiting = [...this.local].map(([trace, local]) => settled(local) - settled(this.byTrace(trace)));
+    const waiting = [...this.waiting].map(([trace, status]) => settled(status) - settled(this.byTrace(trace)));
     return labelled - again + skipped + waiting.reduce((sum, n) => sum + n, 0) >= total;
-  }
-
-  /** Where the page begins: not at an item that is done but not saved yet. */
-  begin() {
-    const over = new Map(this.outbox.list().map((action) => [action.position, action]));
-    while (this.position < this.total - 1 && over.has(this.position) && over.get(this.position).kind !== "undo") this.position += 1;
-    this.done = this.total > 0 && this.position >= this.total;
-    this.position = Math.min(this.position, Math.max(0, this.total - 1));
   }
 
   // -- actions
 
-  /** Make an action on a trace and keep it in the outbox; `post` sends it. */
+  /** Make an action on a trace and put it into the outbox. */
   act(kind, { trace_id: trace, position }, more = {}) {
     this.tick();
     const action = {
@@ -390,12 +350,10 @@ class Store {
   /** Save or skip the item that is shown; what it was before can be restored by undo. */
   actOnItem(kind, more = {}) {
     const { item } = this;
-    const before = this.statusOf(item);
     // The versions of the rubrics that are shown, 0 for none, whatever they are since.
     const rubrics = Object.fromEntries(this.questions.map((question) => [question.name, question.rubric_version ?? 0]));
-    const action = this.act(kind, item, { rubrics, ...more });
-    this.overlay(action, before);
-    this.undoable.push({ id: action.id, position: action.position, trace_id: action.trace_id, before });
+    const action = this.act(kind, item, { rubrics, before: this.statusOf(item), ...more });
+    this.undoable.push(action);
     this.drafts.delete(item.trace_id);
     return action;
   }
@@ -406,10 +364,9 @@ class Store {
     if (!last) return null;
     const held = this.items.get(last.position);
     const given = held ? this.statusOf(held).done : null;
-    const action = this.act("undo", last, { undoes: last.id, seconds: 0 });
-    this.overlay(action, last.before);
+    const action = this.act("undo", last, { undoes: last.id, seconds: 0, before: last.before });
     // What was undone is offered again, as a choice that is not saved.
-    if (given) this.drafts.set(last.trace_id, { answers: structuredClone(latest(given)), rationale: { ...(given.rationale ?? {}) } });
+    if (given) this.drafts.set(last.trace_id, draftOf(given));
     return action;
   }
 

@@ -5,13 +5,6 @@ the item) and answers; asked to reflect on cases, it contrasts them and writes r
 sentences that it can read. It exists so that the workbench can be tried, taught and tested
 anywhere. It is no language model: it understands nothing, and no figure obtained with it is a
 claim about a language model.
-
-==================  ==============================================================
-`offline.provider`  answers requests that litellm hands over: takes prompts apart
-`offline.rubric`    the judge: reads instructions, and rates an item by them
-`offline.reflect`   the reflection: from contrasted cases to rules
-`offline.features`  what it sees in a text, and the conditions that it can read
-==================  ==============================================================
 """
 
 from __future__ import annotations
@@ -23,11 +16,18 @@ __all__ = ["MODEL", "SCHEME", "VERSION", "register"]
 MODEL = "offline:/rubric"
 
 
-def register() -> None:
-    """Make ``offline:/...`` known to litellm, and so to MLflow judges and dspy. Idempotent."""
-    from workbench.models.offline.provider import register_provider
+def register(model: str) -> None:
+    """Make an embedded ``model`` known to litellm, and so to MLflow judges and dspy."""
+    if not model.startswith(SCHEME):
+        return
+    import litellm
 
-    register_provider()
+    from workbench.models.offline.provider import OfflineModel
+
+    others = [one for one in litellm.custom_provider_map if one.get("provider") != "offline"]
+    mine = {"provider": "offline", "custom_handler": OfflineModel()}
+    litellm.custom_provider_map = [*others, mine]
+    litellm.utils.custom_llm_setup()
 
 
 VERSION = 2

@@ -69,10 +69,7 @@ class Text:
         return [part - STOP_WORDS or part for part in found if part]
 
     def share_in(self, other: Text) -> float:
-        """Share of this text's content that occurs in ``other``, the best of its parts.
-
-        In [0, 1]; 0 where this text has no content.
-        """
+        """Share of its best part's content that occurs in ``other``, in [0, 1]; 0 without any."""
         return max((len(part & other.vocabulary) / len(part) for part in self.options), default=0.0)
 
     def likeness(self, other: Text) -> float:

@@ -129,8 +129,6 @@ def _filled_sections(system: str, user: str) -> str | None:
 
 
 class OfflineModel(litellm.CustomLLM):  # type: ignore[misc]  # litellm publishes no types
-    """The handler that litellm calls."""
-
     def completion(self, model: str, messages: list[dict[str, Any]], **_: Any) -> Any:
         if model.rsplit("/", 1)[-1] != "rubric":
             raise litellm.NotFoundError(
@@ -154,13 +152,3 @@ class OfflineModel(litellm.CustomLLM):  # type: ignore[misc]  # litellm publishe
 
     async def acompletion(self, model: str, messages: list[dict[str, Any]], **more: Any) -> Any:
         return self.completion(model, messages, **more)
-
-
-_MODEL = OfflineModel()
-
-
-def register_provider() -> None:
-    """Add the handler to litellm's list of providers, beside those of the user."""
-    others = [p for p in litellm.custom_provider_map if p.get("provider") != "offline"]
-    litellm.custom_provider_map = [*others, {"provider": "offline", "custom_handler": _MODEL}]
-    litellm.utils.custom_llm_setup()

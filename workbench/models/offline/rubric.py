@@ -125,10 +125,7 @@ _EXAMPLE_LINE = re.compile(rf"^\s*({'|'.join(FIELDS)}|rating): ?(.*)$", re.MULTI
 
 
 def read_examples(instructions: str) -> list[tuple[dict[str, Any], str]]:
-    """Return item and rating of each worked example.
-
-    These are lines ``inputs: JSON``, ``outputs: JSON``, then ``rating: VALUE``.
-    """
+    """Return item and rating of each: lines ``inputs: JSON``, ..., then ``rating: VALUE``."""
     found: list[tuple[dict[str, Any], str]] = []
     item: dict[str, Any] = {}
     for name, value in _EXAMPLE_LINE.findall(instructions):
@@ -225,10 +222,7 @@ class Ladder:
         return cls(tuple(round(low + (high - low) * k / 10, 6) for k in range(11)))
 
     def index(self, written: object) -> int | None:
-        """Position of a value as it is written in a rule or an example; None if it is none.
-
-        On a ladder of numbers it is the position of the nearest one.
-        """
+        """Position of a value as rules and examples write it, or of the nearest number; or None."""
         folded = str(written).strip().casefold()
         for position, value in enumerate(self.values):
             if str(value).casefold() == folded:
