@@ -211,18 +211,15 @@ def compare(
     items = before.table[["trace_id", "human"]].assign(
         before=before.table["judge"], after=after.table["judge"]
     )
-    changed = [
-        items[rows].reset_index(drop=True)
-        for rows in (fixed, broken, (gap_before > 0) & (gap_after > 0))
-    ]
+    wrong = (gap_before > 0) & (gap_after > 0)
     return Comparison(
         n=len(items),
         before=first,
         after=second,
         changes=changes,
-        fixed=changed[0],
-        broken=changed[1],
-        still_wrong=changed[2],
+        fixed=items[fixed].reset_index(drop=True),
+        broken=items[broken].reset_index(drop=True),
+        still_wrong=items[wrong].reset_index(drop=True),
         p_value=p_value,
         improved=improved,
         power_note=_power_note(gains, len(items), p_value, 1 - confidence, changes["accuracy"][1]),
@@ -271,12 +268,14 @@ def _changes(
     shares, later = before.shares, after.shares
     changes = {}
     for name, (value, _) in first.figures.items():
-        change, interval = second.figures[name][0] - value, UNDEFINED
-        if name in shares:
+        change = second.figures[name][0] - value
+        if math.isnan(change):
+            interval = UNDEFINED
+        elif name in shares:
             (rows, one), (_, two) = shares[name], later[name]
             groups, confidence = before.groups[rows], options["confidence"]
             interval = _change_of_share(one[rows], two[rows], groups, confidence)
-        elif not math.isnan(change):
+        else:
             # Judges that differ on no item differ in no resample, which proves nothing.
             interval = sample.bootstrap.interval(partial(_difference, old[name], new[name]))
         changes[name] = (change, interval)

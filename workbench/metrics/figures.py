@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted
@@ -204,7 +205,7 @@ class Sample:
     def figures(self, *names: str, weights: Weights | None = "quadratic") -> dict[str, Any]:
         """Return figures of the first judge, by default all shares and statistics."""
         found, shares, statistics = {}, self.coded.shares, self.statistics(weights)
-        for name in names or (*shares, *statistics):
+        for name in names or dict.fromkeys(["accuracy", *statistics, *shares]):
             if name in shares:
                 rows, counts = shares[name]
                 groups, confidence = self.coded.groups[rows], self.bootstrap.confidence
@@ -229,7 +230,7 @@ class Sample:
         if name.startswith(("kappa", "Matthews")):
             return value, full_agreement(1 - float(shares @ shares), size, confidence)
         if name.startswith("AC"):
-            by_chance = 1 - float(shares @ (1 - shares)) / max(len(self.coded.values) - 1, 1)
+            by_chance = 1 - float(shares @ (1 - shares)) / (len(self.coded.values) - 1)
             return value, full_agreement(by_chance, size, confidence)
         unit = 1.0 if name == "mean distance" else self.coded.span
         if name in ("mean distance", "mean absolute error", "bias") and unit:
@@ -263,10 +264,10 @@ def _of_numbers(coded: Coded, found: Figures, n: int, confidence: float) -> dict
     (Bonett and Wright 2000, Psychometrika 65, 23-28).
     """
     more: dict[str, Any] = {}
-    r, rank = (found[f"{name} correlation"][0] for name in ("Pearson", "Spearman"))
-    if not math.isnan(r):
-        numbers = (coded.positions[side] for side in (coded.human, coded.judge))
-        u, v = ((side - side.mean()) / side.std() for side in numbers)
+    if not math.isnan(r := found["Pearson correlation"][0]):
+        human, judge = coded.positions[coded.human], coded.positions[coded.judge]
+        u, v = ((side - side.mean()) / side.std() for side in (human, judge))
+        rank = float(spearmanr(human, judge).statistic)
         spread = float((u * v - r * (u**2 + v**2) / 2).std()) / max(1 - r**2, 1e-12)
         factors = {"Pearson": (r, max(1.0, spread)), "Spearman": (rank, math.sqrt(1 + rank**2 / 2))}
         for name, (value, factor) in factors.items():
