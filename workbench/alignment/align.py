@@ -226,7 +226,8 @@ def _by_simba(data: AlignmentData, simba: SIMBA, budget: Budget) -> Learned:
         "counted neither for nor against any candidate; the same call asks for them again."
     )
     lost = bool(found.failures or found.reflection_failures)
-    return replace(found, judge=proposed, notes=(*found.notes, *[note] * lost))
+    learned: Learned = replace(found, judge=proposed, notes=(*found.notes, *[note] * lost))
+    return learned
 
 
 def _result(
