@@ -15,7 +15,7 @@ from mlflow.genai.judges import Judge
 
 from workbench import make_judge
 from workbench.judging.judge import fingerprint
-from workbench.judging.requests import Asker, answers_from
+from workbench.judging.requests import Asker, answers_from, described
 from workbench.models.cache import AnswerCache
 from workbench.models.offline import MODEL
 from workbench.store.traces import Example
@@ -142,3 +142,16 @@ def test_answers_of_a_judge_that_is_not_known_whole_are_not_kept(tmp_path: Path)
         values = [v.value for _ in range(2) for v in run(judge, [ITEM, ITEM], cache=cache)]
         assert len(cache) == 0
     assert sorted(values) == [1, 2, 3, 4]
+
+
+def test_a_judge_is_described_with_where_its_model_is_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert described(judge_of(MODEL)) == "quality"
+    own = judge_of("openai:/m", base_url="http://user:secret-of-mine@localhost:8000/v1")
+    assert described(own).startswith("quality (openai:/m at http://")
+    assert "localhost:8000/v1" in described(own)
+    assert "secret-of-mine" not in described(own)
+    assert described(judge_of("openai:/m")).endswith("at its provider's public address)")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:9000/v1")
+    assert described(judge_of("openai:/m")) == "quality (openai:/m at http://localhost:9000/v1)"

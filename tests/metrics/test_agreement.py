@@ -217,6 +217,9 @@ def test_every_figure_that_is_undefined_has_its_reason() -> None:
     assert same.undefined["false positive rate"] == "no human label is 'no'"
     assert same.ac1 == 1
     assert same.table.loc["kappa", "note"] == same.undefined["kappa"]
+    counts = agreement(from_confusion([[5, 2], [1, 3]])).table["n"]
+    rates = ["accuracy", "false positive rate", "false negative rate", "coverage"]
+    assert counts[rates].tolist() == [11, 7, 4, 11]
     constant = agreement(make_pairs(["yes", "no"], ["no", "no"]))
     assert constant.undefined["Matthews correlation"] == "the judge says 'no' throughout"
     empty = agreement(make_pairs([], [], GRADES))

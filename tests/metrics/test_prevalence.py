@@ -155,6 +155,7 @@ def test_rogan_gladen_is_refused_with_the_reason_and_the_rest_stands() -> None:
     assert useless.reason in useless._repr_html_()
     assert useless.prediction_powered == pytest.approx(0.5)
     assert useless.table["value"].isna().tolist() == [False, True, False]
+    assert useless.table[["n", "labelled"]].to_numpy().tolist() == [[10, 0], [10, 100], [10, 100]]
     one_sided = prevalence(from_confusion([[5, 5], [0, 0]]), ["yes", "no"])
     assert "no pair is labelled positive" in one_sided.reason
     assert (

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sqlite3
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from asking import run
 from embedded import embedded
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workbench import make_judge
 from workbench.errors import StoreError
 from workbench.models.cache import CACHE_VARIABLE, AnswerCache, cache_directory, question_key
+from workbench.store.traces import Example
 
 ANSWER = {"value": "good", "rationale": "Ça va, 好"}
 
@@ -119,16 +122,9 @@ def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
         AnswerCache(tmp_path / "file" / "answers")
 
 
-def test_a_folder_without_locks_is_told(
-    cache: AnswerCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on network file systems that have run out of them."""
-
-    def refused(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("workbench.models.cache.fcntl.lockf", refused)
-    with pytest.raises(StoreError, match="No locks available"), cache.asking("key", lambda: False):
+def test_a_folder_without_room_for_locks_is_told(cache: AnswerCache) -> None:
+    (cache.directory / "asking").write_text("no folder")
+    with pytest.raises(StoreError, match="does not work"), cache.asking("key", lambda: False):
         pass
 
 
@@ -188,6 +184,20 @@ def test_processes_that_ask_the_same_at_once_pay_once(tmp_path: Path) -> None:
     assert [usable for usable, _ in told] == ["40", "40"]
     assert sum(int(calls) for _, calls in told) == len(server.answered) == 40
     assert server.repeated() == {}
+
+
+def test_threads_that_ask_the_same_at_once_pay_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an alignment in the background does, and `assess` beside it."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-loopback-0123456789")
+    items = [Example(f"tr-{n}", None, f"answer {n}") for n in range(40)]
+    with embedded() as server, ThreadPoolExecutor() as pool:
+        judge = make_judge("good", "Is {{ outputs }} good?", model="openai:/m", base_url=server.url)
+        caches = [AnswerCache(tmp_path) for _ in range(2)]
+        told = pool.map(lambda own: run(judge, items, cache=own, concurrency=8), caches)
+        calls = sum(verdict.calls for verdicts in told for verdict in verdicts)
+    assert calls == len(server.answered) == 40
 
 
 def test_a_process_that_is_killed_while_it_asks_holds_nobody_up(tmp_path: Path) -> None:

@@ -94,6 +94,14 @@ def test_words_for_no_rating_are_labels_where_the_values_say_so(trace_ids: list[
     assert workbench.log_verdicts(table, source="m", **given).written == 3
 
 
+def test_characters_that_cannot_be_stored_are_replaced_and_counted(trace_ids: list[str]) -> None:
+    table = pd.DataFrame({"trace_id": trace_ids[:1], "rating": "good", "why": "cut \ud83d\0"})
+    logged = log(table, rationale="why")
+    assert (logged.written, logged.unstorable, stored()) == (1, 2, [("good", "cut \ufffd\ufffd")])
+    assert "2 characters that cannot be stored replaced" in repr(logged)
+    assert log(table, rationale="why").present == 1
+
+
 def test_a_row_is_written_once(trace_ids: list[str], tmp_path: Path) -> None:
     """Only a row that says exactly the same is present, also from a file."""
     table = pd.DataFrame({"trace_id": trace_ids, "rating": ["good", "bad", "good"], "why": "so"})

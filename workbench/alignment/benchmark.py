@@ -30,6 +30,7 @@ from workbench.errors import ArgumentError, ReplayError, one_of
 from workbench.formatting import plain, say
 from workbench.judging.judge import fingerprint, judge_credentials, with_instructions
 from workbench.metrics.comparison import Comparison, compare
+from workbench.metrics.intervals import adjusted
 from workbench.models.budget import UNPAID, Budget
 from workbench.pairing.splits import Groups
 from workbench.simba.candidate import Candidate, Learned, WorkedExample
@@ -201,16 +202,13 @@ class _Benchmark:
 
     def table(self) -> pd.DataFrame:
         """Return all rows, with p values adjusted for the judges tested after Holm (1979)."""
-        from statsmodels.stats.multitest import multipletests
-
         names = pd.Index(self.rows, name="judge")
         table = pd.DataFrame([*self.rows.values()], index=names, columns=list(_COLUMNS))
         kinds = {column: "Int64" if column in COUNTS else "float64" for column in _COLUMNS[1:-1]}
         table = table.astype(kinds)
         table["words more"] -= table["words more"].iloc[0]
         if tested := list(self.comparisons):
-            _, adjusted, *_ = multipletests(table.loc[tested, "p"], method="holm")
-            table.loc[tested, "p adjusted"] = adjusted
+            table.loc[tested, "p adjusted"] = adjusted(table.loc[tested, "p"], "holm")
         ordered = self.data.split.test.scale.ordered
         return table if ordered else table.drop(columns="mean distance")
 

@@ -12,17 +12,15 @@ from mlflow.genai.judges.base import AlignmentOptimizer
 
 from workbench.alignment.runs import AlignmentData
 from workbench.compat import endpoint, models_of_optimizer
-from workbench.credentials import without_credentials
 from workbench.errors import ModelError
 from workbench.formatting import counted
-from workbench.judging.requests import judge_examples
+from workbench.judging.requests import judge_examples, reached_at
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.intervals import wilson
 from workbench.metrics.sample_size import smallest_improvement
 from workbench.models.budget import ASSUMED_OUTPUT, Budget, cost
 from workbench.models.cache import AnswerCache
-from workbench.models.offline import SCHEME
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs, Split
 from workbench.simba.forecast import forecast
@@ -121,10 +119,10 @@ def _of_models(data: AlignmentData, simba: AlignmentOptimizer | None) -> Iterato
         url = simba.base_url or (base_url if model == judge_model else None)
         reached["reflection model"] = model, url
     for role, (model, url) in reached.items():
-        place = without_credentials(url) if url else "its provider's public address"
-        advice = "" if url or not base_url else "SIMBA(base_url=...) names another address"
-        inside = model.startswith(SCHEME)
-        yield role, model if inside else f"{model} at {place}", "" if inside else advice
+        place = reached_at(model, url)
+        elsewhere = place and base_url and not url
+        advice = "SIMBA(base_url=...) names another address" if elsewhere else ""
+        yield role, f"{model} at {place}" if place else model, advice
 
 
 def labelled_cases(part: Pairs, data: AlignmentData) -> list[Case]:

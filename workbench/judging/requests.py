@@ -218,6 +218,22 @@ def answers_from(model: str | None, base_url: str | None = None) -> dict[str, An
     return {"model": model, "server": named}
 
 
+def reached_at(model: str | None, base_url: str | None = None) -> str:
+    """Say where a model is reached, without credentials; "" for one in this process."""
+    server = answers_from(model, base_url).get("server", "")
+    if isinstance(server, str):
+        return server.partition("?")[0]
+    named = {place.partition("?")[0] for place in server.values() if "://" in place}
+    return " or ".join(sorted(named)) or "its provider's public address"
+
+
+def described(judge: Judge) -> str:
+    """Return a judge's name, with its model and where that is reached."""
+    model = getattr(judge, "model", None)
+    place = reached_at(model, endpoint(judge)[0]) if model else ""
+    return f"{judge.name} ({model} at {place})" if place else str(judge.name)
+
+
 def _address(named: str) -> str:
     try:
         return f"{without_credentials(named)}?{public_query(named)}"

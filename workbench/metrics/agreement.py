@@ -16,6 +16,7 @@ from workbench.formatting import counted, html_lines, html_table, plain
 from workbench.judging.verdicts import why_unusable
 from workbench.metrics.coefficients import Weights
 from workbench.metrics.figures import (
+    ERROR_RATES,
     Coded,
     Figures,
     class_figures,
@@ -111,9 +112,10 @@ class Agreement(Result):
     per_class, class_intervals
         Index class; ``precision``, ``recall``, ``f1``, ``support`` (human labels of the class);
         and ``precision_low``, ``precision_high`` and so on (Wilson). None on scales with bins.
-    coverage, abstentions, failures
-        Share of the items with a label on which the judge gave a usable verdict (Wilson); how often
-        it abstained, and how often the call or the answer failed; as far as the pairs tell.
+    labelled, coverage, abstentions, failures
+        Number of items with a label; share of these on which the judge gave a usable verdict
+        (Wilson); how often it abstained, and how often the call or the answer failed; as far as
+        the pairs tell.
     undefined
         Name of a figure that is nan, or has no interval -> why.
     notes
@@ -135,6 +137,7 @@ class Agreement(Result):
     confidence: float
     distinct: int
     weights: Weights | None
+    labelled: int
     coverage: float
     coverage_interval: Interval
     false_positives: int | None
@@ -187,13 +190,22 @@ class Agreement(Result):
 
     @property
     def table(self) -> pd.DataFrame:
-        """The figures as a table: index statistic; ``value``, ``low``, ``high``, ``note``."""
+        """The figures as a table: index statistic; ``value``, ``low``, ``high``, ``n``, ``note``.
+
+        ``n`` counts the items that a figure is of.
+        """
         figures = self.figures | {
             "majority baseline": (self.baseline, UNDEFINED),
             "coverage": (self.coverage, self.coverage_interval),
         }
-        rows = {k: (v, *ends, self.undefined.get(k, "")) for k, (v, ends) in figures.items()}
-        return figure_table(rows, "note")
+        labels = self.confusion.sum(axis=1).to_list()
+        counts = {name: labels[code] for name, code in ERROR_RATES.items() if name in figures}
+        counts["coverage"] = self.labelled
+        rows = {
+            name: (value, *ends, counts.get(name, self.n), self.undefined.get(name, ""))
+            for name, (value, ends) in figures.items()
+        }
+        return figure_table(rows, "n", "note")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes; what is undefined is None."""
@@ -276,7 +288,8 @@ def agreement(
     Raises
     ------
     ArgumentError
-        For unknown weights, weights on a scale without an order, a confidence out of range.
+        For unknown weights, weights on a scale without an order or with ``by``, a confidence out
+        of range.
     """
     one_of("weights", weights, [None, "linear", "quadratic"])
     check_confidence(confidence)
@@ -288,6 +301,8 @@ def agreement(
         )
     options: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
     pairs = pairs.grouped(groups)
+    if by is not None and weights:
+        raise ArgumentError("weights can't be given with by: slices have no weighted kappa.")
     if by is not None:
         return sliced(pairs, by, **options)
     coded = Coded.of(pairs)
@@ -310,6 +325,7 @@ def agreement(
         confidence=confidence,
         distinct=pairs.distinct,
         weights=weights,
+        labelled=labelled,
         coverage=ratio(n, labelled),
         coverage_interval=wilson(n, labelled, confidence),
         false_positives=int(cells[0, 1]) if coded.scale.kind == "binary" else None,

@@ -146,13 +146,14 @@ class Prevalence(Result):
 
     @property
     def table(self) -> pd.DataFrame:
-        """Index estimate; ``value``, ``low``, ``high``."""
+        """Index estimate; ``value``, ``low``, ``high``, ``n`` verdicts, ``labelled`` pairs used."""
+        powered, ends = self.prediction_powered, self.prediction_powered_interval
         rows = {
-            "as judged": (self.observed, *self.observed_interval),
-            "Rogan-Gladen": (self.corrected, *self.interval),
-            "prediction-powered": (self.prediction_powered, *self.prediction_powered_interval),
+            "as judged": (self.observed, *self.observed_interval, self.n, 0),
+            "Rogan-Gladen": (self.corrected, *self.interval, self.n, self.labelled),
+            "prediction-powered": (powered, *ends, self.n, self.labelled),
         }
-        return figure_table(rows)
+        return figure_table(rows, "n", "labelled")
 
     @property
     def notes(self) -> list[str]:

@@ -19,7 +19,7 @@ from mlflow.tracing.client import TracingClient
 
 from workbench.compat import one_transaction
 from workbench.errors import StoreError
-from workbench.formatting import bar, html_result
+from workbench.formatting import bar, counted, html_result, unstorable
 from workbench.store.database import write
 from workbench.store.dataset import Names, translated
 from workbench.store.files import read_table
@@ -189,7 +189,8 @@ class Logged:
 
     ``written`` rows were written now under ``name``, of which ``replaced`` replaced another rating
     by the same source; ``present`` ones were there already; ``skipped`` lists the ``row`` (counted
-    from 0) and ``reason`` of those that were not to be written.
+    from 0) and ``reason`` of those that were not to be written. ``unstorable`` counts the
+    characters in the table, such as NUL, in place of which U+FFFD is stored.
     """
 
     name: str
@@ -197,10 +198,13 @@ class Logged:
     present: int
     skipped: pd.DataFrame
     replaced: int = 0
+    unstorable: int = 0
 
     def __repr__(self) -> str:
         text = f"{self.name!r}: {self.written} written, {self.present} already there"
         text += f", {self.replaced} replaced" if self.replaced else ""
+        if self.unstorable:
+            text += f", {counted(self.unstorable, 'character')} that cannot be stored replaced"
         reasons = Counter(self.skipped["reason"].tolist())
         return f"<Logged {text}" + "".join(f", {n} {why}" for why, n in reasons.items()) + ">"
 
@@ -295,7 +299,9 @@ def log_feedback_table(
         replaced += bool(stored)
     written = log_assessments(new, progress=progress, desc=f"{name} by {source.source_id}")
     listed = pd.DataFrame(skipped, columns=["row", "reason"])
-    return Logged(name, written, len(ratings) - written, listed, replaced)
+    texts = frame[[str(column) for column in (value, rationale) if column is not None]].to_numpy()
+    lost = sum(unstorable(cell) for cell in texts.flat if isinstance(cell, str))
+    return Logged(name, written, len(ratings) - written, listed, replaced, lost)
 
 
 def _read_ratings(
