@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
+import sys
 
-from workbench.experiments.engine import Progress
+import pytest
+
+from workbench.experiments.engine import Console
 
 
 class Terminal(io.StringIO):
@@ -12,46 +16,40 @@ class Terminal(io.StringIO):
         return True
 
 
-def shown(stream: io.StringIO) -> str:
-    view = Progress(["Import", "Import", "Align"], stream)
-    view.start(0)
-    view.output("one\ntw")
-    view.output("o\n")
-    view.start(1)
-    view.output("\rjudging:  5/10")
-    view.output("\rjudging: 10/10")
-    view.start(2)
-    view.output("no end of line")
-    view.close()
+def shown(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, *, show: bool = True) -> str:
+    monkeypatch.setattr(sys, "stderr", stream)
+    console = Console(["Import", "Import", "Align", "Register"], show=show)
+    console.start(0)
+    console.output("one\ntw")
+    console.output("o\n\n")
+    console.start(1)
+    console.output("\rjudging:  5/10")
+    console.output("\rjudging: 10/10")
+    console.output("\r\n")
+    console.start(2)
+    console.output("no end of line")
+    console.start(3)
+    console.close()
     return stream.getvalue()
 
 
-def test_a_log_has_a_line_for_each_heading_and_each_state_of_a_line() -> None:
-    assert [line for line in shown(io.StringIO()).splitlines() if line] == [
-        "[1/3] Import", "one", "two", "judging:  5/10", "judging: 10/10", "[3/3] Align",
+def test_a_log_has_a_line_for_each_heading_and_each_state_of_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A heading under which nothing was printed is not there."""
+    assert [line for line in shown(io.StringIO(), monkeypatch).splitlines() if line] == [
+        "[1/4] Import", "one", "two", "judging:  5/10", "judging: 10/10", "[3/4] Align",
         "no end of line",
     ]  # fmt: skip
+    assert shown(io.StringIO(), monkeypatch, show=False) == ""
 
 
-def test_a_terminal_rewrites_lines_itself() -> None:
-    assert shown(Terminal()) == (
-        "[1/3] Import\none\ntwo\n\rjudging:  5/10\rjudging: 10/10\n[3/3] Align\nno end of line\n"
-    )
-
-
-def test_a_heading_with_nothing_beneath_gives_way() -> None:
-    """On a terminal it stands as long as its cells run; a log never has it."""
-    found = []
-    for stream in (io.StringIO(), Terminal()):
-        view = Progress(["Pairs", "Align", "Register"], stream)
-        view.start(0)
-        view.start(1)
-        view.output("rules\n")
-        view.start(2)
-        view.close()
-        found.append(stream.getvalue())
-    gone = "\r\x1b[K"
-    assert found == [
-        "[2/3] Align\nrules\n",
-        f"[1/3] Pairs{gone}[2/3] Align\nrules\n[3/3] Register{gone}",
-    ]
+def test_a_terminal_has_a_bar_with_the_line_that_is_rewritten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Above it stands what was printed, once."""
+    states = [state.strip() for state in re.split(r"[\r\n]", shown(Terminal(), monkeypatch))]
+    kept = [state for state in states if state and "[00:0" not in state]
+    assert kept == ["[1/4] Import", "one", "two", "judging: 10/10", "[3/4] Align", "no end of line"]
+    assert any(re.match(r"\[2/4\] Import \[00:0\d\] .*judging: 10/10", one) for one in states)
+    assert states[-1] == ""

@@ -15,7 +15,7 @@ from mlflow.genai.judges import Judge
 
 from workbench import make_judge
 from workbench.judging.judge import fingerprint
-from workbench.judging.requests import Asker, answers_from, described
+from workbench.judging.requests import Asker, answers_from, say_where
 from workbench.models.cache import AnswerCache
 from workbench.models.offline import MODEL
 from workbench.store.traces import Example
@@ -144,14 +144,16 @@ def test_answers_of_a_judge_that_is_not_known_whole_are_not_kept(tmp_path: Path)
     assert sorted(values) == [1, 2, 3, 4]
 
 
-def test_a_judge_is_described_with_where_its_model_is_reached(
-    monkeypatch: pytest.MonkeyPatch,
+def test_where_a_judges_model_is_reached_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert described(judge_of(MODEL)) == "quality"
-    own = judge_of("openai:/m", base_url="http://user:secret-of-mine@localhost:8000/v1")
-    assert described(own).startswith("quality (openai:/m at http://")
-    assert "localhost:8000/v1" in described(own)
-    assert "secret-of-mine" not in described(own)
-    assert described(judge_of("openai:/m")).endswith("at its provider's public address)")
+    def said(judge: Judge) -> str:
+        say_where(judge)
+        return capsys.readouterr().out
+
+    assert said(judge_of(MODEL)) == ""
+    own = said(judge_of("openai:/m", base_url="http://user:secret-of-mine@localhost:8000/v1"))
+    assert own == "Judge 'quality': openai:/m at http://localhost:8000/v1/chat/completions\n"
+    assert said(judge_of("openai:/m")).endswith("at its provider's public address\n")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:9000/v1")
-    assert described(judge_of("openai:/m")) == "quality (openai:/m at http://localhost:9000/v1)"
+    assert said(judge_of("openai:/m")).endswith("openai:/m at http://localhost:9000/v1\n")

@@ -95,7 +95,8 @@ def test_words_for_no_rating_are_labels_where_the_values_say_so(trace_ids: list[
 
 
 def test_characters_that_cannot_be_stored_are_replaced_and_counted(trace_ids: list[str]) -> None:
-    table = pd.DataFrame({"trace_id": trace_ids[:1], "rating": "good", "why": "cut \ud83d\0"})
+    row = {"trace_id": trace_ids[0], "rating": "good", "why": "cut \ud83d\0"}
+    table = pd.DataFrame([row], dtype=object)
     logged = log(table, rationale="why")
     assert (logged.written, logged.unstorable, stored()) == (1, 2, [("good", "cut \ufffd\ufffd")])
     assert "2 characters that cannot be stored replaced" in repr(logged)

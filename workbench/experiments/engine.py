@@ -11,13 +11,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbformat import NotebookNode
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
+from tqdm.std import tqdm
 
 ENGINE: Final = "workbench"
 
@@ -28,60 +29,59 @@ MOST_TEXT: Final = 250_000
 """Characters of what a cell prints that the executed copy keeps."""
 
 
-class Progress:
-    """Shows the heading above the running cell, and what the cell prints as it comes.
+class Console:
+    """A tqdm bar over the cells, named by the heading above the running one.
 
-    A heading under which nothing was printed gives way to the next one. A log, in which no line
-    can be taken back, has the headings of what printed something.
+    What a cell prints is written above the bar, the line that it has not ended yet stands beside
+    it. A log has the headings of what printed something, and each state of a rewritten line.
     """
 
-    def __init__(self, headings: list[str], stream: TextIO | None) -> None:
-        self._headings, self._stream = headings, stream
-        self._heading, self._waiting, self._last = "", "", "\n"
-        self.begun = False
+    def __init__(self, headings: list[str], *, show: bool) -> None:
+        self._headings, self._show, self.begun = headings, show, False
+        self._line, self._told = "", ""
+        form = "[{n_fmt}/{total_fmt}] {desc} [{elapsed}] {postfix}"
+        off = not (show and sys.stderr.isatty())
+        self._bar = tqdm(
+            total=len(headings), bar_format=form, leave=False, disable=off, file=sys.stderr
+        )
 
     def start(self, index: int) -> None:
         """Show that the cell at ``index`` begins."""
         self.begun = True
-        if self._headings[index] != self._heading:
-            self._heading = self._headings[index]
-            self.close()
-            self._waiting = f"[{index + 1}/{len(self._headings)}] {self._heading}"
-            if self._is_terminal:
-                self._write(self._waiting)
+        self._end_line()
+        self._bar.n = index + 1
+        self._bar.set_description_str(self._headings[index])
 
     def output(self, text: str) -> None:
         """Show what a cell writes."""
-        if self._waiting:
-            self._write("\n" if self._is_terminal else f"{self._waiting}\n")
-            self._waiting = ""
-        if not self._is_terminal:  # a log shows each state of a rewritten line
-            text = re.sub(r"\s*\r\s*", "\n", text)
-        self._last = text[-1:] or self._last
-        self._write(text)
+        *ended, self._line = re.split(r"(?<=\n)|(?<=\r)(?!\n)", self._line + text)
+        for line in ended:
+            if line.endswith("\n") or (self._bar.disable and line.strip()):
+                self._write(line.rstrip())
+        self._bar.set_postfix_str(self._line.strip())
 
     def close(self) -> None:
-        """End an unfinished line, or take back a heading with nothing beneath."""
-        if self._waiting:
-            self._write("\r\x1b[K" * self._is_terminal)
-            self._waiting = ""
-        elif self._last != "\n":
+        """Take back the bar."""
+        self._end_line()
+        self._bar.close()
+
+    def _end_line(self) -> None:
+        if self._line:
             self.output("\n")
 
-    @property
-    def _is_terminal(self) -> bool:
-        return self._stream is not None and self._stream.isatty()
-
-    def _write(self, text: str) -> None:
-        if self._stream is not None:
-            self._stream.write(text)
-            self._stream.flush()
+    def _write(self, line: str) -> None:
+        if not self._show:
+            return
+        if self._bar.desc != self._told:
+            self._told = self._bar.desc
+            tqdm.write(f"[{self._bar.n}/{self._bar.total}] {self._told}", file=sys.stderr)
+        tqdm.write(line, file=sys.stderr)
 
 
 class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has no types
     """Runs the cells in this Python and passes on what they print."""
 
-    progress: Progress
+    console: Console
     printed: Counter[int]
 
     def create_kernel_manager(self) -> AsyncKernelManager:
@@ -108,7 +108,7 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has n
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
         if msg["msg_type"] == "stream":
             text = msg["content"]["text"]
-            self.progress.output(text)
+            self.console.output(text)
             left = MOST_TEXT - self.printed[cell_index]
             self.printed[cell_index] += len(text)
             if left < 0:
@@ -125,9 +125,9 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
     def execute_managed_notebook(
         cls, nb_man: Any, kernel_name: str, *, copy: Any, show: bool, **options: Any
     ) -> None:
-        progress = Progress(headings(nb_man.nb), sys.stderr if show else None)
         copy.notebook, nb_man.save = nb_man.nb, copy.save
         for again in reversed(range(STARTS)):
+            console = Console(headings(nb_man.nb), show=show)
             client = _Client(
                 nb_man,
                 kernel_name=kernel_name,
@@ -137,18 +137,18 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
                 startup_timeout=120,
                 iopub_timeout=120,  # a busy machine is no reason to end a run
                 coalesce_streams=True,
-                on_cell_start=lambda cell, cell_index: progress.start(cell_index),
+                on_cell_start=lambda cell, cell_index, to=console: to.start(cell_index),
             )
-            client.progress, client.printed = progress, Counter()
+            client.console, client.printed = console, Counter()
             try:
                 with _ended(client, options["ends"]):
                     client.execute(env=options["environment"], cwd=options["folder"])
                 break
             except (RuntimeError, TimeoutError):
-                if progress.begun or not again or options["ends"]():
+                if console.begun or not again or options["ends"]():
                     raise
             finally:
-                progress.close()
+                console.close()
 
 
 @contextmanager

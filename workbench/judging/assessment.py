@@ -22,7 +22,7 @@ from mlflow.tracing.constant import AssessmentMetadataKey
 from workbench.errors import ArgumentError, BudgetError, check_whole
 from workbench.formatting import counted, html_table, html_text, with_content
 from workbench.judging.judge import fingerprint
-from workbench.judging.requests import Asker, described, judge_many
+from workbench.judging.requests import Asker, judge_many, say_where
 from workbench.judging.verdicts import (
     FINGERPRINT_KEY,
     RECORDED_KEY,
@@ -176,7 +176,9 @@ def assess(
             if writer is not None and not failed_alike and verdict.sample == 0:
                 writer.put(as_feedback(verdict, judge, infos[verdict.trace_id]))
 
-        shown = f"judging with {described(judge)}" if progress else None
+        shown = f"judging with {judge.name}" if progress else None
+        if progress and len(questions):
+            say_where(judge)
         try:
             judge_many(questions, runner, on_verdict=keep, progress=shown)
         except BudgetError as error:

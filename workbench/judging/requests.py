@@ -19,7 +19,7 @@ from mlflow.genai.judges.utils import get_default_model
 from workbench.compat import endpoint, prepared, unknown_seams
 from workbench.credentials import public_query, redact, without_credentials
 from workbench.errors import BudgetError, ScaleError
-from workbench.formatting import storable
+from workbench.formatting import say, storable
 from workbench.judging.judge import fingerprint, is_cacheable, judge_credentials
 from workbench.judging.verdicts import Verdict
 from workbench.models.answers import AnswerError
@@ -227,11 +227,11 @@ def reached_at(model: str | None, base_url: str | None = None) -> str:
     return " or ".join(sorted(named)) or "its provider's public address"
 
 
-def described(judge: Judge) -> str:
-    """Return a judge's name, with its model and where that is reached."""
+def say_where(judge: Judge) -> None:
+    """Print where the judge's model is reached, unless that is in this process."""
     model = getattr(judge, "model", None)
-    place = reached_at(model, endpoint(judge)[0]) if model else ""
-    return f"{judge.name} ({model} at {place})" if place else str(judge.name)
+    if place := reached_at(model, endpoint(judge)[0]) if model else "":
+        say(f"Judge {judge.name!r}: {model} at {place}")
 
 
 def _address(named: str) -> str:

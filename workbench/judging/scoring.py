@@ -23,7 +23,7 @@ from workbench.judging.assessment import check_single
 from workbench.judging.audit import import_sample
 from workbench.judging.cluster import ask_on_cluster
 from workbench.judging.judge import fingerprint
-from workbench.judging.requests import Asker, check_measurable, described, judge_examples
+from workbench.judging.requests import Asker, check_measurable, judge_examples, say_where
 from workbench.judging.verdict_folder import COLUMNS, Scored, Task, VerdictFolder
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Budget, Usage
@@ -141,8 +141,9 @@ def score(
         raise ArgumentError(f"to={str(to)!r} is the table itself, or in it. Name another folder.")
     expected = {"fingerprint": fingerprint(judge), "size of partitions": partition_rows}
     expected |= {"choice of columns to keep": list(layout.keep)}
-    desc = f"scoring with {described(judge)}"
-    shown = bar(total=known_length(table), desc=desc, disable=not progress)
+    if progress:
+        say_where(judge)
+    shown = bar(total=known_length(table), desc=f"scoring with {judge.name}", disable=not progress)
     with shown, folder.writing(expected) as answered:
         run = _Run(folder, layout, scale_of(judge), limit, {"judge": judge.name, **expected}, shown)
         ask = _ask_here if client is None else ask_on_cluster
