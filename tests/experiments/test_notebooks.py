@@ -362,3 +362,13 @@ def test_a_sweep_that_failed_shows_why(tmp_path: Path) -> None:
     write(tmp_path / "bad.ipynb", "1 / 0", parameters="\n".join(f"{n} = None" for n in names))
     with pytest.raises(ArgumentError, match="after"):
         run_here("workbench run 6_experiments -p notebook bad.ipynb -p seeds 1 -p jobs 1")
+
+
+@pytest.mark.usefixtures("store")
+def test_a_sweep_knows_what_a_run_spent_that_failed_while_it_aligned(tmp_path: Path) -> None:
+    """What is left after the judge has rated is too little to align with."""
+    point = [{"budget": 160}]
+    (run,) = workbench.sweep("4_align", point, output=tmp_path, progress=False).to_dict("records")
+    assert run["status"] == "failed"
+    assert "BudgetError" in run["error"]
+    assert 153 <= run["calls"] <= 160
