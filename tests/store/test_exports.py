@@ -202,12 +202,14 @@ def test_several_questions_must_be_told_apart(tmp_path: Path) -> None:
 
 
 def test_the_later_of_two_answers_counts_and_the_earlier_is_listed(tmp_path: Path) -> None:
+    """With its own reason, if it has one, and not with that of the earlier."""
     scores = [
-        {"name": "quality", "value": v, "source": "ANNOTATION", "authorUserId": "ana"}
-        for v in (2, 4)
+        {"name": "quality", "value": v, "source": "ANNOTATION", "authorUserId": "ana", "comment": c}
+        for v, c in ((2, "wrong date"), (4, None))
     ]
     found = read(tmp_path, [{"id": "t", "input": "a", "output": "b", "scores": scores}])
     assert found.table["label: ana"].tolist() == [4]
+    assert found.table["rationale: ana"].tolist() == [None]
     assert found.problems["reason"].tolist() == ["2 was replaced by the later answer 4"]
 
 

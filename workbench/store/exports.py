@@ -151,7 +151,7 @@ class Answer(NamedTuple):
 
 def _table(
     items: Mapping[str, Item],
-    given: Iterable[Answer],
+    given: Sequence[Answer],
     question: str,
     rationale: str | None,
     outputs: str | Sequence[str] | None,
@@ -160,20 +160,18 @@ def _table(
     rows: dict[str, dict[str, Any]] = {key: {} for key in items}
     people, names = Raters(), dict[str, str]()
     replaced = []
+    reasons = {(a.item, folded(a.annotator)): a.value for a in given if a.question == rationale}
     for a in given:
-        if a.question not in (question, rationale):
+        if a.question != question:
             continue
         who = names.setdefault(folded(a.annotator), a.annotator)
-        people[who] = columns = (f"label: {who}", f"rationale: {who}")
+        people[who] = value, why = (f"label: {who}", f"rationale: {who}")
         row = rows[a.item]
-        if a.question == rationale:
-            row[columns[1]] = a.value
-            continue
-        if columns[0] in row and row[columns[0]] != a.value:
-            reason = f"{row[columns[0]]!r} was replaced by the later answer {a.value!r}"
+        if value in row and row[value] != a.value:
+            reason = f"{row[value]!r} was replaced by the later answer {a.value!r}"
             replaced.append(a._replace(reason=reason))
-        row[columns[0]] = a.value
-        row[columns[1]] = a.rationale or row.get(columns[1])
+        row[value] = a.value
+        row[why] = a.rationale or reasons.get((a.item, folded(who)))
     fields = list(dict.fromkeys(name for item in items.values() for name in item.fields))
     answered = _outputs(items.values(), fields, outputs)
     table = pd.DataFrame(
