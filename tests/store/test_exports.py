@@ -261,3 +261,27 @@ def test_writings_of_a_name_are_one_person(tmp_path: Path, store: str) -> None:
     found = read(tmp_path, records)
     assert list(found.columns["labels"]) == ["Ana"]
     assert workbench.import_traces(found.table, **found.columns, label_name="quality").labels == 3
+
+
+def test_what_people_type_in_prodigy_is_their_reason_and_no_input(tmp_path: Path) -> None:
+    """Answers to one question are two items, though Prodigy gives both the same hash."""
+    task = {"text": "Q", "_input_hash": 1, "_task_hash": 1, "answer": "accept"}
+    given = [("A1", "good", "ana", "short"), ("A2", "bad", "ben", "long"), ("A1", "bad", "ben", "")]
+    records = [
+        {**task, "response": response, "accept": [label], "_annotator_id": who, "user_input": why}
+        for response, label, who, why in given
+    ]
+    found = read(tmp_path, records)
+    assert (found.columns["inputs"], found.columns["outputs"]) == (["text"], "response")
+    table = (
+        found.table.astype(object).where(found.table.notna(), None).drop(columns=["item", "text"])
+    )
+    assert table.values.tolist() == [
+        ["A1", "good", "short", "bad", None],
+        ["A2", None, None, "bad", "long"],
+    ]
+    assert found.problems.empty
+    own = [{**record, "why": record["user_input"], "_view_id": "choice"} for record in records]
+    found = read(tmp_path, own, rationale="why")
+    assert found.columns["inputs"] == ["text", "user_input"]
+    assert found.table["rationale: ana"].dropna().tolist() == ["short"]

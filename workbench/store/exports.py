@@ -86,8 +86,8 @@ def read_labels(
     question
         The question whose answers are the labels; may be left out where there is one.
     rationale
-        Another question, whose answers are the reasons. Text areas of Label Studio and comments
-        are taken without it.
+        Another question, whose answers are the reasons. Text areas of Label Studio, comments, and
+        ``user_input`` of Prodigy are taken without it.
     outputs
         The fields that hold what the application answered; all others are its inputs. None takes
         what the tool itself calls outputs, or a field named answer, response or the like.
@@ -107,7 +107,7 @@ def read_labels(
     tool = _tool_of(records, file.name)
     items: dict[str, Item] = {}
     try:
-        answers = list(_TOOLS[tool][1](records, items))
+        answers = list(_TOOLS[tool][1](records, items, rationale))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TableError(
             f"{str(path)!r} looks like an export of {tool}, and is not in the form that is "
@@ -216,7 +216,7 @@ def _answer(
     return Answer(record, item, str(who or "annotator"), str(question), raw, why or None, fault)
 
 
-def _label_studio(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:
+def _label_studio(records: Sequence[Record], items: dict[str, Item], _: object) -> Iterator[Answer]:
     single = ("choices", "rating", "number", "taxonomy", "pairwise")
     for number, record in enumerate(records):
         key = str(record.get("id", number))
@@ -246,7 +246,7 @@ def _is_argilla(record: Record) -> bool:
     )
 
 
-def _argilla(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:
+def _argilla(records: Sequence[Record], items: dict[str, Item], _: object) -> Iterator[Answer]:
     for number, record in enumerate(records):
         key = str(record.get("id") or record.get("external_id") or number)
         fields, responses = _argilla_parts(record)
@@ -284,7 +284,7 @@ def _argilla_parts(record: Record) -> tuple[dict[str, Any], list[tuple[str, Reco
 _APART = "the {} that it is about is not in the file; put {} into one JSONL file"
 
 
-def _langsmith(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:
+def _langsmith(records: Sequence[Record], items: dict[str, Item], _: object) -> Iterator[Answer]:
     keys = [str(r.get("run_id") or r.get("id") or n) for n, r in enumerate(records)]
     for key, record in zip(keys, records, strict=True):
         if record.get("inputs") is not None:
@@ -305,7 +305,7 @@ def _langsmith(records: Sequence[Record], items: dict[str, Item]) -> Iterator[An
 _SCORE = {"trace_id", "name", "value"}
 
 
-def _langfuse(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:
+def _langfuse(records: Sequence[Record], items: dict[str, Item], _: object) -> Iterator[Answer]:
     records = [_snake(record) for record in records]
     # Observations have an input as well, and the id of their trace, which comes first.
     for number, record in sorted(enumerate(records), key=lambda one: bool(one[1].get("trace_id"))):
@@ -331,12 +331,18 @@ def _snake(record: Record) -> Record:
     return {re.sub("[A-Z]", lambda c: f"_{c[0].lower()}", k): v for k, v in record.items()}
 
 
-def _prodigy(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:
+def _prodigy(
+    records: Sequence[Record], items: dict[str, Item], rationale: str | None
+) -> Iterator[Answer]:
     about = {"label", "answer", "accept", "options", "config", "meta", "spans", "tokens"}
     several = len({str(r.get("label")) for r in records}) > 1
     for number, record in enumerate(records):
-        fields = {k: v for k, v in record.items() if k not in about and not k.startswith("_")}
-        key = str(record.get("_input_hash") or digest(fields))
+        # What a block for free text stores; elsewhere it is a field of the application's.
+        is_typed = record.get("_view_id", "blocks") in ("blocks", "text_input")
+        reason = rationale or "user_input" * is_typed
+        fields = {k: v for k, v in record.items() if k not in (*about, reason) and k[:1] != "_"}
+        # Prodigy's own hash does not cover all of them: two answers to a question may share it.
+        key = digest(fields)
         items[key] = Item(fields)
         decision, label, fault = record.get("answer"), record.get("label"), ""
         value: Any = label if several else decision
@@ -348,7 +354,7 @@ def _prodigy(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answ
         if decision not in ("accept", "reject"):
             fault = "skipped by the annotator"
         who = record.get("_annotator_id") or record.get("_session_id")
-        yield _answer(number, key, who, "label", value, fault=fault)
+        yield _answer(number, key, who, "label", value, record.get(reason), fault)
 
 
 def _item(inputs: Any, outputs: Any, *names: str) -> Item:
