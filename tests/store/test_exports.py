@@ -88,6 +88,17 @@ ARGILLA_1 = [
         "metadata": "{}",
     }
 ]
+ARGILLA_1_LISTS = [
+    {
+        "question": "Two?",
+        "answer": "2",
+        "quality": {
+            "user_id": ["ana", "ben"],
+            "value": ["good", "poor"],
+            "status": ["submitted", "submitted"],
+        },
+    }
+]
 LANGSMITH = [
     {
         "id": "run-1",
@@ -145,6 +156,7 @@ def read(folder: Path, records: list[Any], *, lines: bool = False, **options: An
         ("Argilla", ARGILLA, {"question": "quality", "rationale": "why"}, 1),
         ("Argilla", ARGILLA_ROWS, {}, 0),
         ("Argilla", ARGILLA_1, {}, 0),
+        ("Argilla", ARGILLA_1_LISTS, {}, 0),
         ("LangSmith", LANGSMITH, {}, 1),
         ("Langfuse", LANGFUSE, {}, 1),
         ("Langfuse", LANGFUSE_APART, {}, 0),
@@ -285,3 +297,13 @@ def test_what_people_type_in_prodigy_is_their_reason_and_no_input(tmp_path: Path
     found = read(tmp_path, own, rationale="why")
     assert found.columns["inputs"] == ["text", "user_input"]
     assert found.table["rationale: ana"].dropna().tolist() == ["short"]
+
+
+@pytest.mark.parametrize("none", [[], None, {"user_id": [], "value": [], "status": []}])
+def test_a_question_without_an_answer_in_a_row_is_no_input(tmp_path: Path, none: Any) -> None:
+    """Rows of Argilla's 1.x datasets have a cell for it, whoever answered."""
+    rows = [ARGILLA_1[0], {**ARGILLA_1[0], "external_id": "y", "question": "Three?"}]
+    rows[1] |= {"quality": none, "context": [{"role": "user", "content": "Hi"}]}
+    found = read(tmp_path, rows)
+    assert (found.columns["inputs"], len(found)) == (["question", "context"], 2)
+    assert found.table["label: ana"].dropna().tolist() == ["good"]

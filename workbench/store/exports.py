@@ -238,26 +238,34 @@ def _label_studio(records: Sequence[Record], items: dict[str, Item], _: object) 
 
 
 def _is_argilla(record: Record) -> bool:
-    lists = [v[0] for v in record.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
-    return (
-        {"fields", "responses"} <= {*record}
-        or any(k.endswith(".responses") for k in record)
-        or any({"user_id", "value"} <= {*first} for first in lists)
+    return {"fields", "responses"} <= {*record} or any(
+        name.endswith(".responses") or _responses(cell) for name, cell in record.items()
     )
 
 
+def _responses(cell: Any) -> list[Record]:
+    """Return the responses that a row of a 1.x dataset holds in a cell; none of other cells."""
+    if isinstance(cell, dict) and all(isinstance(each, list) for each in cell.values()):
+        # As versions to 1.12 wrote them: a list of each key.
+        cell = [dict(zip(cell, row, strict=True)) for row in zip_longest(*cell.values())]
+    is_first = isinstance(cell, list) and cell and isinstance(cell[0], dict)
+    return list(cell) if is_first and {"user_id", "value"} <= {*cell[0]} else []
+
+
 def _argilla(records: Sequence[Record], items: dict[str, Item], _: object) -> Iterator[Answer]:
+    # A question that nobody answered in a row is an empty cell there.
+    asked = {n for r in records for n, c in r.items() if f"{n}-suggestion" in r or _responses(c)}
     for number, record in enumerate(records):
         key = str(record.get("id") or record.get("external_id") or number)
-        fields, responses = _argilla_parts(record)
-        items[key] = Item(fields)
+        fields, responses = _argilla_parts(record, asked)
+        items[key] = Item(dict(fields))
         for name, r in responses:
             state = str(r.get("status") or "submitted").lower().rsplit(".", 1)[-1]
             fault = "" if state == "submitted" else f"a response that is {state}"
             yield _answer(number, key, r.get("user_id"), name, r.get("value"), fault=fault)
 
 
-def _argilla_parts(record: Record) -> tuple[dict[str, Any], list[tuple[str, Record]]]:
+def _argilla_parts(record: Record, asked: set[str]) -> tuple[Record, list[tuple[str, Record]]]:
     """Return the fields, and each response with its question, of a record or a dataset's row."""
     given, known = record.get("responses"), record.get("fields")
     if isinstance(given, list):  # 1.x: one for each person, with all their answers
@@ -274,8 +282,8 @@ def _argilla_parts(record: Record) -> tuple[dict[str, Any], list[tuple[str, Reco
             rows = zip_longest(value or [], who, states)
             question, keys = name.removesuffix(".responses"), ("value", "user_id", "status")
             responses += [(question, dict(zip(keys, row, strict=True))) for row in rows]
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            responses += [(name, one) for one in value]
+        elif name in asked:
+            responses += [(name, one) for one in _responses(value)]
         elif name not in about and "." not in name and "-suggestion" not in name:
             fields[name] = value
     return fields, responses
