@@ -307,3 +307,24 @@ def test_a_question_without_an_answer_in_a_row_is_no_input(tmp_path: Path, none:
     found = read(tmp_path, rows)
     assert (found.columns["inputs"], len(found)) == (["question", "context"], 2)
     assert found.table["label: ana"].dropna().tolist() == ["good"]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_score_of_an_observation_is_a_label_of_that(tmp_path: Path, nested: bool) -> None:
+    """And neither of its trace nor of the other observations there."""
+    trace = {"id": "t1", "input": "ask", "output": "all"}
+    steps = [
+        {"id": f"o{n}", "traceId": "t1", "type": "SPAN", "input": f"step {n}", "output": n}
+        for n in range(4)
+    ]
+    scores = [
+        {"id": f"s{n}", "traceId": "t1", "observationId": f"o{n}", "name": "quality", "value": n,
+         "source": source, "authorUserId": "ana"}
+        for n, source in ((1, "ANNOTATION"), (2, "ANNOTATION"), (3, "EVAL"), (9, "ANNOTATION"))
+    ]  # fmt: skip
+    records = [{**trace, "observations": steps}] if nested else [*steps, trace]
+    found = read(tmp_path, [*records, *scores])
+    rows = found.table[["input", "label: ana"]].fillna("none").values.tolist()
+    assert rows == [["ask", "none"], ["step 1", 1], ["step 2", 2]]
+    assert found.problems["reason"].str.startswith(("given by EVAL", "the observation that")).all()
+    assert len(found.problems) == 2

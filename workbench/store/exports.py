@@ -315,22 +315,29 @@ _SCORE = {"trace_id", "name", "value"}
 
 def _langfuse(records: Sequence[Record], items: dict[str, Item], _: object) -> Iterator[Answer]:
     records = [_snake(record) for record in records]
-    # Observations have an input as well, and the id of their trace, which comes first.
-    for number, record in sorted(enumerate(records), key=lambda one: bool(one[1].get("trace_id"))):
+    steps = [_snake(o) for r in records for o in r.get("observations") or [] if isinstance(o, dict)]
+    found: dict[str, Item] = {}
+    for number, record in enumerate([*records, *steps]):
         if "input" in record:
-            key = str(record.get("trace_id") or record.get("id") or number)
-            items.setdefault(key, _item(record["input"], record.get("output"), "input", "output"))
+            key = str(record.get("id") or record.get("trace_id") or number)
+            found[key] = _item(record["input"], record.get("output"), "input", "output")
+            if not record.get("trace_id"):  # observations are items where somebody rated them
+                items[key] = found[key]
     for number, record in enumerate(records):
+        own = record.get("id") or record.get("trace_id") or number
         given = record.get("scores") or [record] * ({*record} >= _SCORE)
         for score in (_snake(one) for one in given if isinstance(one, dict)):  # and no id
-            key = str(score.get("trace_id") or record.get("id") or number)
+            what = "observation" if score.get("observation_id") else "trace"
+            key = str(score.get(f"{what}_id") or own)
             value = score.get("value") if (text := score.get("string_value")) is None else text
             if score.get("data_type") == "BOOLEAN":
                 value = str(value).lower() in ("1", "1.0", "true")
             who = score.get("author_user_name") or score.get("author_user_id")
             source = score.get("source") or "ANNOTATION"
             fault = "" if source == "ANNOTATION" else f"given by {source}, not in an annotation"
-            fault = fault or _APART.format("trace", "traces and scores") * (key not in items)
+            fault = fault or _APART.format(what, f"{what}s and scores") * (key not in found)
+            if not fault:
+                items[key] = found[key]
             yield _answer(number, key, who, score.get("name"), value, score.get("comment"), fault)
 
 
