@@ -328,3 +328,16 @@ def test_a_score_of_an_observation_is_a_label_of_that(tmp_path: Path, nested: bo
     assert rows == [["ask", "none"], ["step 1", 1], ["step 2", 2]]
     assert found.problems["reason"].str.startswith(("given by EVAL", "the observation that")).all()
     assert len(found.problems) == 2
+
+
+@pytest.mark.parametrize("field", [{"feedback": "Thanks!"}, {"feedback": [], "scores": []}])
+def test_fields_that_other_tools_have_are_fields_in_prodigy(
+    tmp_path: Path, field: dict[str, Any]
+) -> None:
+    found = read(tmp_path, [{**task, **field} for task in PRODIGY], outputs="answer_text")
+    assert (found.format, found.columns["inputs"]) == ("Prodigy", ["question", *field])
+    bare = [{k: v for k, v in task.items() if k != "_task_hash"} for task in PRODIGY]
+    found = read(
+        tmp_path, [{**task, "feedback": "Thanks!"} for task in bare], outputs="answer_text"
+    )
+    assert found.format == "Prodigy"

@@ -389,18 +389,21 @@ _TOOLS: dict[str, tuple[Callable[[Record], bool], Callable[..., Iterator[Answer]
     "Argilla": (_is_argilla, _argilla),
     "Langfuse": (lambda r: isinstance(r.get("scores"), list) or {*_snake(r)} >= _SCORE, _langfuse),
     "LangSmith": (
-        lambda r: bool({"feedback", "feedback_stats"} & {*r}) or {"run_id", "key"} <= {*r},
+        lambda r: (
+            isinstance(r.get("feedback"), list)
+            or "feedback_stats" in r
+            or {"run_id", "key"} <= {*r}
+        ),
         _langsmith,
     ),
-    "Prodigy": (
-        lambda r: "_task_hash" in r or r.get("answer") in ("accept", "reject", "ignore"),
-        _prodigy,
-    ),
+    "Prodigy": (lambda r: r.get("answer") in ("accept", "reject", "ignore"), _prodigy),
 }
 """How a record of each tool is told, and read."""
 
 
 def _tool_of(records: Sequence[Record], file: str) -> str:
+    if any("_task_hash" in r for r in records):
+        return "Prodigy"  # whose records may have any fields
     told = (tool for r in records for tool, (is_one, _) in _TOOLS.items() if is_one(r))
     if tool := next(told, ""):
         return tool
