@@ -309,8 +309,8 @@ def _listed(columns: Sequence[str]) -> str:
 
 def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[Any]) -> Scale:
     if values:
-        sizes = [size for value in values if (size := number(value)) is not None]
-        numbers = [int(size) if size.is_integer() else size for size in sizes]
+        given = [number(value) for value in values if not isinstance(value, bool)]
+        numbers = [int(size) if size.is_integer() else size for size in given if size is not None]
         return Scale.of(numbers if len(numbers) == len(values) else values)
     if not labels:
         raise ArgumentError(
