@@ -253,9 +253,10 @@ def _rows_of(table: Any, columns: list[str], encoding: str | None) -> Iterator[R
     is_dask = type(table).__module__.startswith("dask")
     parts = [table.get_partition(k) for k in range(table.npartitions)] if is_dask else [table]
     for part in parts:
-        frame = part.compute() if is_dask else read_table(part, encoding)
+        frame = part if is_dask else read_table(part, encoding)
         require_columns(frame, "table", columns)
-        for row in frame[columns].itertuples(index=False, name=None):
+        chosen = frame[columns].compute() if is_dask else frame[columns]
+        for row in chosen.itertuples(index=False, name=None):
             yield dict(zip(columns, row, strict=True))
 
 
