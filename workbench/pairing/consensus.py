@@ -18,6 +18,7 @@ from mlflow.genai.judges import Judge
 
 from workbench.errors import PairingError, ScaleError
 from workbench.scale import ABSTAIN, Scale, scale_of
+from workbench.store.database import ExperimentId
 from workbench.store.labels import Decision, Label, decision_records, label_records
 from workbench.store.schemas import schema_scale
 from workbench.vocabulary import is_several
@@ -152,7 +153,7 @@ def known_scale(
     ``verdicts`` unless these would blur it. None where they make no scale.
     """
     name = name_of(judge_or_name)
-    experiments = {trace.info.experiment_id for trace in traces}
+    experiments = {ExperimentId(trace.info.experiment_id) for trace in traces}
     where = experiments.pop() if len(experiments) == 1 else None
     typed = None if isinstance(judge_or_name, str) else scale_of(judge_or_name)
     known = typed or schema_scale(name, experiment=where)
