@@ -250,7 +250,7 @@ def _rows_of(table: Any, columns: list[str], encoding: str | None) -> Iterator[R
     is_dask = type(table).__module__.startswith("dask")
     parts = [table.get_partition(k) for k in range(table.npartitions)] if is_dask else [table]
     for part in parts:
-        frame = part if is_dask else read_table(part, encoding)
+        frame: Any = part if is_dask else read_table(part, encoding)
         require_columns(frame, "table", columns)
         chosen = frame[columns].compute() if is_dask else frame[columns]
         for row in chosen.itertuples(index=False, name=None):
