@@ -142,6 +142,8 @@ def test_the_order_may_be_given() -> None:
     assert Scale.of(["b", "a", "c"], ordered=True).values == ("b", "a", "c")
     assert Scale.of(["b", "a", "b", "c"], ordered=True).values == ("b", "a", "c")
     assert Scale.of(["poor", "good"], ordered=False).kind == "nominal"
+    two = Scale.of(["yes", "no"], ordered=True)  # whether there is a fault
+    assert (two.kind, two.positive, two.normalise("Yes")) == ("binary", "no", "yes")
     assert Scale.of([1, 2, 3], ordered=False).kind == "nominal"
 
 

@@ -254,8 +254,8 @@ class _Interception:
     @contextmanager
     def __call__(self, sender: Sender | None) -> Iterator[None]:
         token = self._sender.set(sender)
-        self._enter()
         try:
+            self._enter()
             yield
         finally:
             self._sender.reset(token)

@@ -173,8 +173,9 @@ class Scale:
     ) -> Scale:
         """Return the scale of the given values.
 
-        ``ordered=True`` takes them as worst to best, ``ordered=False`` as categories without
-        an order; None decides by the values: two are binary, numbers and graded words ordinal.
+        ``ordered=True`` takes them as worst to best, of two the first as the negative one,
+        ``ordered=False`` as categories without an order; None decides by the values: two are
+        binary, numbers and graded words ordinal.
         ``positive`` names the positive one of two values; None leaves it to the words (yes is,
         no is not), and where no word is known to the first one listed. Fewer than two values, and
         values that are read as one (``yes`` and ``Yes``), are an `ArgumentError`.
@@ -188,10 +189,11 @@ class Scale:
                     f"The values {other!r} and {value!r} are read as one, since case, spaces and "
                     "the like do not count. Leave out or rename one of them."
                 )
-        if ordered is not None:
+        if len(unique) == 2 and ordered is not False:
+            order = tuple(unique) if ordered else binary_order(unique)
+            scale = cls("binary", order, declared=tuple(unique))
+        elif ordered is not None:
             scale = cls("ordinal" if ordered else "nominal", tuple(unique))
-        elif len(unique) == 2:
-            scale = cls("binary", binary_order(unique), declared=tuple(unique))
         elif ladder := ladder_order(unique):
             scale = cls("ordinal", ladder)
         else:

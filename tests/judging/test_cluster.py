@@ -22,7 +22,7 @@ from mlflow.entities import Feedback
 from test_scoring import answers, judge_at, score
 
 import workbench
-from workbench.errors import BudgetError, ModelError
+from workbench.errors import BudgetError, ModelError, ReplayError
 from workbench.judging.cluster import SharedThrottle
 
 Start = Callable[..., Loopback]
@@ -57,6 +57,13 @@ def test_workers_share_partitions_and_slots(
     alone = score(judge, table, tmp_path / "alone")
     pd.testing.assert_series_equal(done.table["verdict"], alone.table["verdict"])
     assert score(judge, table, tmp_path / "v", client=cluster).asked == 0
+
+
+def test_a_cluster_is_not_recorded_without_a_word(tmp_path: Path, cluster: Client) -> None:
+    path = tmp_path / "a.jsonl"
+    for use in (workbench.recording, workbench.replaying):
+        with use(path), pytest.raises(ReplayError, match="Leave out client="):
+            score(judge_at("http://127.0.0.1:9"), answers(10), tmp_path / "v", client=cluster)
 
 
 def test_a_killed_worker_loses_its_partition_alone(

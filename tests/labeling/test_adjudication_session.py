@@ -10,6 +10,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
+from mlflow.entities import AssessmentSource
 from running import active_store
 
 import workbench
@@ -94,6 +95,20 @@ def test_items_are_those_on_which_people_differ(ids: list[str]) -> None:
     ]
     assert (items[0]["inputs"], items[0]["outputs"]) == ({"q": "a"}, "1")
     assert session().setup()["questions"][0]["values"][0] == {"value": "poor", "label": "poor"}
+
+
+@pytest.mark.parametrize("value", [["a", "b"], {"a": 1}])
+def test_a_label_of_several_values_is_shown_and_has_no_vote(ids: list[str], value: Any) -> None:
+    """As programs log it; the others still differ, and their labels are read."""
+    source = AssessmentSource("HUMAN", "cem")
+    mlflow.log_feedback(trace_id=ids[0], name=NAME, value=value, source=source)
+    voices = shown(session())[0]["voices"]
+    assert [voice["value"] for voice in voices] == ["poor", "good", str(value)]
+    assert len(workbench.disagreements(NAME)) == 2
+    workbench.log_verdicts(
+        pd.DataFrame({"trace_id": ids, "v": "good"}), name=NAME, source="m", value="v"
+    )
+    assert "without a vote: 1 label" in repr(workbench.pair(NAME).notes)
 
 
 def test_items_and_decisions_bear_a_stamp(ids: list[str]) -> None:

@@ -366,7 +366,7 @@ def test_binary_figures_equal_sklearns(rows: list[tuple[int, int]]) -> None:
     for name, (value, interval) in found.figures.items():
         inside = math.isnan(value) or math.isnan(interval.low) or value in interval
         assert inside, name
-    ranks = agreement(make_pairs(truth, judge, Scale.of([0, 1], ordered=True)), resamples=10)
+    ranks = agreement(make_pairs(truth, judge, Scale("ordinal", (0, 1))), resamples=10)
     assert ranks.mae == pytest.approx(mean_absolute_error(truth, judge))
 
 

@@ -195,6 +195,19 @@ def test_ordered_categories_keep_their_order(tmp_path: Path) -> None:
     frame["ana"] = pd.Categorical(frame["ana"], categories=order, ordered=True)
     found = check(frame)
     assert (found.scale.values, "scale=data.scale" in found.doubts[0]) == (tuple(order), True)
+    for two, doubts in ((["no", "yes"], 0), (["yes", "no"], 1)):
+        frame["ana"] = pd.Categorical(two * 15, categories=two, ordered=True)
+        found = check(frame)
+        assert found.scale.positive == two[1]
+        assert "positive side" in found.table["check"].tolist()
+        assert sum("scale=data.scale" in doubt for doubt in found.doubts) == doubts
+    frame["ana"] = pd.Categorical(order * 10, categories=order, ordered=True)
+    beside = frame.assign(ben=[" Lovely", "N/A", None] * 10)
+    assert check(beside, annotators="ana, ben").scale == workbench.Scale("ordinal", tuple(order))
+    beside["ben"] = "great"
+    assert check(beside, annotators="ana, ben").scale.kind == "nominal"
+    each = pd.concat([frame.assign(who="ana"), frame[::2].assign(who="ben")])
+    assert check(each, annotators="each who: ana").scale == workbench.Scale("ordinal", tuple(order))
     path = tmp_path / "a.parquet"
     frame.to_parquet(path)
     scale = workbench.check_data(path, inputs="q", outputs="a", annotators="ana").scale

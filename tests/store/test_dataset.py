@@ -78,6 +78,9 @@ def test_the_scale_is_that_of_the_labels_or_of_the_values_given() -> None:
     assert read(values="red, green, blue").value_type == Literal["red", "green", "blue"]
     assert read(values="wanted, unwanted").scale.positive == "wanted"
     assert read(annotators=None, values="yes, no").value_type == Literal["yes", "no"]
+    assert read(annotators=None, values=[True, False]).value_type is bool
+    translated = read(annotators="ben", values='{"good": true, "fair": false}')
+    assert (translated.value_type, translated.scale.positive) == (bool, True)
 
 
 @pytest.mark.parametrize(

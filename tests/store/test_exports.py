@@ -88,6 +88,17 @@ ARGILLA_1 = [
         "metadata": "{}",
     }
 ]
+ARGILLA_1_LISTS = [
+    {
+        "question": "Two?",
+        "answer": "2",
+        "quality": {
+            "user_id": ["ana", "ben"],
+            "value": ["good", "poor"],
+            "status": ["submitted", "submitted"],
+        },
+    }
+]
 LANGSMITH = [
     {
         "id": "run-1",
@@ -145,6 +156,7 @@ def read(folder: Path, records: list[Any], *, lines: bool = False, **options: An
         ("Argilla", ARGILLA, {"question": "quality", "rationale": "why"}, 1),
         ("Argilla", ARGILLA_ROWS, {}, 0),
         ("Argilla", ARGILLA_1, {}, 0),
+        ("Argilla", ARGILLA_1_LISTS, {}, 0),
         ("LangSmith", LANGSMITH, {}, 1),
         ("Langfuse", LANGFUSE, {}, 1),
         ("Langfuse", LANGFUSE_APART, {}, 0),
@@ -202,12 +214,14 @@ def test_several_questions_must_be_told_apart(tmp_path: Path) -> None:
 
 
 def test_the_later_of_two_answers_counts_and_the_earlier_is_listed(tmp_path: Path) -> None:
+    """With its own reason, if it has one, and not with that of the earlier."""
     scores = [
-        {"name": "quality", "value": v, "source": "ANNOTATION", "authorUserId": "ana"}
-        for v in (2, 4)
+        {"name": "quality", "value": v, "source": "ANNOTATION", "authorUserId": "ana", "comment": c}
+        for v, c in ((2, "wrong date"), (4, None))
     ]
     found = read(tmp_path, [{"id": "t", "input": "a", "output": "b", "scores": scores}])
     assert found.table["label: ana"].tolist() == [4]
+    assert found.table["rationale: ana"].tolist() == [None]
     assert found.problems["reason"].tolist() == ["2 was replaced by the later answer 4"]
 
 
@@ -259,3 +273,71 @@ def test_writings_of_a_name_are_one_person(tmp_path: Path, store: str) -> None:
     found = read(tmp_path, records)
     assert list(found.columns["labels"]) == ["Ana"]
     assert workbench.import_traces(found.table, **found.columns, label_name="quality").labels == 3
+
+
+def test_what_people_type_in_prodigy_is_their_reason_and_no_input(tmp_path: Path) -> None:
+    """Answers to one question are two items, though Prodigy gives both the same hash."""
+    task = {"text": "Q", "_input_hash": 1, "_task_hash": 1, "answer": "accept"}
+    given = [("A1", "good", "ana", "short"), ("A2", "bad", "ben", "long"), ("A1", "bad", "ben", "")]
+    records = [
+        {**task, "response": response, "accept": [label], "_annotator_id": who, "user_input": why}
+        for response, label, who, why in given
+    ]
+    found = read(tmp_path, records)
+    assert (found.columns["inputs"], found.columns["outputs"]) == (["text"], "response")
+    table = (
+        found.table.astype(object).where(found.table.notna(), None).drop(columns=["item", "text"])
+    )
+    assert table.values.tolist() == [
+        ["A1", "good", "short", "bad", None],
+        ["A2", None, None, "bad", "long"],
+    ]
+    assert found.problems.empty
+    own = [{**record, "why": record["user_input"], "_view_id": "choice"} for record in records]
+    found = read(tmp_path, own, rationale="why")
+    assert found.columns["inputs"] == ["text", "user_input"]
+    assert found.table["rationale: ana"].dropna().tolist() == ["short"]
+
+
+@pytest.mark.parametrize("none", [[], None, {"user_id": [], "value": [], "status": []}])
+def test_a_question_without_an_answer_in_a_row_is_no_input(tmp_path: Path, none: Any) -> None:
+    """Rows of Argilla's 1.x datasets have a cell for it, whoever answered."""
+    rows = [ARGILLA_1[0], {**ARGILLA_1[0], "external_id": "y", "question": "Three?"}]
+    rows[1] |= {"quality": none, "context": [{"role": "user", "content": "Hi"}]}
+    found = read(tmp_path, rows)
+    assert (found.columns["inputs"], len(found)) == (["question", "context"], 2)
+    assert found.table["label: ana"].dropna().tolist() == ["good"]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_score_of_an_observation_is_a_label_of_that(tmp_path: Path, nested: bool) -> None:
+    """And neither of its trace nor of the other observations there."""
+    trace = {"id": "t1", "input": "ask", "output": "all"}
+    steps = [
+        {"id": f"o{n}", "traceId": "t1", "type": "SPAN", "input": f"step {n}", "output": n}
+        for n in range(4)
+    ]
+    scores = [
+        {"id": f"s{n}", "traceId": "t1", "observationId": f"o{n}", "name": "quality", "value": n,
+         "source": source, "authorUserId": "ana"}
+        for n, source in ((1, "ANNOTATION"), (2, "ANNOTATION"), (3, "EVAL"), (9, "ANNOTATION"))
+    ]  # fmt: skip
+    records = [{**trace, "observations": steps}] if nested else [*steps, trace]
+    found = read(tmp_path, [*records, *scores])
+    rows = found.table[["input", "label: ana"]].fillna("none").values.tolist()
+    assert rows == [["ask", "none"], ["step 1", 1], ["step 2", 2]]
+    assert found.problems["reason"].str.startswith(("given by EVAL", "the observation that")).all()
+    assert len(found.problems) == 2
+
+
+@pytest.mark.parametrize("field", [{"feedback": "Thanks!"}, {"feedback": [], "scores": []}])
+def test_fields_that_other_tools_have_are_fields_in_prodigy(
+    tmp_path: Path, field: dict[str, Any]
+) -> None:
+    found = read(tmp_path, [{**task, **field} for task in PRODIGY], outputs="answer_text")
+    assert (found.format, found.columns["inputs"]) == ("Prodigy", ["question", *field])
+    bare = [{k: v for k, v in task.items() if k != "_task_hash"} for task in PRODIGY]
+    found = read(
+        tmp_path, [{**task, "feedback": "Thanks!"} for task in bare], outputs="answer_text"
+    )
+    assert found.format == "Prodigy"

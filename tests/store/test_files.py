@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import dask.dataframe
 import pandas as pd
 import pytest
 
 from workbench.errors import ArgumentError, TableError
-from workbench.store.files import read_table
+from workbench.store.files import read_partitions, read_table
 from workbench.store.tables import plain
 
 
@@ -145,6 +146,22 @@ def test_wide_characters_need_no_byte_order_mark(tmp_path: Path, encoding: str) 
     path = tmp_path / "a.csv"
     path.write_bytes("q,a\nx,schön\n".encode(encoding))
     assert read_table(path).to_dict("list") == {"q": ["x"], "a": ["schön"]}
+
+
+def test_of_a_frame_of_dask_only_the_columns_that_are_asked_for_are_computed() -> None:
+    def load(part: int, columns: list[str] | None = None) -> pd.DataFrame:
+        frame = pd.DataFrame({"q": [part], "a": [-part], "long": ["x" * 1000]})
+        computed.append(set(columns or frame.columns))
+        return frame if columns is None else frame[columns]
+
+    computed: list[set[str]] = []
+    frame = dask.dataframe.from_map(load, [1, 2], meta=load(1))
+    computed.clear()
+    rows = [{"q": 1, "a": -1}, {"q": 2, "a": -2}]
+    assert list(read_partitions(frame, ["q", "a"], 10)) == [rows]
+    assert computed == [{"q", "a"}] * 2
+    with pytest.raises(ArgumentError, match="no column 'lang' - did you mean 'long'"):
+        list(read_partitions(frame, ["lang"], 10))
 
 
 def test_columns_are_named_by_text() -> None:

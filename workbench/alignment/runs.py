@@ -72,8 +72,8 @@ class AlignmentRun:
 
     def __init__(self) -> None:
         active = mlflow.active_run()
-        # An open run decides the experiment, as in MLflow.
-        self.experiment_id = active.info.experiment_id if active else find_experiment_id()
+        # An open run decides the experiment, as in MLflow, whose store of files takes plain text.
+        self.experiment_id = active.info.experiment_id if active else str(find_experiment_id())
         self.parent_id = active.info.run_id if active else None
         self.client = mlflow.MlflowClient()
         self.run_id: str | None = None

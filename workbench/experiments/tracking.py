@@ -49,7 +49,7 @@ class SweepRun:
 
     def __init__(self, name: str, identity: str, lock: Path) -> None:
         self.client, self.lock = mlflow.MlflowClient(), lock
-        self.experiment_id = find_experiment_id()
+        self.experiment_id = str(find_experiment_id())  # MLflow's store of files takes no other
         where = f"tags.`{IDENTITY_TAG}` = '{identity}'"
         with store_errors(), FileLock(lock):
             found = [*self.client.search_runs([self.experiment_id], where)]

@@ -18,12 +18,12 @@ from typing import Any, Final
 
 from mlflow.genai.judges import Judge
 
-from workbench.errors import ArgumentError
+from workbench.errors import ArgumentError, ReplayError
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdict_folder import Task
 from workbench.judging.verdicts import Verdict
 from workbench.models.offline import register
-from workbench.models.recording import replayed
+from workbench.models.recording import current
 from workbench.models.runner import Runner
 from workbench.models.throttle import Throttle
 from workbench.store.traces import Example, collector_paused
@@ -44,8 +44,12 @@ def ask_on_cluster(
     """
     import distributed
 
-    if (player := replayed()) is not None:
-        raise player.refusal()
+    if current() is not None:
+        raise ReplayError(
+            "client: what the workers of a cluster are answered is neither recorded nor replayed. "
+            "Leave out client=, or score outside workbench.recording(...) and "
+            "workbench.replaying(...)."
+        )
     name = f"workbench-score-{uuid.uuid4().hex}"
     shared = distributed.Variable(name, client=client)
     shared.set(_NEWS)

@@ -15,7 +15,7 @@ from workbench.errors import ArgumentError, ScaleError
 from workbench.scale import ABSTAIN, Scale, is_abstention, scale_of
 from workbench.store.rubrics import RubricHistory
 from workbench.store.schemas import asks_for_feedback, find_schema
-from workbench.vocabulary import is_missing
+from workbench.vocabulary import as_text, is_missing, is_several
 
 _ABSTENTIONS = ("N/A", "can't judge", "not applicable", "abstain")
 
@@ -90,6 +90,8 @@ class LabelQuestion:
         """Return the words for a canonical value."""
         if value is ABSTAIN:
             return "can't judge"
+        if is_several(value):
+            return as_text(value)
         words = {True: "yes", False: "no"} if isinstance(value, bool) else {}
         return str({**words, **(self.labels or {})}.get(value, value))
 

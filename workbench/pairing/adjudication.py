@@ -7,9 +7,8 @@ agreement among annotators does not count it; `workbench.pair` takes it for the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from mlflow.entities import AssessmentSource, Feedback, Trace
@@ -32,6 +31,7 @@ from workbench.store.assessments import (
     now_ms,
     signature,
 )
+from workbench.store.database import ExperimentId
 from workbench.store.labels import (
     AFTER_VERDICT_KEY,
     DECISION_KEY,
@@ -41,15 +41,11 @@ from workbench.store.labels import (
     decision_feedback,
     decision_records,
     has_mark,
-    label_records,
 )
 from workbench.store.rubrics import rubric_history
 from workbench.store.schemas import schema_scale
 from workbench.store.tables import check_text, read_rating
 from workbench.store.traces import fetch_traces, previews
-
-VOTES_KEY: Final = "workbench.decided_on"
-"""Metadata key of a decision: the labels that were there, JSON of annotator -> value."""
 
 
 class Difference(NamedTuple):
@@ -186,7 +182,7 @@ def adjudicate(
     for argument, text in (("name", name), ("by", by), ("trace_id", trace_id)):
         check_text(argument, text)
     (trace,) = fetch_traces([trace_id], spans=False)
-    where = trace.info.experiment_id
+    where = ExperimentId(trace.info.experiment_id)
     scale = scale or schema_scale(name, experiment=where)
     try:
         value, rationale = read_rating(value, rationale)
@@ -218,8 +214,7 @@ def new_decision(
     """
     trace_id = trace.info.trace_id
     earlier = decision_feedback(trace, name)
-    votes = {label.annotator: label.value for label in label_records([trace], name)}
-    metadata = {DECISION_KEY: "true", VOTES_KEY: json.dumps(votes, default=str)}
+    metadata = {DECISION_KEY: "true"}
     if after_verdict:
         metadata[AFTER_VERDICT_KEY] = "true"
     if rubric_version is not None:

@@ -18,8 +18,10 @@ from mlflow.genai.judges import Judge
 
 from workbench.errors import PairingError, ScaleError
 from workbench.scale import ABSTAIN, Scale, scale_of
+from workbench.store.database import ExperimentId
 from workbench.store.labels import Decision, Label, decision_records, label_records
 from workbench.store.schemas import schema_scale
+from workbench.vocabulary import is_several
 
 RULES = ("majority", "unanimous", "latest")
 
@@ -147,18 +149,18 @@ def known_scale(
 ) -> Scale | None:
     """Return the scale of the judge's type, else of its label schema, else of the values seen.
 
-    The values are those of labels and decisions on the traces, and of the given ``verdicts``
-    unless these would blur it. None where they make no scale.
+    The values are the single ones of labels and decisions on the traces, and those of the given
+    ``verdicts`` unless these would blur it. None where they make no scale.
     """
     name = name_of(judge_or_name)
-    experiments = {trace.info.experiment_id for trace in traces}
+    experiments = {ExperimentId(trace.info.experiment_id) for trace in traces}
     where = experiments.pop() if len(experiments) == 1 else None
     typed = None if isinstance(judge_or_name, str) else scale_of(judge_or_name)
     known = typed or schema_scale(name, experiment=where)
     if known is not None:
         return known
     given = (*label_records(traces, name), *decision_records(traces, name))
-    labelled = [one.value for one in given]
+    labelled = [one.value for one in given if not is_several(one.value)]
     alone = both = None
     with suppress(ScaleError):
         alone = Scale.from_values(labelled)

@@ -266,7 +266,7 @@ def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
         advice = "Taken, since the words do not tell. values=... names it first."
         yield Finding("positive side", text, advice * (not scale.positive_is_known))
     typed = Scale.from_type(data.value_type)
-    if scale.ordered and typed and not typed.ordered:
+    if typed and typed.values != scale.values:
         text = "The order of the ratings is that of the column's categories."
         yield Finding("order", text, "No judge's type holds it; pair(..., scale=data.scale) does.")
     if scale.kind == "numeric" or not len(rated):

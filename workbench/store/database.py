@@ -176,14 +176,20 @@ def check_exists() -> None:
         )
 
 
+class ExperimentId(str):
+    """The id of an experiment: given as an experiment, it is not looked up as a name."""
+
+
 @store_errors()
-def find_experiment_id(experiment: str | None = None, *, create: bool = True) -> str:
+def find_experiment_id(experiment: str | None = None, *, create: bool = True) -> ExperimentId:
     """Return the id of an experiment: the active one for None, else by its name or id.
 
     A name that does not exist is created, or with ``create=False`` a `StoreError`.
     """
     if experiment is None:
-        return compat.active_experiment_id()
+        return ExperimentId(compat.active_experiment_id())
+    if isinstance(experiment, ExperimentId):
+        return check_not_deleted(experiment)
     name = str(experiment)
     found = mlflow.get_experiment_by_name(name)
     if found is None and name.isdigit():
@@ -191,7 +197,7 @@ def find_experiment_id(experiment: str | None = None, *, create: bool = True) ->
             found = mlflow.get_experiment(name)
     if found is None and create:
         with suppress(MlflowException):  # another process was faster to create it
-            return str(mlflow.create_experiment(name))
+            return ExperimentId(mlflow.create_experiment(name))
         found = mlflow.get_experiment_by_name(name)
     if found is None:
         raise StoreError(
@@ -202,7 +208,7 @@ def find_experiment_id(experiment: str | None = None, *, create: bool = True) ->
 
 
 @store_errors()
-def check_not_deleted(experiment_id: Any) -> str:
+def check_not_deleted(experiment_id: Any) -> ExperimentId:
     """Return the id of an experiment; raise `StoreError` where it was deleted."""
     found = mlflow.get_experiment(str(experiment_id))
     if found.lifecycle_stage != "active":
@@ -210,7 +216,7 @@ def check_not_deleted(experiment_id: Any) -> str:
             f"Experiment {found.name!r} was deleted. Restore it "
             f"(mlflow.MlflowClient().restore_experiment({found.experiment_id!r})) or use another."
         )
-    return str(found.experiment_id)
+    return ExperimentId(found.experiment_id)
 
 
 def all_pages(read: Callable[[str | None], Any]) -> list[Any]:

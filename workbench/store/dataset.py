@@ -24,7 +24,7 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, ScaleError, TableError, check_whole
 from workbench.formatting import counted, html_table, html_text
-from workbench.scale import Scale, no_rating
+from workbench.scale import Scale, is_abstention, no_rating
 from workbench.store.files import read_table
 from workbench.store.tables import (
     Raters,
@@ -234,6 +234,8 @@ def _one_row_an_item(
         one |= {f"{column}: {who}": cells[column] for column in (rating, why) if column}
     found = pd.DataFrame(list(joined.values()), dtype=object).set_index("")
     found.index = found.index.astype("int64")  # which counts rows
+    if isinstance(kind := table[rating].dtype, pd.CategoricalDtype):  # which may have an order
+        found = found.astype({f"{rating}: {who}": kind for who in people.values()})
     whys = {who: f"{why}: {who}" if why else None for who in people.values()}
     return found, {who: (f"{rating}: {who}", whys[who]) for who in whys}
 
@@ -309,8 +311,8 @@ def _listed(columns: Sequence[str]) -> str:
 
 def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[Any]) -> Scale:
     if values:
-        sizes = [size for value in values if (size := number(value)) is not None]
-        numbers = [int(size) if size.is_integer() else size for size in sizes]
+        given = [number(value) for value in values if not isinstance(value, bool)]
+        numbers = [int(size) if size.is_integer() else size for size in given if size is not None]
         return Scale.of(numbers if len(numbers) == len(values) else values)
     if not labels:
         raise ArgumentError(
@@ -318,9 +320,6 @@ def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[Any]) -> Scale:
             "values, for instance 'excellent, good, fair, poor'."
         )
     columns = [column for column, _ in labels.values()]
-    kinds = {table[column].dtype for column in columns}
-    if len(kinds) == 1 and isinstance(kind := kinds.pop(), pd.CategoricalDtype) and kind.ordered:
-        return Scale.of(kind.categories.tolist(), ordered=True)
     cells = []
     for column in columns:
         for row, raw in table[column].items():
@@ -328,6 +327,12 @@ def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[Any]) -> Scale:
                 cells += [] if is_missing(scalar(raw)) else [(row, raw)]
             except ScaleError as error:
                 raise ScaleError(f"Column {column!r}, row {row}: {error}") from None
+    kinds: set[Any] = {table[column].dtype for column in columns}
+    orders = [kind.categories.tolist() for kind in kinds if getattr(kind, "ordered", False)]
+    seen = {fold(raw) for _, raw in cells if not (no_rating(raw, None) or is_abstention(raw))}
+    fitting = [order for order in orders if seen <= {*map(fold, order)}]
+    if len(fitting) == 1:
+        return Scale.of(fitting[0], ordered=True)
     try:
         found = Scale.from_values(raw for _, raw in cells)
     except ScaleError as error:

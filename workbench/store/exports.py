@@ -1,29 +1,25 @@
 """`read_labels`: what people labelled in another tool, as a table that `import_traces` takes.
 
-The tools' documented JSON and JSONL: Label Studio (JSON), Argilla (records of 1.x and 2.x, also as
-rows of a dataset), LangSmith (runs with feedback), Langfuse (traces with scores), Prodigy.
+See `workbench.store.export_formats` for the tools.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import pandas as pd
 
 from workbench.errors import ArgumentError, TableError
 from workbench.formatting import counted, html_result
+from workbench.store.export_formats import TOOLS, Answer, Item, tool_of
 from workbench.store.files import file_errors, read_records
-from workbench.store.tables import Raters, digest
+from workbench.store.tables import Raters
 from workbench.vocabulary import folded
-
-Record: TypeAlias = Mapping[str, Any]
 
 _OUTPUTS = ("output", "outputs", "answer", "response", "completion", "generation", "reply")
 
@@ -86,8 +82,8 @@ def read_labels(
     question
         The question whose answers are the labels; may be left out where there is one.
     rationale
-        Another question, whose answers are the reasons. Text areas of Label Studio and comments
-        are taken without it.
+        Another question, whose answers are the reasons. Text areas of Label Studio, comments, and
+        ``user_input`` of Prodigy are taken without it.
     outputs
         The fields that hold what the application answered; all others are its inputs. None takes
         what the tool itself calls outputs, or a field named answer, response or the like.
@@ -104,10 +100,10 @@ def read_labels(
     file = Path(path).expanduser()
     with file_errors(file):
         records = read_records(file, encoding)
-    tool = _tool_of(records, file.name)
+    tool = tool_of(records, file.name)
     items: dict[str, Item] = {}
     try:
-        answers = list(_TOOLS[tool][1](records, items))
+        answers = list(TOOLS[tool][1](records, items, rationale))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TableError(
             f"{str(path)!r} looks like an export of {tool}, and is not in the form that is "
@@ -132,26 +128,9 @@ def read_labels(
     return ReadLabels(tool, question, table, columns, problems)
 
 
-class Item(NamedTuple):
-    fields: dict[str, Any]
-    outputs: tuple[str, ...] = ()  # empty where the tool does not tell them apart
-
-
-class Answer(NamedTuple):
-    """What one person said of one item, or the reason why that can't be read."""
-
-    record: int
-    item: str
-    annotator: str
-    question: str
-    value: Any
-    rationale: str | None
-    reason: str
-
-
 def _table(
     items: Mapping[str, Item],
-    given: Iterable[Answer],
+    given: Sequence[Answer],
     question: str,
     rationale: str | None,
     outputs: str | Sequence[str] | None,
@@ -160,20 +139,18 @@ def _table(
     rows: dict[str, dict[str, Any]] = {key: {} for key in items}
     people, names = Raters(), dict[str, str]()
     replaced = []
+    reasons = {(a.item, folded(a.annotator)): a.value for a in given if a.question == rationale}
     for a in given:
-        if a.question not in (question, rationale):
+        if a.question != question:
             continue
         who = names.setdefault(folded(a.annotator), a.annotator)
-        people[who] = columns = (f"label: {who}", f"rationale: {who}")
+        people[who] = value, why = (f"label: {who}", f"rationale: {who}")
         row = rows[a.item]
-        if a.question == rationale:
-            row[columns[1]] = a.value
-            continue
-        if columns[0] in row and row[columns[0]] != a.value:
-            reason = f"{row[columns[0]]!r} was replaced by the later answer {a.value!r}"
+        if value in row and row[value] != a.value:
+            reason = f"{row[value]!r} was replaced by the later answer {a.value!r}"
             replaced.append(a._replace(reason=reason))
-        row[columns[0]] = a.value
-        row[columns[1]] = a.rationale or row.get(columns[1])
+        row[value] = a.value
+        row[why] = a.rationale or reasons.get((a.item, folded(who)))
     fields = list(dict.fromkeys(name for item in items.values() for name in item.fields))
     answered = _outputs(items.values(), fields, outputs)
     table = pd.DataFrame(
@@ -200,193 +177,3 @@ def _outputs(
             "the one that holds what the application answered."
         )
     return named
-
-
-# -- the tools ------------------------------------------------------------------------------
-
-
-def _answer(
-    record: int, item: str, who: Any, question: Any, raw: Any = None, why: Any = "", fault: str = ""
-) -> Answer:
-    """Return an answer; none, or several at once, are a fault."""
-    while isinstance(raw, (list, dict)) and len(raw) == 1:
-        raw = next(iter(raw.values() if isinstance(raw, dict) else raw))
-    if not fault and raw in (None, [], {}):
-        fault = "no value"
-    elif not fault and isinstance(raw, (list, dict)):
-        fault = f"several values at once: {json.dumps(raw)[:80]}"
-    return Answer(record, item, str(who or "annotator"), str(question), raw, why or None, fault)
-
-
-def _label_studio(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:
-    single = ("choices", "rating", "number", "taxonomy", "pairwise")
-    for number, record in enumerate(records):
-        key = str(record.get("id", number))
-        items[key] = Item(dict(record["data"]))
-        for given in record.get("annotations") or record.get("completions") or []:
-            who, results = given.get("completed_by"), given.get("result") or []
-            who = (who.get("email") or who.get("id")) if isinstance(who, dict) else who
-            if given.get("was_cancelled"):
-                yield _answer(number, key, who, "", fault="skipped by the annotator")
-                continue
-            texts = [r["value"]["text"] for r in results if r.get("type") == "textarea"]
-            why = "\n".join(t if isinstance(t, str) else "\n".join(t) for t in texts)
-            for result in results:
-                kind, value = str(result.get("type")), result.get("value") or {}
-                fault = f"an answer of type {kind!r} holds no single rating" * (kind not in single)
-                if kind != "textarea":
-                    rating = value.get("selected" if kind == "pairwise" else kind)
-                    yield _answer(number, key, who, result.get("from_name"), rating, why, fault)
-
-
-def _is_argilla(record: Record) -> bool:
-    lists = [v[0] for v in record.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
-    return (
-        {"fields", "responses"} <= {*record}
-        or any(k.endswith(".responses") for k in record)
-        or any({"user_id", "value"} <= {*first} for first in lists)
-    )
-
-
-def _argilla(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:
-    for number, record in enumerate(records):
-        key = str(record.get("id") or record.get("external_id") or number)
-        fields, responses = _argilla_parts(record)
-        items[key] = Item(fields)
-        for name, r in responses:
-            state = str(r.get("status") or "submitted").lower().rsplit(".", 1)[-1]
-            fault = "" if state == "submitted" else f"a response that is {state}"
-            yield _answer(number, key, r.get("user_id"), name, r.get("value"), fault=fault)
-
-
-def _argilla_parts(record: Record) -> tuple[dict[str, Any], list[tuple[str, Record]]]:
-    """Return the fields, and each response with its question, of a record or a dataset's row."""
-    given, known = record.get("responses"), record.get("fields")
-    if isinstance(given, list):  # 1.x: one for each person, with all their answers
-        values = [(one, one.get("values") or {}) for one in given]
-        return known or {}, [(name, one | each[name]) for one, each in values for name in each]
-    if isinstance(known, dict):
-        return known, [(name, one) for name, several in (given or {}).items() for one in several]
-    about = {"id", "_server_id", "external_id", "status", "metadata", "vectors"}
-    fields: dict[str, Any] = {}
-    responses: list[tuple[str, Record]] = []
-    for name, value in record.items():
-        if name.endswith(".responses"):  # 2.x
-            who, states = (record.get(f"{name}.{k}") or [] for k in ("users", "status"))
-            rows = zip_longest(value or [], who, states)
-            question, keys = name.removesuffix(".responses"), ("value", "user_id", "status")
-            responses += [(question, dict(zip(keys, row, strict=True))) for row in rows]
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            responses += [(name, one) for one in value]
-        elif name not in about and "." not in name and "-suggestion" not in name:
-            fields[name] = value
-    return fields, responses
-
-
-_APART = "the {} that it is about is not in the file; put {} into one JSONL file"
-
-
-def _langsmith(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:
-    keys = [str(r.get("run_id") or r.get("id") or n) for n, r in enumerate(records)]
-    for key, record in zip(keys, records, strict=True):
-        if record.get("inputs") is not None:
-            items[key] = _item(record["inputs"], record.get("outputs"))
-    for number, (key, record) in enumerate(zip(keys, records, strict=True)):
-        for f in record.get("feedback") or ([record] if "key" in record else []):
-            source = f.get("feedback_source") or {}
-            who = source.get("user_name") or source.get("user_id") or f.get("created_by")
-            fault = "given by a model" * (source.get("type") in ("model", "auto_eval"))
-            fault = fault or _APART.format("run", "runs and feedback") * (key not in items)
-            value = f.get("value") if f.get("value") is not None else f.get("score")
-            yield _answer(number, key, who, f.get("key"), value, f.get("comment"), fault)
-    if not any(record.get("feedback") or "key" in record for record in records):
-        fault = "feedback_stats holds averages and not who gave what; export the feedback"
-        yield _answer(0, "", "", "", fault=fault)
-
-
-_SCORE = {"trace_id", "name", "value"}
-
-
-def _langfuse(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:
-    records = [_snake(record) for record in records]
-    # Observations have an input as well, and the id of their trace, which comes first.
-    for number, record in sorted(enumerate(records), key=lambda one: bool(one[1].get("trace_id"))):
-        if "input" in record:
-            key = str(record.get("trace_id") or record.get("id") or number)
-            items.setdefault(key, _item(record["input"], record.get("output"), "input", "output"))
-    for number, record in enumerate(records):
-        given = record.get("scores") or [record] * ({*record} >= _SCORE)
-        for score in (_snake(one) for one in given if isinstance(one, dict)):  # and no id
-            key = str(score.get("trace_id") or record.get("id") or number)
-            value = score.get("value") if (text := score.get("string_value")) is None else text
-            if score.get("data_type") == "BOOLEAN":
-                value = str(value).lower() in ("1", "1.0", "true")
-            who = score.get("author_user_name") or score.get("author_user_id")
-            source = score.get("source") or "ANNOTATION"
-            fault = "" if source == "ANNOTATION" else f"given by {source}, not in an annotation"
-            fault = fault or _APART.format("trace", "traces and scores") * (key not in items)
-            yield _answer(number, key, who, score.get("name"), value, score.get("comment"), fault)
-
-
-def _snake(record: Record) -> Record:
-    """Return a record with the names that blob storage has: ``trace_id`` for ``traceId``."""
-    return {re.sub("[A-Z]", lambda c: f"_{c[0].lower()}", k): v for k, v in record.items()}
-
-
-def _prodigy(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:
-    about = {"label", "answer", "accept", "options", "config", "meta", "spans", "tokens"}
-    several = len({str(r.get("label")) for r in records}) > 1
-    for number, record in enumerate(records):
-        fields = {k: v for k, v in record.items() if k not in about and not k.startswith("_")}
-        key = str(record.get("_input_hash") or digest(fields))
-        items[key] = Item(fields)
-        decision, label, fault = record.get("answer"), record.get("label"), ""
-        value: Any = label if several else decision
-        if "accept" in record or "options" in record:
-            value = record.get("accept") or []
-            fault = "all options were rejected" * (decision == "reject")
-        elif several and decision == "reject":
-            fault = f"rejected as {label!r}, which does not say what it is"
-        if decision not in ("accept", "reject"):
-            fault = "skipped by the annotator"
-        who = record.get("_annotator_id") or record.get("_session_id")
-        yield _answer(number, key, who, "label", value, fault=fault)
-
-
-def _item(inputs: Any, outputs: Any, *names: str) -> Item:
-    """Return an item of both sides, each a dict or one value; names that both have say which."""
-    one, two = names or ("inputs", "outputs")
-    asked = dict(inputs) if isinstance(inputs, dict) and inputs else {one: inputs}
-    answer = dict(outputs) if isinstance(outputs, dict) and outputs else {two: outputs}
-    answer = {f"{two}.{k}" if k in asked else k: v for k, v in answer.items()}
-    return Item(asked | answer, tuple(answer))
-
-
-_TOOLS: dict[str, tuple[Callable[[Record], bool], Callable[..., Iterator[Answer]]]] = {
-    "Label Studio": (
-        lambda r: isinstance(r.get("data"), dict) and ("annotations" in r or "completions" in r),
-        _label_studio,
-    ),
-    "Argilla": (_is_argilla, _argilla),
-    "Langfuse": (lambda r: isinstance(r.get("scores"), list) or {*_snake(r)} >= _SCORE, _langfuse),
-    "LangSmith": (
-        lambda r: bool({"feedback", "feedback_stats"} & {*r}) or {"run_id", "key"} <= {*r},
-        _langsmith,
-    ),
-    "Prodigy": (
-        lambda r: "_task_hash" in r or r.get("answer") in ("accept", "reject", "ignore"),
-        _prodigy,
-    ),
-}
-"""How a record of each tool is told, and read."""
-
-
-def _tool_of(records: Sequence[Record], file: str) -> str:
-    told = (tool for r in records for tool, (is_one, _) in _TOOLS.items() if is_one(r))
-    if tool := next(told, ""):
-        return tool
-    found = ", ".join(map(repr, list(records[0])[:12]))
-    raise TableError(
-        f"{file!r} looks like no export of {', '.join(_TOOLS)}: its records have the fields "
-        f"{found}. workbench.read_dataset reads tables with columns of ratings, or one row a label."
-    )

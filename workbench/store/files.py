@@ -12,16 +12,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from workbench.errors import ArgumentError, StoreError, TableError
 from workbench.formatting import write_whole
 from workbench.store.tables import plain, require_columns
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _MARKS = {
     b"\xff\xfe\x00\x00": "utf-32",
@@ -42,8 +42,8 @@ def read_table(
     ``.csv`` and ``.tsv``: every cell is text as it is, so an answer ``NA`` or ``007`` is kept. The
     separator is a comma, semicolon, tab or pipe, whichever splits all rows alike; a first line
     ``sep=;`` names it. ``.jsonl``, ``.ndjson`` and ``.json``: one JSON object a line or a list of
-    them, values keep their types. ``.parquet``: needs ``pip install 'judge-workbench[parquet]'``.
-    Rows keep their order. Text is read in ``encoding``; without one it is UTF-8 or UTF-16.
+    them. Their values, and those of ``.parquet``, keep their types. Rows keep their order. Text is
+    read in ``encoding``; without one it is UTF-8 or UTF-16.
 
     Raises
     ------
@@ -196,10 +196,7 @@ def _read_json(path: Path, encoding: str | None) -> pd.DataFrame:
 
 
 def _read_parquet(path: Path, _: str | None) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
-    except ImportError as error:
-        raise _no_pyarrow() from error
+    return pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
 
 
 # -- partitions -----------------------------------------------------------------------------
@@ -253,9 +250,10 @@ def _rows_of(table: Any, columns: list[str], encoding: str | None) -> Iterator[R
     is_dask = type(table).__module__.startswith("dask")
     parts = [table.get_partition(k) for k in range(table.npartitions)] if is_dask else [table]
     for part in parts:
-        frame = part.compute() if is_dask else read_table(part, encoding)
+        frame: Any = part if is_dask else read_table(part, encoding)
         require_columns(frame, "table", columns)
-        for row in frame[columns].itertuples(index=False, name=None):
+        chosen = frame[columns].compute() if is_dask else frame[columns]
+        for row in chosen.itertuples(index=False, name=None):
             yield dict(zip(columns, row, strict=True))
 
 
@@ -265,21 +263,11 @@ def _is_parquet(table: Any) -> bool:
 
 
 def _dataset(path: Any) -> Any:
-    try:
-        import pyarrow.dataset
-    except ImportError as error:
-        raise _no_pyarrow() from error
-    return pyarrow.dataset.dataset(Path(path).expanduser(), format="parquet")
-
-
-def _no_pyarrow() -> TableError:
-    return TableError("Parquet needs pyarrow: pip install 'judge-workbench[parquet]'.")
+    return ds.dataset(Path(path).expanduser(), format="parquet")
 
 
 def column_type(values: Sequence[Any]) -> pa.DataType:
     """Return the type of a column of plain values: one for all of them, else text."""
-    import pyarrow as pa
-
     kinds = {type(value) for value in values if value is not None}
     types = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
     return types.get(kinds.pop(), pa.string()) if len(kinds) == 1 else pa.string()
@@ -287,8 +275,6 @@ def column_type(values: Sequence[Any]) -> pa.DataType:
 
 def as_column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """Return a column of plain values, as JSON in one of text; raise where a value would change."""
-    import pyarrow as pa
-
     if pa.types.is_string(kind):
         given = [v if isinstance(v, str) or v is None else json.dumps(plain(v)) for v in values]
         return pa.array(given, kind)
@@ -300,8 +286,6 @@ def as_column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 def write_parquet(path: Path, table: pa.Table, about: Mapping[str, Any]) -> None:
     """Write a Parquet file as a whole or not at all, with plain data ``about`` it in its footer."""
-    import pyarrow.parquet as pq
-
     content = io.BytesIO()
     pq.write_table(table.replace_schema_metadata({"workbench": json.dumps(about)}), content)
     try:
@@ -315,8 +299,6 @@ def write_parquet(path: Path, table: pa.Table, about: Mapping[str, Any]) -> None
 
 def read_about(path: Path) -> dict[str, Any]:
     """Return what `write_parquet` was told about a file; empty where another program wrote it."""
-    import pyarrow.parquet as pq
-
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (OSError, ValueError) as error:
