@@ -381,6 +381,22 @@ def test_corrections_that_wait_are_no_items_that_are_done(browser: Browser, stor
         wire.panel.at(299)
 
 
+def test_a_label_that_is_offered_again_is_kept_by_a_skip(wire: Wire) -> None:
+    """For good: the kernel counts it as done, and tells so when the item is read again."""
+    for _ in range(6):
+        wire.panel.press("2", "Enter")
+    wire.carry()
+    wire.to_page += wire.session.offer_again(wire.session.trace_ids[:1])
+    wire.carry()
+    wire.panel.at(0)
+    expect(wire.panel.root.locator(".wb-where")).to_contain_text("offered again")
+    wire.panel.press("s")
+    wire.carry()
+    wire.panel.at("done")
+    assert wire.session.progress["again"] == 0
+    assert counting(wire.session.trace_ids[0]) == ["fair"]
+
+
 def test_a_verdict_that_was_lost_is_asked_for_again(browser: Browser, store: str) -> None:
     imported(0, 2)
     with wired(browser, reveal=True) as wire:

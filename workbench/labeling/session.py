@@ -9,7 +9,8 @@ is written is told later, by ``on_message``, from another thread:
 - ``act`` (``actions``): ``saved`` (``statuses`` by trace id), or ``unsaved`` (``retry`` true: it is
   tried again; false: it never will be saved, see ``session.unsaved``);
 - ``reveal`` (``trace_id``): ``revealed``;
-- ``refresh`` and ``offer_again``: ``queue``. One that nobody asked for has ``"stay": true``.
+- ``refresh`` and ``offer_again``: ``queue``. One that nobody asked for has ``"stay": true``;
+- ``keep`` (``trace_id``): nothing. What is offered again stays as it is.
 
 What cannot be done, or is malformed, is answered by a ``problem`` (``error``, ``about``). Items
 with a smaller ``stamp`` than the ``saved`` of their trace were read before it.
@@ -210,6 +211,10 @@ class Session:
             return self.refresh()
         if kind == "offer_again":
             return self.offer_again(message.get("trace_ids"))
+        if kind == "keep":
+            with self.lock:
+                self.items[message["trace_id"]].again = False
+            return []
         raise ArgumentError(f"A message of type {kind!r:.80} is not known.")
 
     def tell(self, *messages: Message) -> None:

@@ -109,6 +109,7 @@ class Panel extends Frame {
     if (this.done || !item) return;
     if (this.statusOf(item).done) {
       item.again = false; // a label is not thrown away by a skip: it stays as it is
+      this.send({ type: "keep", trace_id: item.trace_id });
       return this.forward(this.position + 1);
     }
     this.actOnItem("skip");
