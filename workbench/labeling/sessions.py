@@ -17,8 +17,7 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.label_schemas import LabelSchema
 
 from workbench.errors import ArgumentError, StoreError
-from workbench.judging.judge import fingerprint_of
-from workbench.judging.verdicts import Recorded, choose_version, recorded_verdicts
+from workbench.judging.verdicts import Recorded
 from workbench.labeling.annotations import (
     ACTION_KEY,
     SECONDS_KEY,
@@ -31,6 +30,7 @@ from workbench.labeling.annotations import (
     undone_actions,
     without_spans,
 )
+from workbench.labeling.ordering import usable_verdicts
 from workbench.labeling.questions import LabelQuestion, read_answers, session_questions
 from workbench.labeling.queue import Assign, LabelQueue, Workload, read_workload
 from workbench.labeling.review_queue import ReviewQueue
@@ -181,11 +181,7 @@ class LabelSession(Session):
         return {"type": "revealed", "trace_id": trace_id, "judges": verdicts, "others": others}
 
     def _verdict(self, info: TraceInfo, question: LabelQuestion) -> Message | None:
-        recorded = {info.trace_id: recorded_verdicts(without_spans(info), question.name)}
-        is_judge = question.name == getattr(self._judge, "name", self._judge)
-        judge = self._judge if is_judge else question.name
-        chosen, _, _ = choose_version(judge, recorded, fingerprint_of(judge))
-        usable = [verdict for verdict in chosen[info.trace_id] if verdict.usable]
+        (usable,) = usable_verdicts({info.trace_id: info}, question, self._judge).values()
         return _said(question, usable[-1]) if usable else None
 
     def _take_over(self, work: Workload) -> tuple[list[str], bool]:
