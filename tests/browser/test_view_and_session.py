@@ -443,6 +443,26 @@ def test_the_enter_that_ends_a_composition_saves_nothing(wire: Wire) -> None:
     wire.panel.at(1)
 
 
+def test_enter_chooses_the_answer_that_has_the_focus_and_saves_the_chosen_one(wire: Wire) -> None:
+    """The focus is on no answer any more once another is chosen by key, or another item comes."""
+    good = wire.panel.root.get_by_role("button", name="good")
+    chosen = wire.panel.root.locator(".wb-choice[aria-pressed=true]")
+    wire.panel.press("1")
+    good.focus()
+    wire.panel.press("Enter")
+    expect(chosen).to_contain_text("good")
+    wire.panel.press("1", "Enter")
+    wire.panel.at(1)
+    good.click()
+    wire.panel.press("Enter")
+    wire.panel.at(2)
+    wire.panel.press("Enter")
+    expect(wire.panel.root.locator(".wb-hint")).to_contain_text("Not rated yet")
+    expect(chosen).to_have_count(0)
+    wire.carry()
+    assert list(wire.session.labels["value"]) == ["poor", "good"]
+
+
 def test_an_item_that_comes_late_is_shown_as_it_was_labelled(wire: Wire) -> None:
     """The empty fields that stood in its place are no change of it."""
     second = wire.session.trace_ids[1]

@@ -174,13 +174,18 @@ class Form {
     this.keepInView();
   }
 
+  /** To a question, and the focus with it: on an answer Enter would choose that. */
+  moveTo(index) {
+    if (this.box.contains(document.activeElement)) this.rows[index].box.focus({ preventScroll: true });
+    this.setActive(index);
+  }
+
   /** On to the next question that can be answered by a key and has no answer. */
   toOpen() {
     const { answers } = this.panel.draft();
     const open = this.panel.questions.findIndex(({ name, choices }) => !answers[name] && choices.length);
-    if (!this.hasMany || open < 0) return;
-    if (this.box.contains(document.activeElement)) this.rows[open].box.focus({ preventScroll: true });
-    this.setActive(open);
+    if (this.hasMany && open >= 0) this.moveTo(open);
+    else if (document.activeElement?.matches('.wb-choice[aria-pressed="false"]')) this.moveTo(this.active);
   }
 
   step(step) {

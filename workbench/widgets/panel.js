@@ -161,7 +161,7 @@ class Panel extends Frame {
     this.done = false;
     this.search = null;
     this.position = position;
-    this.form.setActive(0);
+    this.form.moveTo(0);
     this.spent = 0;
     this.say("");
     this.paint();
@@ -229,9 +229,9 @@ class Panel extends Frame {
     const inField = target.matches("input, textarea") && !event.shiftKey;
     if ((hasControl || inField) && event.key === "Enter") return () => this.saveFromField();
     if (target.matches("input, textarea") || hasControl || event.altKey) return null;
-    const presses = event.key === "Enter" || event.key === " ";
-    if (presses && target.closest("summary, a, button:not(.wb-choice)")) return null;
-    if (event.key === " " && target.matches(".wb-choice")) return null;
+    // The browser presses what has the focus; but Enter saves an answer that is chosen already.
+    const pressed = { " ": "summary, a, button", Enter: 'summary, a, button:not(.wb-choice[aria-pressed="true"])' }[event.key];
+    if (pressed && target.closest(pressed)) return null;
     const scrolled = [...this.root.querySelectorAll(".wb-boxed, .wb-reveal, .wb-code")].filter((box) => box.contains(target));
     if (/^( |Page|Arrow(Up|Down))/.test(event.key) && scrolled.some((box) => box.scrollHeight > box.clientHeight)) return null;
     if (event.repeat && !/^(Arrow|Page)/.test(event.key)) return () => {};
