@@ -25,6 +25,7 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from workbench import LabelQuestion, earlier_labels, log_labels, log_verdicts, pair, set_rubric
 from workbench.errors import ArgumentError
+from workbench.labeling.annotations import revealed_tag
 from workbench.labeling.sessions import LabelSession
 from workbench.store.labels import RUBRIC_KEY
 from workbench.store.traces import fetch_traces
@@ -424,6 +425,25 @@ def test_that_labels_of_an_earlier_rubric_are_left_is_counted(ids: list[str]) ->
     assert view.session.progress["earlier"] == 2
     view.act(view.save(0, "yes"))
     assert view.session.progress["earlier"] == 1
+
+
+def test_what_is_said_again_after_the_verdict_is_no_change_of_mind(ids: list[str]) -> None:
+    """Wherever the verdict was seen, and though an item is offered again, which it ends."""
+    asks = [LabelQuestion("quality", SCALE), LabelQuestion("tone", SCALE)]
+    view = View(LabelSession(annotator="ana", questions=asks, refresh_every=None))
+    (yes, no) = ({"value": value, "abstain": False} for value in ("yes", "no"))
+    view.act(view.action("save", 0, answers={"quality": yes, "tone": yes}))
+    trace_id = view.session.trace_ids[0]
+    for question in asks:
+        mlflow.set_trace_tag(trace_id, revealed_tag("ana", question), "1")
+    again = {"quality": no, "tone": yes}
+    for _ in range(2):
+        view.act(view.action("save", 0, answers=again))
+        changed = view.session.labels.set_index("question")["changed_to"]
+        assert changed.to_dict() == {"quality": "no", "tone": None}
+        assert len(mlflow.get_trace(trace_id).info.assessments) == 3
+        assert view.session.progress["again"] == 0
+        view.session.offer_again([trace_id])
 
 
 def test_the_reason_is_that_of_the_latest_answer(ids: list[str]) -> None:

@@ -316,7 +316,9 @@ class Session:
             self._trouble = ""
             if action.kind == "save" and action.seconds:
                 self._seconds.append(action.seconds)
-            if action.trace_id in self.items:
+            if item := self.items.get(action.trace_id):
+                # Also by the same answer, of which nothing may have been written.
+                item.again = item.again and action.kind != "save"
                 self.learn(info)
             message = self.saved_message([action.id], [action.trace_id])
         self.tell(message)
