@@ -20,6 +20,7 @@ from labeling_helpers import (
     stored,
     wait_until,
 )
+from mlflow.entities import AssessmentSource, Feedback
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
@@ -463,6 +464,24 @@ def test_free_text_has_no_balance(ids: list[str]) -> None:
     view.act(view.save(0, "something " * 50))
     assert view.session.progress["balance"] == {}
     assert view.session.progress["labelled"] == 1
+
+
+def test_half_a_character_in_a_value_is_told_as_a_replacement() -> None:
+    """One's own as others': no message could be sent with it. One's own is stored so, too."""
+    store = MemoryTraces(MemoryStore(["t0"]))
+    for kind, who in (("HUMAN", "ben"), ("LLM_JUDGE", "m")):
+        source, why = AssessmentSource(kind, who), "since \ud83d"
+        made = Feedback(name="quality", value="so \ud83d", source=source, rationale=why)
+        store.store.assess("t0", made)
+    asks = [LabelQuestion("quality", None)]
+    view = View(LabelSession(annotator="ana", questions=asks, reveal=True, store=store))
+    view.act(view.save(0, "or \ud83d"))
+    assert view.session.labels["value"].tolist() == ["or \ufffd"]
+    assert store.get("t0").assessments[-1].value == "or \ufffd"
+    view.send(type="reveal", trace_id="t0")
+    assert view.session.flush(20)
+    assert view.told[-1]["others"][0]["value"] == "so \ufffd"
+    json.dumps([*view.told, *view.items()], ensure_ascii=False).encode()
 
 
 def test_numbers_of_earlier_labels_are_no_limit(ids: list[str]) -> None:

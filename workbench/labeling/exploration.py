@@ -89,9 +89,6 @@ class Exploration(Session):
         }
         return {**super().setup(), **plain(more)}
 
-    def receive(self, message: Any) -> list[Message]:
-        return [plain(one) for one in super().receive(message)]
-
     def answer(self, kind: Any, message: Any) -> list[Message]:
         if kind == "hello":
             with self._reading:

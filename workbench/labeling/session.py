@@ -45,6 +45,7 @@ from workbench.labeling.annotations import (
     annotator_key,
     item_json,
     parsed,
+    plain,
     status_json,
 )
 from workbench.labeling.questions import LabelQuestion, with_rubric
@@ -168,34 +169,38 @@ class Session:
     def setup(self) -> Message:
         """Return what does not change; a browser keeps what is not saved under ``panel_key``."""
         where = [self._address, self.store.experiment, *self.scope, self.annotator]
-        return {
-            "panel_key": annotator_key(json.dumps(where), self.questions),
-            "epoch": self._epoch,
-            "annotator": self.annotator,
-            "title": self.title,
-            "questions": [question.to_json() for question in self.questions],
-            "reveal": self.reveal,
-            "total": len(self.items),
-        }
+        return plain(
+            {
+                "panel_key": annotator_key(json.dumps(where), self.questions),
+                "epoch": self._epoch,
+                "annotator": self.annotator,
+                "title": self.title,
+                "questions": [question.to_json() for question in self.questions],
+                "reveal": self.reveal,
+                "total": len(self.items),
+            }
+        )
 
     def state(self) -> Message:
         """Return what changes; ``lost`` counts the actions in ``unsaved``."""
         with self.lock:
-            return {
-                "position": self.position,
-                "progress": self.progress,
-                "message": self._trouble or " ".join(self.notes),
-                "lost": len(self._refused),
-            }
+            return plain(
+                {
+                    "position": self.position,
+                    "progress": self.progress,
+                    "message": self._trouble or " ".join(self.notes),
+                    "lost": len(self._refused),
+                }
+            )
 
     def receive(self, message: Any) -> list[Message]:
         """Take one message of the view and answer it (see `workbench.labeling.session`)."""
         kind = message.get("type") if isinstance(message, Mapping) else None
         try:
-            return self.answer(kind, message)
+            return plain(self.answer(kind, message))
         except Exception as error:
             _log.debug("a message could not be answered", exc_info=True)
-            return [problem(error, kind)]
+            return plain([problem(error, kind)])
 
     def answer(self, kind: Any, message: Any) -> list[Message]:
         """Answer one message of the view, or raise."""
@@ -221,7 +226,7 @@ class Session:
         """Send messages to the view."""
         for message in messages:
             if self.on_message is not None:
-                self.on_message(message)
+                self.on_message(plain(message))
 
     def refresh(self) -> list[Message]:
         """Read the store again, with the latest rubrics, and return the messages to send."""
