@@ -308,6 +308,30 @@ def test_a_number_stands_as_it_is_typed(points: Wire) -> None:
     assert list(points.session.labels["value"]) == ["fair", None]
 
 
+def test_a_field_that_nobody_has_touched_changes_nothing(browser: Browser, store: str) -> None:
+    """Neither a reason with other line ends nor a number beyond the limits of the question."""
+    ids = imported(0, 2)
+    table = pd.DataFrame({"trace_id": ids[:1], "v": "fair", "n": 7.0, "why": "one\r\ntwo"})
+    given = {"annotator": "ana", "rationale": "why", "progress": False}
+    workbench.log_labels(table, name="quality", value="v", **given)
+    workbench.log_labels(table, name="points", value="n", **given)
+    points = workbench.Scale("numeric", low=1, high=5)
+    asked = [
+        workbench.LabelQuestion("quality", SCALE),
+        workbench.LabelQuestion("points", points),
+    ]
+    with wired(browser, questions=asked) as wire:
+        wire.panel.at(1)
+        wire.panel.press("ArrowLeft", "ArrowRight", "ArrowLeft")
+        wire.panel.at(0)
+        expect(wire.panel.root.locator(".wb-input")).to_have_value("7")
+        expect(wire.panel.root.locator(".wb-where")).to_contain_text("saved")
+        wire.panel.press("Enter")
+        wire.panel.at(1)
+        wire.carry()
+        assert len(mlflow.get_trace(ids[0], flush=False).info.assessments) == 2
+
+
 def test_a_reason_without_an_answer_is_not_passed_over(points: Wire) -> None:
     points.panel.press("1")
     points.panel.root.locator(".wb-rationale").nth(1).fill("too few")

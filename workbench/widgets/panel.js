@@ -76,7 +76,7 @@ class Panel extends Frame {
     const { answers, rationale } = structuredClone(this.draft());
     const former = latest(done ?? item.partial ?? {});
     const open = this.questions.findIndex(({ name, required }, n) =>
-      !answers[name] && (required !== false || former[name] || rationale[name]?.trim() || this.form.rows[n].input?.value.trim()));
+      this.form.rows[n].input?.matches(".wb-wrong") || (!answers[name] && (required !== false || former[name] || rationale[name]?.trim())));
     if (open >= 0 || !Object.keys(answers).length) {
       this.form.setActive(Math.max(open, 0));
       const typed = this.form.rows[open]?.input?.value.trim();
