@@ -236,6 +236,20 @@ def test_traces_that_join_leave_the_item_where_it_is(wire: Wire) -> None:
     wire.panel.at(4)
 
 
+def test_a_new_rubric_is_shown_beside_what_is_typed(wire: Wire) -> None:
+    """It comes by itself, and no letter of a reason is lost or taken for a key."""
+    wire.panel.press("2", "r")
+    wire.page.keyboard.type("it is ")
+    workbench.set_rubric("quality", "Facts first.")
+    wire.session.reread()
+    wire.carry()
+    wire.page.keyboard.type("so")
+    expect(wire.panel.root.locator(".wb-rubric")).to_contain_text("Facts first.")
+    expect(wire.panel.root.locator(".wb-rationale")).to_have_value("it is so")
+    expect(wire.panel.root.locator(".wb-choice[aria-pressed=true]")).to_contain_text("fair")
+    wire.panel.at(0)
+
+
 def test_a_change_of_mind_is_that_of_its_question(browser: Browser, store: str) -> None:
     """The others are not said again, and each shows the reason that was given last."""
     imported(0, 2)

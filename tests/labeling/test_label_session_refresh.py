@@ -68,6 +68,10 @@ def test_what_is_done_elsewhere_shows_up_by_itself(store: str) -> None:
     time.sleep(0.5)
     assert len(view.told) == before
     assert second in view.session.trace_ids
+    workbench.set_rubric("quality", "Facts first.")
+    wait_until(lambda: len(view.told) > before)
+    assert view.told[before] == {"type": "queue", "total": 6, "position": 0, "stay": True}
+    assert view.session.setup()["questions"][0]["rubric"] == "Facts first."
     view.session.close()
     time.sleep(0.2)
     label(second, "ana")

@@ -206,11 +206,13 @@ class LabelSession(Session):
     def reread(self) -> None:
         """Read the store again, and tell the view what has changed."""
         with self.writer.busy:
-            work = self._read(missing_ok=True)
+            work, asked = self._read(missing_ok=True), self.questions
+            self.ask(asked)
             with self.lock:
                 labelled, has_changed = self._take_over(work)
                 messages = [self.saved_message([], labelled)] if labelled else []
-                messages += [self.queue_message(stay=True)] if has_changed else []
+                if has_changed or self.questions != asked:  # the setup goes with it
+                    messages.append(self.queue_message(stay=True))
         self.tell(*messages)
 
     def _keep_reading(self, every: float) -> None:

@@ -39,11 +39,14 @@ class Form {
   // -- building
 
   build() {
+    const fields = () => this.rows.flatMap(({ reason, input }) => [reason, input]);
+    const held = fields().indexOf(document.activeElement);
     this.rows = this.panel.questions.map((question, index) => this.buildQuestion(question, index));
     this.box.classList.toggle("wb-many", this.hasMany);
     this.box.replaceChildren(...this.rows.map(({ box }) => box));
     this.switcher.hidden = !this.hasMany;
     this.setActive(Math.min(this.active, Math.max(this.rows.length - 1, 0)));
+    fields()[held]?.focus({ preventScroll: true }); // what is typed on would be taken for keys
   }
 
   buildQuestion(question, index) {
