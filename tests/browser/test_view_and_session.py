@@ -449,6 +449,19 @@ def test_a_verdict_that_was_lost_is_asked_for_again(browser: Browser, store: str
         expect(wire.panel.root.locator(".wb-reveal")).to_contain_text("No one else has judged")
 
 
+def test_an_undo_that_is_refused_leaves_all_as_it_was(browser: Browser, store: str) -> None:
+    """The verdict is shown again, and nothing is said to be lost."""
+    imported(0, 2)
+    with wired(browser, reveal=True) as wire:
+        wire.panel.press("2", "Enter")
+        wire.carry()
+        wire.panel.press("u")
+        wire.carry()
+        expect(wire.panel.root.locator(".wb-hint")).to_contain_text("before the verdict was shown")
+        expect(wire.panel.root.locator(".wb-reveal")).to_contain_text("No one else has judged")
+        expect(wire.panel.root.locator(".wb-saving")).not_to_contain_text("could not be saved")
+
+
 def test_the_summary_stays_where_only_skipped_items_are_left(wire: Wire) -> None:
     """Until something is open again."""
     for keys in (["s"], *(["2", "Enter"] for _ in range(5))):

@@ -235,6 +235,7 @@ def test_a_blind_label_is_not_taken_back_after_the_verdict(ids: list[str], knows
     assert other.act(undo) == []
     assert (other.told[-1]["type"], other.told[-1]["retry"]) == ("unsaved", False)
     assert "before the verdict was shown" in other.told[-1]["error"]
+    assert other.session.state()["lost"] == 0
     second = other.save(position, "yes", after_reveal=True)
     other.act(second)
     assert stored() == {trace_id: "no"}

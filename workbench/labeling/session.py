@@ -156,8 +156,8 @@ class Session:
 
     @property
     def unsaved(self) -> pd.DataFrame:
-        """What will never be written, and why: ``id``, ``kind``, ``trace_id``, ``answers`` (dict
-        question -> value), ``rationale`` (dict), ``error``."""
+        """The saves and skips that never will be written, and why: ``id``, ``kind``, ``trace_id``,
+        ``answers`` (dict question -> value), ``rationale`` (dict), ``error``."""
         rows = []
         with self.lock:
             for one, error in self._refused.values():
@@ -345,7 +345,8 @@ class Session:
         self.tell(*messages)
 
     def _refuse(self, action: Action, error: str) -> Message:
-        self._refused[action.id] = (action, error)
+        if action.kind != "undo":  # of which nothing is lost: what it was to take back stays
+            self._refused[action.id] = (action, error)
         return _unsaved(action.id, error)
 
     def close(self) -> None:
