@@ -376,7 +376,9 @@ class AdjudicationSession(Session):
         `workbench.disagreements`."""
         with self.lock:
             trace_ids = [i for i, item in self.items.items() if not item.taken]
-        return disagreements(self._judge, trace_ids, scale=self.questions[0].scale)
+        infos = self.store.infos(trace_ids, missing_ok=True)
+        traces = [without_spans(info) for info in infos.values()]
+        return disagreements(self._judge, traces, scale=self.questions[0].scale)
 
 
 def _cell(value: Any) -> Any:
