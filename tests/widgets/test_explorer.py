@@ -177,11 +177,17 @@ def test_who_opened_an_item_gives_no_blind_label_later(traces: list[str]) -> Non
 
 
 def test_items_are_sent_to_the_label_queue(traces: list[str]) -> None:
-    """A queue that is made here asks for one label more; one that asks for none more says so."""
-    made, told = explorer()
+    """A queue that is made here, in the experiment of the traces, asks for one label more; one that
+    asks for none more says so."""
+    pairs = workbench.pair("q", source="before")
+    mlflow.set_experiment("another")
+    made = workbench.Explorer(pairs)
+    told: list[dict[str, Any]] = []
+    made.send = told.append
     for expected in ("Now in the queue 'q'.", "Already in the queue 'q'."):
         receive(made, type="send", trace_id=traces[4])
         assert told[-1] == {"type": "sent", "trace_id": traces[4], "text": expected}
+    mlflow.set_experiment("test")
     queue = workbench.review_queue("q")
     assert (queue.each, queue.open_for("ben"), queue.of("cleo")) == (2, [traces[4]], [traces[4]])
     full = workbench.review_queue("full", ["q"], each=1)
