@@ -568,6 +568,14 @@ def test_a_deleted_trace_is_listed(ids: list[str]) -> None:
     assert [item["gone"] for item in view.items(0, 4)] == [False, True, False, False]
     state = view.session.state()
     assert (state["position"], state["message"]) == (3, "")
+    assert (state["progress"]["labelled"], state["progress"]["total"]) == (2, 7)
+    # One that was labelled before it was deleted still is.
+    view.session.offer_again(view.session.trace_ids[:1])
+    delete(view.session.trace_ids[0])
+    view.act(*(view.save(position, "no") for position in (0, *range(3, 8))))
+    progress = view.session.progress
+    assert (progress["labelled"], progress["total"], progress["again"]) == (7, 7, 0)
+    assert view.session.summary().set_index("value")["labels"]["not labelled"] == 0
 
 
 @pytest.mark.slow

@@ -248,10 +248,10 @@ class Item:
     @property
     def status(self) -> Literal["open", "done", "skipped", "taken", "gone"]:
         """What is left to do with it."""
-        if self.gone:
-            return "gone"
         if self.annotations.done:
             return "open" if self.again else "done"
+        if self.gone:
+            return "gone"
         if self.taken:
             return "taken"
         return "skipped" if self.annotations.skipped_ms else "open"

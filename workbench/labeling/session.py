@@ -137,7 +137,7 @@ class Session:
                 "earlier": 0
                 if status["open"]
                 else sum(one.is_earlier(self.rubrics) for one in done),
-                "total": len(items) - status["taken"],
+                "total": len(items) - status["taken"] - status["gone"],
                 "waiting": len(self.waiting),
                 # Of free text each answer is a value of its own.
                 "balance": {first.shown(v): n for v, n in self.balance(first).items()}
@@ -340,7 +340,8 @@ class Session:
                 messages = [self._refuse(action, text)]
                 item = self.items.get(action.trace_id)
                 if item is not None and isinstance(error, TraceDeletedError):
-                    item.gone = True  # else the view would come back to it for ever
+                    # Else the view would come back to it for ever.
+                    item.gone, item.again = True, False
                     messages.append(self.queue_message(stay=True))
         self.tell(*messages)
 

@@ -270,7 +270,7 @@ class LabelSession(Session):
         abstention; below them the counts of abstentions and of open items."""
         rows = []
         with self.lock:
-            present = sum(one.status not in ("gone", "taken") for one in self.items.values())
+            items = [one for one in self.items.values() if one.status not in ("gone", "taken")]
             for question in self.questions:
                 counts = self.balance(question)
                 abstained = counts.pop(ABSTAIN, 0)
@@ -279,7 +279,8 @@ class LabelSession(Session):
                     (question.shown(v), n, n / total if total else None) for v, n in counts.items()
                 ]
                 shown.append(("can't judge", abstained, None))
-                shown.append(("not labelled", present - total - abstained, None))
+                left = sum(question.name not in one.annotations.answers for one in items)
+                shown.append(("not labelled", left, None))
                 rows += [(question.name, *row) for row in shown]
         table = pd.DataFrame(rows, columns=["question", "value", "labels", "share"])
         return table.astype({"share": "float64"})
