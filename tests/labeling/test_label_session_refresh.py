@@ -291,14 +291,18 @@ def test_an_item_that_one_finished_is_opened_for_the_others(store: str) -> None:
     assert status(queue, ids[1]) == "pending"
 
 
+@pytest.mark.parametrize("kind", [ArgumentError, ConnectionError])
 def test_a_status_that_cannot_be_written_holds_nothing_up(
-    store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kind: type[Exception],
+    store: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is logged."""
+    """It is logged, and tried again at the next reading."""
     queue = queue_of(imported(2), annotators=["ana"])
 
     def refuse(self: object, items: object, *, by: str) -> None:
-        raise ArgumentError("no rights")
+        raise kind("no rights")
 
     monkeypatch.setattr(workbench.ReviewQueue, "sync", refuse)
     view = begin(queue)

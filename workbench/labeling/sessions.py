@@ -158,7 +158,7 @@ class LabelSession(Session):
             if final:
                 self.tell(problem(error, "reveal"))
 
-        self.writer.put(Job(trace_id, lambda: self._revealed(trace_id), self.tell, failed))
+        self.writer.put(Job(trace_id, lambda: self._revealed(trace_id), self.tell, failed, tries=3))
 
     def _revealed(self, trace_id: str) -> Message:
         """Record that the annotator sees them, and return what the judge and others say."""
@@ -189,7 +189,7 @@ class LabelSession(Session):
             changed = self._queue.take_over(work)
         if (items := work.queued) is not None:
             write = partial(self._traces.sync, items, by=self.annotator)
-            self.writer.put(Job("status", write, lambda _: None, self._lag))
+            self.writer.put(Job("status", write, lambda _: None, self._lag, tries=3))
         return changed
 
     def _lag(self, error: Exception, final: bool) -> None:
