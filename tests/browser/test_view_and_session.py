@@ -639,6 +639,27 @@ def test_no_trace_runs_anything(browser: Browser, store: str) -> None:
         assert wire.session.progress["labelled"] == len(inputs) // 2 == len(made.trace_ids) // 2
 
 
+def test_a_link_says_where_it_leads(browser: Browser, store: str) -> None:
+    """Unless its text is the host or the whole address, whatever else the text holds of it."""
+    said = {
+        "[https://bank.example/?evil.example](https://evil.example)": (
+            "https://bank.example/?evil.example (evil.example)"
+        ),
+        "[https://bank.example@evil.example](https://evil.example)": (
+            "https://bank.example@evil.example (evil.example)"
+        ),
+        "[a@bank.example](mailto:a@evil.example)": "a@bank.example (a@evil.example)",
+        "[evil.example](https://evil.example/a)": "evil.example",
+        "https://evil.example/a": "https://evil.example/a",
+        "<a@evil.example>": "a@evil.example",
+    }
+    table = pd.DataFrame({"q": ["\n\n".join(said)], "a": ["x"]})
+    workbench.import_traces(table, inputs="q", outputs="a", progress=False)
+    with wired(browser) as wire:
+        shown = wire.panel.root.locator(".wb-inputs p").all_inner_texts()
+        assert shown == list(said.values())
+
+
 @pytest.fixture
 def explorer(browser: Browser, store: str) -> Iterator[Page]:
     """The explorer's view of two items, where the test answers in place of a session."""
