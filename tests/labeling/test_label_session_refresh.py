@@ -171,6 +171,10 @@ def test_a_view_may_ask_for_it(store: str) -> None:
     assert view.ask(type="offer_again") == {"type": "queue", "total": 3, "position": 0}
     assert view.send(type="keep", trace_id=view.session.trace_ids[0]) == []
     assert (view.session.progress["again"], view.session.position) == (0, 1)
+    view.session.offer_again(view.session.trace_ids[0])
+    assert view.session.progress["again"] == 1
+    with pytest.raises(ArgumentError, match="'t9' is not among the items"):
+        view.session.offer_again([*view.session.trace_ids, "t9"])
 
 
 def test_a_store_that_fails_while_it_is_read_again_changes_nothing() -> None:

@@ -248,12 +248,15 @@ class Session:
         labelled under an earlier rubric; return the messages to send."""
         self.check_store()
         self.ask(self.questions)
-        chosen = None if trace_ids is None else set(trace_ids)
+        given = [trace_ids] if isinstance(trace_ids, str) else trace_ids
+        chosen = None if given is None else set(given)
         with self.lock:
+            if unknown := sorted((chosen or set()) - self.items.keys()):
+                raise ArgumentError(f"trace_ids: {unknown[0]!r} is not among the items here.")
             for trace_id, item in self.items.items():
                 made = item.annotations
                 is_asked = made.is_earlier(self.rubrics) if chosen is None else trace_id in chosen
-                item.again = item.again or (made.done and is_asked)
+                item.again = item.again or (made.done and is_asked and not item.gone)
             return [self.queue_message()]
 
     def check_store(self) -> None:
