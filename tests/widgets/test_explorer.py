@@ -16,7 +16,7 @@ import workbench
 from workbench.errors import ArgumentError
 from workbench.labeling.annotations import without_spans
 from workbench.labeling.exploration import NOTE, PAGE
-from workbench.labeling.query import Items
+from workbench.labeling.query import Items, Query
 from workbench.metrics.slices import fields_of
 from workbench.scale import Scale
 from workbench.store.labels import AFTER_VERDICT_KEY, label_records
@@ -329,6 +329,14 @@ def test_an_input_named_annotator_is_not_offered(people: list[str]) -> None:
     )
     assert set(items.slices) == {"room"}
     assert items.annotators == dict.fromkeys(people, 4)
+
+
+def test_a_search_finds_a_text_however_it_is_written() -> None:
+    """In Unicode's other form, with spaces of another kind."""
+    items = Items(make_pairs(["no", "yes"], ["no", "yes"]))
+    texts = ["Cafe\u0301\u00a0Central", "the central café"]
+    items.read(Example(i, {"q": text}, "") for i, text in zip(items.place, texts, strict=True))
+    assert items.find(Query(search=" caf\u00e9  central"))[2] == 1
 
 
 def test_lengths_and_weeks_divide_the_items_as_in_agreement() -> None:
