@@ -12,7 +12,7 @@ HARMFUL = """(root) => [...root.querySelectorAll('*')].filter((each) =>
     || (each.hasAttribute('href') && !(/^(https?|mailto):$/.test(each.protocol)
         && each.rel.includes('noopener')))
 ).map((each) => each.outerHTML.slice(0, 200))"""
-UNSEEN = re.compile("[\x00\x07\x1b\u202e\u2066\U000e0041]")
+UNSEEN = re.compile("[\x00\x07\x1b\u061c\u115f\u200e\u200f\u202e\u2066\u3164\U000e0041\U000e0110]")
 
 HOSTILE = [
     "<script>window.harmed = 1; alert(1)</script>",
@@ -24,6 +24,7 @@ HOSTILE = [
     "![a picture](https://evil.example/seen.png) ![x](x\" onerror=\"window.harmed=1)",
     "file:///etc/passwd https://evil.example/\u202ehtml.exe and \x00\x07\x1b[31m, zero\u200bwidth",
     "\u05e9\u05dc\u05d5\u05dd \u202e reversed \u2066 isolated \U000e0041\U000e0042 hidden",
+    "\u061c\u200e\u200f marks, \u115f\u3164 fillers, a\U000e0110 selector",
     "| a | b |\n|---|---|\n| <b onclick='window.harmed=1'>x</b> | `<i>` |\n\n> <u>quoted</u>",
     '{"__proto__": {"harmed": 1}, "constructor": "<script>alert(1)</script>", "toString": null}',
     "[" * 25_000,

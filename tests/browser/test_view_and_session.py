@@ -236,6 +236,20 @@ def test_traces_that_join_leave_the_item_where_it_is(wire: Wire) -> None:
     wire.panel.at(4)
 
 
+def test_a_new_rubric_is_shown_beside_what_is_typed(wire: Wire) -> None:
+    """It comes by itself, and no letter of a reason is lost or taken for a key."""
+    wire.panel.press("2", "r")
+    wire.page.keyboard.type("it is ")
+    workbench.set_rubric("quality", "Facts first.")
+    wire.session.reread()
+    wire.carry()
+    wire.page.keyboard.type("so")
+    expect(wire.panel.root.locator(".wb-rubric")).to_contain_text("Facts first.")
+    expect(wire.panel.root.locator(".wb-rationale")).to_have_value("it is so")
+    expect(wire.panel.root.locator(".wb-choice[aria-pressed=true]")).to_contain_text("fair")
+    wire.panel.at(0)
+
+
 def test_a_change_of_mind_is_that_of_its_question(browser: Browser, store: str) -> None:
     """The others are not said again, and each shows the reason that was given last."""
     imported(0, 2)
@@ -306,6 +320,30 @@ def test_a_number_stands_as_it_is_typed(points: Wire) -> None:
     points.panel.at(1)
     points.carry()
     assert list(points.session.labels["value"]) == ["fair", None]
+
+
+def test_a_field_that_nobody_has_touched_changes_nothing(browser: Browser, store: str) -> None:
+    """Neither a reason with other line ends nor a number beyond the limits of the question."""
+    ids = imported(0, 2)
+    table = pd.DataFrame({"trace_id": ids[:1], "v": "fair", "n": 7.0, "why": "one\r\ntwo"})
+    given = {"annotator": "ana", "rationale": "why", "progress": False}
+    workbench.log_labels(table, name="quality", value="v", **given)
+    workbench.log_labels(table, name="points", value="n", **given)
+    points = workbench.Scale("numeric", low=1, high=5)
+    asked = [
+        workbench.LabelQuestion("quality", SCALE),
+        workbench.LabelQuestion("points", points),
+    ]
+    with wired(browser, questions=asked) as wire:
+        wire.panel.at(1)
+        wire.panel.press("ArrowLeft", "ArrowRight", "ArrowLeft")
+        wire.panel.at(0)
+        expect(wire.panel.root.locator(".wb-input")).to_have_value("7")
+        expect(wire.panel.root.locator(".wb-where")).to_contain_text("saved")
+        wire.panel.press("Enter")
+        wire.panel.at(1)
+        wire.carry()
+        assert len(mlflow.get_trace(ids[0], flush=False).info.assessments) == 2
 
 
 def test_a_reason_without_an_answer_is_not_passed_over(points: Wire) -> None:
@@ -381,6 +419,22 @@ def test_corrections_that_wait_are_no_items_that_are_done(browser: Browser, stor
         wire.panel.at(299)
 
 
+def test_a_label_that_is_offered_again_is_kept_by_a_skip(wire: Wire) -> None:
+    """For good: the kernel counts it as done, and tells so when the item is read again."""
+    for _ in range(6):
+        wire.panel.press("2", "Enter")
+    wire.carry()
+    wire.to_page += wire.session.offer_again(wire.session.trace_ids[:1])
+    wire.carry()
+    wire.panel.at(0)
+    expect(wire.panel.root.locator(".wb-where")).to_contain_text("offered again")
+    wire.panel.press("s")
+    wire.carry()
+    wire.panel.at("done")
+    assert wire.session.progress["again"] == 0
+    assert counting(wire.session.trace_ids[0]) == ["fair"]
+
+
 def test_a_verdict_that_was_lost_is_asked_for_again(browser: Browser, store: str) -> None:
     imported(0, 2)
     with wired(browser, reveal=True) as wire:
@@ -393,6 +447,19 @@ def test_a_verdict_that_was_lost_is_asked_for_again(browser: Browser, store: str
         wire.page.clock.run_for(PATIENCE)
         wire.carry()
         expect(wire.panel.root.locator(".wb-reveal")).to_contain_text("No one else has judged")
+
+
+def test_an_undo_that_is_refused_leaves_all_as_it_was(browser: Browser, store: str) -> None:
+    """The verdict is shown again, and nothing is said to be lost."""
+    imported(0, 2)
+    with wired(browser, reveal=True) as wire:
+        wire.panel.press("2", "Enter")
+        wire.carry()
+        wire.panel.press("u")
+        wire.carry()
+        expect(wire.panel.root.locator(".wb-hint")).to_contain_text("before the verdict was shown")
+        expect(wire.panel.root.locator(".wb-reveal")).to_contain_text("No one else has judged")
+        expect(wire.panel.root.locator(".wb-saving")).not_to_contain_text("could not be saved")
 
 
 def test_the_summary_stays_where_only_skipped_items_are_left(wire: Wire) -> None:
@@ -425,6 +492,26 @@ def test_the_enter_that_ends_a_composition_saves_nothing(wire: Wire) -> None:
     wire.panel.at(0)
     reason.press("Enter")
     wire.panel.at(1)
+
+
+def test_enter_chooses_the_answer_that_has_the_focus_and_saves_the_chosen_one(wire: Wire) -> None:
+    """The focus is on no answer any more once another is chosen by key, or another item comes."""
+    good = wire.panel.root.get_by_role("button", name="good")
+    chosen = wire.panel.root.locator(".wb-choice[aria-pressed=true]")
+    wire.panel.press("1")
+    good.focus()
+    wire.panel.press("Enter")
+    expect(chosen).to_contain_text("good")
+    wire.panel.press("1", "Enter")
+    wire.panel.at(1)
+    good.click()
+    wire.panel.press("Enter")
+    wire.panel.at(2)
+    wire.panel.press("Enter")
+    expect(wire.panel.root.locator(".wb-hint")).to_contain_text("Not rated yet")
+    expect(chosen).to_have_count(0)
+    wire.carry()
+    assert list(wire.session.labels["value"]) == ["poor", "good"]
 
 
 def test_an_item_that_comes_late_is_shown_as_it_was_labelled(wire: Wire) -> None:
@@ -550,6 +637,27 @@ def test_no_trace_runs_anything(browser: Browser, store: str) -> None:
         ]  # fmt: skip
         assert harm == []
         assert wire.session.progress["labelled"] == len(inputs) // 2 == len(made.trace_ids) // 2
+
+
+def test_a_link_says_where_it_leads(browser: Browser, store: str) -> None:
+    """Unless its text is the host or the whole address, whatever else the text holds of it."""
+    said = {
+        "[https://bank.example/?evil.example](https://evil.example)": (
+            "https://bank.example/?evil.example (evil.example)"
+        ),
+        "[https://bank.example@evil.example](https://evil.example)": (
+            "https://bank.example@evil.example (evil.example)"
+        ),
+        "[a@bank.example](mailto:a@evil.example)": "a@bank.example (a@evil.example)",
+        "[evil.example](https://evil.example/a)": "evil.example",
+        "https://evil.example/a": "https://evil.example/a",
+        "<a@evil.example>": "a@evil.example",
+    }
+    table = pd.DataFrame({"q": ["\n\n".join(said)], "a": ["x"]})
+    workbench.import_traces(table, inputs="q", outputs="a", progress=False)
+    with wired(browser) as wire:
+        shown = wire.panel.root.locator(".wb-inputs p").all_inner_texts()
+        assert shown == list(said.values())
 
 
 @pytest.fixture

@@ -235,6 +235,7 @@ def test_a_deleted_trace_is_listed(ids: list[str]) -> None:
     assert {m["type"] for m in told} == {"unsaved", "saved", "queue"}
     assert one.unsaved["trace_id"].tolist() == [ids[0]]
     assert shown(one)[0]["gone"]
+    assert list(one.decisions.index) == ids[1:2]
 
 
 def test_decisions_made_elsewhere_are_seen(ids: list[str]) -> None:

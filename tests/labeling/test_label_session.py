@@ -20,11 +20,13 @@ from labeling_helpers import (
     stored,
     wait_until,
 )
+from mlflow.entities import AssessmentSource, Feedback
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from workbench import LabelQuestion, earlier_labels, log_labels, log_verdicts, pair, set_rubric
 from workbench.errors import ArgumentError
+from workbench.labeling.annotations import revealed_tag
 from workbench.labeling.sessions import LabelSession
 from workbench.store.labels import RUBRIC_KEY
 from workbench.store.traces import fetch_traces
@@ -233,6 +235,7 @@ def test_a_blind_label_is_not_taken_back_after_the_verdict(ids: list[str], knows
     assert other.act(undo) == []
     assert (other.told[-1]["type"], other.told[-1]["retry"]) == ("unsaved", False)
     assert "before the verdict was shown" in other.told[-1]["error"]
+    assert other.session.state()["lost"] == 0
     second = other.save(position, "yes", after_reveal=True)
     other.act(second)
     assert stored() == {trace_id: "no"}
@@ -426,6 +429,25 @@ def test_that_labels_of_an_earlier_rubric_are_left_is_counted(ids: list[str]) ->
     assert view.session.progress["earlier"] == 1
 
 
+def test_what_is_said_again_after_the_verdict_is_no_change_of_mind(ids: list[str]) -> None:
+    """Wherever the verdict was seen, and though an item is offered again, which it ends."""
+    asks = [LabelQuestion("quality", SCALE), LabelQuestion("tone", SCALE)]
+    view = View(LabelSession(annotator="ana", questions=asks, refresh_every=None))
+    (yes, no) = ({"value": value, "abstain": False} for value in ("yes", "no"))
+    view.act(view.action("save", 0, answers={"quality": yes, "tone": yes}))
+    trace_id = view.session.trace_ids[0]
+    for question in asks:
+        mlflow.set_trace_tag(trace_id, revealed_tag("ana", question), "1")
+    again = {"quality": no, "tone": yes}
+    for _ in range(2):
+        view.act(view.action("save", 0, answers=again))
+        changed = view.session.labels.set_index("question")["changed_to"]
+        assert changed.to_dict() == {"quality": "no", "tone": None}
+        assert len(mlflow.get_trace(trace_id).info.assessments) == 3
+        assert view.session.progress["again"] == 0
+        view.session.offer_again([trace_id])
+
+
 def test_the_reason_is_that_of_the_latest_answer(ids: list[str]) -> None:
     """What was said after the verdict is what is shown, and what is said next replaces."""
     view = begin()
@@ -443,6 +465,24 @@ def test_free_text_has_no_balance(ids: list[str]) -> None:
     view.act(view.save(0, "something " * 50))
     assert view.session.progress["balance"] == {}
     assert view.session.progress["labelled"] == 1
+
+
+def test_half_a_character_in_a_value_is_told_as_a_replacement() -> None:
+    """One's own as others': no message could be sent with it. One's own is stored so, too."""
+    store = MemoryTraces(MemoryStore(["t0"]))
+    for kind, who in (("HUMAN", "ben"), ("LLM_JUDGE", "m")):
+        source, why = AssessmentSource(kind, who), "since \ud83d"
+        made = Feedback(name="quality", value="so \ud83d", source=source, rationale=why)
+        store.store.assess("t0", made)
+    asks = [LabelQuestion("quality", None)]
+    view = View(LabelSession(annotator="ana", questions=asks, reveal=True, store=store))
+    view.act(view.save(0, "or \ud83d"))
+    assert view.session.labels["value"].tolist() == ["or \ufffd"]
+    assert store.get("t0").assessments[-1].value == "or \ufffd"
+    view.send(type="reveal", trace_id="t0")
+    assert view.session.flush(20)
+    assert view.told[-1]["others"][0]["value"] == "so \ufffd"
+    json.dumps([*view.told, *view.items()], ensure_ascii=False).encode()
 
 
 def test_numbers_of_earlier_labels_are_no_limit(ids: list[str]) -> None:
@@ -528,6 +568,14 @@ def test_a_deleted_trace_is_listed(ids: list[str]) -> None:
     assert [item["gone"] for item in view.items(0, 4)] == [False, True, False, False]
     state = view.session.state()
     assert (state["position"], state["message"]) == (3, "")
+    assert (state["progress"]["labelled"], state["progress"]["total"]) == (2, 7)
+    # One that was labelled before it was deleted still is.
+    view.session.offer_again(view.session.trace_ids[:1])
+    delete(view.session.trace_ids[0])
+    view.act(*(view.save(position, "no") for position in (0, *range(3, 8))))
+    progress = view.session.progress
+    assert (progress["labelled"], progress["total"], progress["again"]) == (7, 7, 0)
+    assert view.session.summary().set_index("value")["labels"]["not labelled"] == 0
 
 
 @pytest.mark.slow

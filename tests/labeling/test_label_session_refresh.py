@@ -68,6 +68,10 @@ def test_what_is_done_elsewhere_shows_up_by_itself(store: str) -> None:
     time.sleep(0.5)
     assert len(view.told) == before
     assert second in view.session.trace_ids
+    workbench.set_rubric("quality", "Facts first.")
+    wait_until(lambda: len(view.told) > before)
+    assert view.told[before] == {"type": "queue", "total": 6, "position": 0, "stay": True}
+    assert view.session.setup()["questions"][0]["rubric"] == "Facts first."
     view.session.close()
     time.sleep(0.2)
     label(second, "ana")
@@ -165,6 +169,12 @@ def test_a_view_may_ask_for_it(store: str) -> None:
     assert answer == {"type": "queue", "total": 3, "position": 0}
     assert view.items()[0]["again"]
     assert view.ask(type="offer_again") == {"type": "queue", "total": 3, "position": 0}
+    assert view.send(type="keep", trace_id=view.session.trace_ids[0]) == []
+    assert (view.session.progress["again"], view.session.position) == (0, 1)
+    view.session.offer_again(view.session.trace_ids[0])
+    assert view.session.progress["again"] == 1
+    with pytest.raises(ArgumentError, match="'t9' is not among the items"):
+        view.session.offer_again([*view.session.trace_ids, "t9"])
 
 
 def test_a_store_that_fails_while_it_is_read_again_changes_nothing() -> None:
@@ -285,14 +295,18 @@ def test_an_item_that_one_finished_is_opened_for_the_others(store: str) -> None:
     assert status(queue, ids[1]) == "pending"
 
 
+@pytest.mark.parametrize("kind", [ArgumentError, ConnectionError])
 def test_a_status_that_cannot_be_written_holds_nothing_up(
-    store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kind: type[Exception],
+    store: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is logged."""
+    """It is logged, and tried again at the next reading."""
     queue = queue_of(imported(2), annotators=["ana"])
 
     def refuse(self: object, items: object, *, by: str) -> None:
-        raise ArgumentError("no rights")
+        raise kind("no rights")
 
     monkeypatch.setattr(workbench.ReviewQueue, "sync", refuse)
     view = begin(queue)

@@ -13,7 +13,7 @@ import pytest
 from labeling_helpers import SCALE, View, begin, delete, imported, in_memory, info_of, label
 from mlflow.entities import AssessmentSource, Feedback
 
-from workbench import assign
+from workbench import assign, make_judge
 from workbench.errors import ArgumentError
 from workbench.labeling.questions import LabelQuestion
 from workbench.labeling.queue import LabelQueue, Workload, read_workload
@@ -61,6 +61,15 @@ def test_traces_that_join_are_drawn_after_those_that_wait(store: str) -> None:
     for n in range(3, 12):
         view.act(view.save(n, "no"))
     assert drawn(view) == at_random(range(1, 7), 6) + at_random(range(7, 13), 12)
+
+
+def test_a_rule_goes_by_the_verdicts_on_its_own_question(store: str) -> None:
+    """Also where the session was made for a judge of another one."""
+    imported(4, yes=2, no=2)
+    judge = make_judge("safe", "Rate {{ outputs }}.", feedback_value_type=bool)
+    asks = [LabelQuestion("quality", SCALE)]
+    session = LabelSession(judge, annotator="ana", questions=asks, order="balance")
+    assert session.notes == []
 
 
 def test_what_is_gone_to_by_hand_is_recorded_as_picked() -> None:

@@ -28,7 +28,7 @@ from labeling_helpers import SCALE, MemoryStore, MemoryTraces
 from mlflow.entities import AssessmentSource, Feedback, TraceInfo
 
 from workbench import LabelQuestion, assign
-from workbench.labeling.annotations import ACTION_KEY, UNDONE, without_spans
+from workbench.labeling.annotations import ACTION_KEY, UNDONE, revealed_tag, without_spans
 from workbench.labeling.sessions import LabelSession
 from workbench.labeling.writer import TraceStore
 from workbench.store.assessments import now_ms
@@ -345,7 +345,10 @@ class Team(RuleBasedStateMachine):
             if action["trace_id"] in self.deleted:
                 continue
             if action["kind"] == "save":
-                lacking = [name for name in action["answers"] if (key, name) not in keys]
+                # What is said again after the verdict is not written again.
+                tags, who = self.store.infos[action["trace_id"]].tags, self.by[key].who
+                blind = [one.name for one in QUESTIONS if revealed_tag(who, one) not in tags]
+                lacking = [n for n in blind if n in action["answers"] and (key, n) not in keys]
                 assert not lacking or key in undone, f"{lacking} of {key} is lost"
             if action["kind"] == "undo":
                 assert action["undoes"] in undone

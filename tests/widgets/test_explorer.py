@@ -16,7 +16,7 @@ import workbench
 from workbench.errors import ArgumentError
 from workbench.labeling.annotations import without_spans
 from workbench.labeling.exploration import NOTE, PAGE
-from workbench.labeling.query import Items
+from workbench.labeling.query import Items, Query
 from workbench.metrics.slices import fields_of
 from workbench.scale import Scale
 from workbench.store.labels import AFTER_VERDICT_KEY, label_records
@@ -177,11 +177,17 @@ def test_who_opened_an_item_gives_no_blind_label_later(traces: list[str]) -> Non
 
 
 def test_items_are_sent_to_the_label_queue(traces: list[str]) -> None:
-    """A queue that is made here asks for one label more; one that asks for none more says so."""
-    made, told = explorer()
+    """A queue that is made here, in the experiment of the traces, asks for one label more; one that
+    asks for none more says so."""
+    pairs = workbench.pair("q", source="before")
+    mlflow.set_experiment("another")
+    made = workbench.Explorer(pairs)
+    told: list[dict[str, Any]] = []
+    made.send = told.append
     for expected in ("Now in the queue 'q'.", "Already in the queue 'q'."):
         receive(made, type="send", trace_id=traces[4])
         assert told[-1] == {"type": "sent", "trace_id": traces[4], "text": expected}
+    mlflow.set_experiment("test")
     queue = workbench.review_queue("q")
     assert (queue.each, queue.open_for("ben"), queue.of("cleo")) == (2, [traces[4]], [traces[4]])
     full = workbench.review_queue("full", ["q"], each=1)
@@ -323,6 +329,14 @@ def test_an_input_named_annotator_is_not_offered(people: list[str]) -> None:
     )
     assert set(items.slices) == {"room"}
     assert items.annotators == dict.fromkeys(people, 4)
+
+
+def test_a_search_finds_a_text_however_it_is_written() -> None:
+    """In Unicode's other form, with spaces of another kind."""
+    items = Items(make_pairs(["no", "yes"], ["no", "yes"]))
+    texts = ["Cafe\u0301\u00a0Central", "the central café"]
+    items.read(Example(i, {"q": text}, "") for i, text in zip(items.place, texts, strict=True))
+    assert items.find(Query(search=" caf\u00e9  central"))[2] == 1
 
 
 def test_lengths_and_weeks_divide_the_items_as_in_agreement() -> None:

@@ -130,7 +130,7 @@ def test_a_rating_does_not_wait_for_texts_that_are_made_ready(trace_ids: list[st
         yield from ()
 
     message = {"type": "items", "items": long_items()}
-    sender = threading.Thread(target=shown.session.tell, args=[message], daemon=True)
+    sender = threading.Thread(target=shown.session.on_message, args=[message], daemon=True)
     sender.start()
     sender.join(20)
     assert not sender.is_alive()

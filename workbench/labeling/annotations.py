@@ -40,6 +40,7 @@ _REVEALED: Final = "workbench.revealed."
 ActionId = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Model = TypeVar("Model", bound=BaseModel)
+Value = TypeVar("Value")
 
 
 class Given(BaseModel):
@@ -247,10 +248,10 @@ class Item:
     @property
     def status(self) -> Literal["open", "done", "skipped", "taken", "gone"]:
         """What is left to do with it."""
-        if self.gone:
-            return "gone"
         if self.annotations.done:
             return "open" if self.again else "done"
+        if self.gone:
+            return "gone"
         if self.taken:
             return "taken"
         return "skipped" if self.annotations.skipped_ms else "open"
@@ -303,19 +304,20 @@ def _content(trace: Trace, *, full: bool) -> dict[str, Any]:
     cuts: dict[str, int] = {}
     shown: dict[str, Any] = {}
     for name in ("inputs", "outputs", "expectations"):
-        shown[name] = value = plain(getattr(example, name))
+        shown[name] = value = getattr(example, name)
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         if len(text) > _CUT and not full:
             shown[name], cuts[name] = text[:_CUT], len(text)
     return {**shown, "cuts": cuts}
 
 
-def plain(value: Any) -> Any:
+def plain(value: Value) -> Value:
     """Return a value as JSON that a browser reads without loss: lone surrogates are replaced,
     long integers and numbers that are not finite become text."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return json.loads(text, parse_int=_exact, parse_constant=str)
+    made: Value = json.loads(text, parse_int=_exact, parse_constant=str)
+    return made
 
 
 def _exact(digits: str) -> int | str:

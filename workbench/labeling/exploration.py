@@ -89,9 +89,6 @@ class Exploration(Session):
         }
         return {**super().setup(), **plain(more)}
 
-    def receive(self, message: Any) -> list[Message]:
-        return [plain(one) for one in super().receive(message)]
-
     def answer(self, kind: Any, message: Any) -> list[Message]:
         if kind == "hello":
             with self._reading:
@@ -199,7 +196,7 @@ class Exploration(Session):
     def send(self, trace_id: str) -> Message:
         """Put a trace into the label queue, and tell what came of it."""
         self.check_store()
-        queue = self._label_queue()
+        queue = self._label_queue(trace_id)
         told = "Now in" if queue.add([trace_id]) else "Already in"
         told += f" the queue {queue.name!r}."
         given = len(self.pairs.all_votes.get(trace_id, ()))
@@ -208,10 +205,11 @@ class Exploration(Session):
             told += f" It has {counted(given, 'label')}, which is all that is asked for: {more}."
         return {"type": "sent", "trace_id": trace_id, "text": told}
 
-    def _label_queue(self) -> ReviewQueue:
-        """The queue; one that is made here asks for a label more than any trace has."""
+    def _label_queue(self, trace_id: str) -> ReviewQueue:
+        """The queue, which holds traces of one experiment only; one that is made here asks for a
+        label more than any trace has."""
         if not isinstance(self._queue, ReviewQueue):
-            name, where = self._queue or self.pairs.name, self.store.experiment
+            name, where = self._queue or self.pairs.name, self.store.get(trace_id).experiment_id
             try:
                 self._queue = review_queue(name, experiment=where)
             except ArgumentError:  # there is none of this name

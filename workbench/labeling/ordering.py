@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import ArgumentError, ScaleError, one_of
 from workbench.judging.judge import fingerprint_of
-from workbench.judging.verdicts import choose_version, recorded_verdicts
+from workbench.judging.verdicts import Recorded, choose_version, recorded_verdicts
 from workbench.labeling.annotations import without_spans
 from workbench.labeling.questions import LabelQuestion
 from workbench.scale import ABSTAIN
@@ -74,22 +74,28 @@ def known_of(
     annotator: str,
     judge: Judge | str | None,
 ) -> dict[str, Known]:
-    """Return what is known of each trace but for the annotator's own labels.
-
-    ``judge`` tells whose verdicts count; None: any under the question's name, of one version.
-    """
-    traces = {i: without_spans(info) for i, info in infos.items()}
-    recorded = {i: recorded_verdicts(trace, question.name) for i, trace in traces.items()}
-    whose = judge or question.name
-    verdicts, _, _ = choose_version(whose, recorded, fingerprint_of(whose))
+    """Return what is known of each trace but for the annotator's own labels."""
+    verdicts = usable_verdicts(infos, question, judge)
     known = {}
     for i, info in infos.items():
-        said = [one.value for one in verdicts.get(i, ()) if one.usable]
-        labels = label_records([traces[i]], question.name)
+        said = [one.value for one in verdicts[i]]
+        labels = label_records([without_spans(info)], question.name)
         others = [one.value for one in labels if not same_person(one.annotator, annotator)]
         text = f"{info.request_preview or ''} {info.response_preview or ''}"
         known[i] = Known(i, text, _on_scale(question, said), _on_scale(question, others))
     return known
+
+
+def usable_verdicts(
+    infos: Mapping[str, TraceInfo], question: LabelQuestion, judge: Judge | str | None
+) -> dict[str, list[Recorded]]:
+    """Return the verdicts on each trace that hold a value, those of one version: the judge's where
+    the question is its own, else any under the question's name."""
+    name = question.name
+    recorded = {i: recorded_verdicts(without_spans(info), name) for i, info in infos.items()}
+    whose = judge if name == getattr(judge, "name", judge) else name
+    chosen, _, _ = choose_version(whose, recorded, fingerprint_of(whose))
+    return {i: [one for one in verdicts if one.usable] for i, verdicts in chosen.items()}
 
 
 def _on_scale(question: LabelQuestion, values: Iterable[Any]) -> tuple[Any, ...]:

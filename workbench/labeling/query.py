@@ -17,6 +17,7 @@ from workbench.metrics.intervals import Array
 from workbench.metrics.slices import by_annotator, short_fields, slice_names
 from workbench.pairing.pairs import Pairs
 from workbench.store.traces import Example
+from workbench.vocabulary import folded
 
 _MOST_VALUES = 30  # that the matrix has, the most frequent ones
 _MOST_SLICES = 50
@@ -65,7 +66,7 @@ class Items:
         columns = [self.table["trace_id"], self.pairs[0].table["human_rationale"]]
         columns += [one.table["judge_rationale"] for one in self.pairs]
         self._said = list(zip(*columns, strict=True))
-        # What is searched, in lower case; at first the beginnings of inputs and outputs.
+        # What is searched, as names are compared; at first the beginnings of inputs and outputs.
         self._texts = [self._text(row, before.previews.get(i)) for i, row in self.place.items()]
         self.slices: dict[str, list[str]] = {}
         self.annotators = Counter(self._own["annotator"])
@@ -116,7 +117,7 @@ class Items:
             human[own["row"]], distances[own["row"]] = own["place"], own[f"distance {judge}"]
         elif query.field:
             kept &= np.array(self.slices.get(query.field, ""), dtype=object) == query.value
-        if needle := query.search.strip().casefold():
+        if needle := folded(query.search):
             kept &= np.fromiter((needle in text for text in self._texts), bool, len(kept))
         inside = kept & (human >= 0) & (judged >= 0)
         matrix = np.zeros((len(self.values),) * 2, dtype=int)
@@ -164,7 +165,7 @@ class Items:
                 self.slices[name] = values
 
     def _text(self, row: int, content: Any) -> str:
-        return "\n".join(_strings([self._said[row], content])).casefold()
+        return "\n".join(map(folded, _strings([self._said[row], content])))
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -12,6 +12,7 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.label_schemas import LabelSchema
 
 from workbench.errors import ArgumentError, ScaleError
+from workbench.formatting import storable
 from workbench.scale import ABSTAIN, Scale, is_abstention, scale_of
 from workbench.store.rubrics import RubricHistory
 from workbench.store.schemas import asks_for_feedback, find_schema
@@ -120,7 +121,7 @@ class LabelQuestion:
             return self.scale.normalise(stored)
         if is_missing(stored):
             raise ScaleError("The value is missing. Allowed: any text.")
-        return ABSTAIN if stored == self.abstention else str(stored)
+        return ABSTAIN if stored == self.abstention else storable(str(stored))
 
     def answer(self, value: Any, *, abstain: bool = False) -> Any:
         """Return the canonical value of an answer, or `ABSTAIN`; a `ScaleError` where it cannot be

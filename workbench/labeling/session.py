@@ -9,7 +9,8 @@ is written is told later, by ``on_message``, from another thread:
 - ``act`` (``actions``): ``saved`` (``statuses`` by trace id), or ``unsaved`` (``retry`` true: it is
   tried again; false: it never will be saved, see ``session.unsaved``);
 - ``reveal`` (``trace_id``): ``revealed``;
-- ``refresh`` and ``offer_again``: ``queue``. One that nobody asked for has ``"stay": true``.
+- ``refresh`` and ``offer_again``: ``queue``. One that nobody asked for has ``"stay": true``;
+- ``keep`` (``trace_id``): nothing. What is offered again stays as it is.
 
 What cannot be done, or is malformed, is answered by a ``problem`` (``error``, ``about``). Items
 with a smaller ``stamp`` than the ``saved`` of their trace were read before it.
@@ -44,6 +45,7 @@ from workbench.labeling.annotations import (
     annotator_key,
     item_json,
     parsed,
+    plain,
     status_json,
 )
 from workbench.labeling.questions import LabelQuestion, with_rubric
@@ -135,7 +137,7 @@ class Session:
                 "earlier": 0
                 if status["open"]
                 else sum(one.is_earlier(self.rubrics) for one in done),
-                "total": len(items) - status["taken"],
+                "total": len(items) - status["taken"] - status["gone"],
                 "waiting": len(self.waiting),
                 # Of free text each answer is a value of its own.
                 "balance": {first.shown(v): n for v, n in self.balance(first).items()}
@@ -154,8 +156,8 @@ class Session:
 
     @property
     def unsaved(self) -> pd.DataFrame:
-        """What will never be written, and why: ``id``, ``kind``, ``trace_id``, ``answers`` (dict
-        question -> value), ``rationale`` (dict), ``error``."""
+        """The saves and skips that never will be written, and why: ``id``, ``kind``, ``trace_id``,
+        ``answers`` (dict question -> value), ``rationale`` (dict), ``error``."""
         rows = []
         with self.lock:
             for one, error in self._refused.values():
@@ -167,34 +169,38 @@ class Session:
     def setup(self) -> Message:
         """Return what does not change; a browser keeps what is not saved under ``panel_key``."""
         where = [self._address, self.store.experiment, *self.scope, self.annotator]
-        return {
-            "panel_key": annotator_key(json.dumps(where), self.questions),
-            "epoch": self._epoch,
-            "annotator": self.annotator,
-            "title": self.title,
-            "questions": [question.to_json() for question in self.questions],
-            "reveal": self.reveal,
-            "total": len(self.items),
-        }
+        return plain(
+            {
+                "panel_key": annotator_key(json.dumps(where), self.questions),
+                "epoch": self._epoch,
+                "annotator": self.annotator,
+                "title": self.title,
+                "questions": [question.to_json() for question in self.questions],
+                "reveal": self.reveal,
+                "total": len(self.items),
+            }
+        )
 
     def state(self) -> Message:
         """Return what changes; ``lost`` counts the actions in ``unsaved``."""
         with self.lock:
-            return {
-                "position": self.position,
-                "progress": self.progress,
-                "message": self._trouble or " ".join(self.notes),
-                "lost": len(self._refused),
-            }
+            return plain(
+                {
+                    "position": self.position,
+                    "progress": self.progress,
+                    "message": self._trouble or " ".join(self.notes),
+                    "lost": len(self._refused),
+                }
+            )
 
     def receive(self, message: Any) -> list[Message]:
         """Take one message of the view and answer it (see `workbench.labeling.session`)."""
         kind = message.get("type") if isinstance(message, Mapping) else None
         try:
-            return self.answer(kind, message)
+            return plain(self.answer(kind, message))
         except Exception as error:
             _log.debug("a message could not be answered", exc_info=True)
-            return [problem(error, kind)]
+            return plain([problem(error, kind)])
 
     def answer(self, kind: Any, message: Any) -> list[Message]:
         """Answer one message of the view, or raise."""
@@ -210,13 +216,17 @@ class Session:
             return self.refresh()
         if kind == "offer_again":
             return self.offer_again(message.get("trace_ids"))
+        if kind == "keep":
+            with self.lock:
+                self.items[message["trace_id"]].again = False
+            return []
         raise ArgumentError(f"A message of type {kind!r:.80} is not known.")
 
     def tell(self, *messages: Message) -> None:
         """Send messages to the view."""
         for message in messages:
             if self.on_message is not None:
-                self.on_message(message)
+                self.on_message(plain(message))
 
     def refresh(self) -> list[Message]:
         """Read the store again, with the latest rubrics, and return the messages to send."""
@@ -238,12 +248,15 @@ class Session:
         labelled under an earlier rubric; return the messages to send."""
         self.check_store()
         self.ask(self.questions)
-        chosen = None if trace_ids is None else set(trace_ids)
+        given = [trace_ids] if isinstance(trace_ids, str) else trace_ids
+        chosen = None if given is None else set(given)
         with self.lock:
+            if unknown := sorted((chosen or set()) - self.items.keys()):
+                raise ArgumentError(f"trace_ids: {unknown[0]!r} is not among the items here.")
             for trace_id, item in self.items.items():
                 made = item.annotations
                 is_asked = made.is_earlier(self.rubrics) if chosen is None else trace_id in chosen
-                item.again = item.again or (made.done and is_asked)
+                item.again = item.again or (made.done and is_asked and not item.gone)
             return [self.queue_message()]
 
     def check_store(self) -> None:
@@ -311,7 +324,9 @@ class Session:
             self._trouble = ""
             if action.kind == "save" and action.seconds:
                 self._seconds.append(action.seconds)
-            if action.trace_id in self.items:
+            if item := self.items.get(action.trace_id):
+                # Also by the same answer, of which nothing may have been written.
+                item.again = item.again and action.kind != "save"
                 self.learn(info)
             message = self.saved_message([action.id], [action.trace_id])
         self.tell(message)
@@ -328,12 +343,14 @@ class Session:
                 messages = [self._refuse(action, text)]
                 item = self.items.get(action.trace_id)
                 if item is not None and isinstance(error, TraceDeletedError):
-                    item.gone = True  # else the view would come back to it for ever
+                    # Else the view would come back to it for ever.
+                    item.gone, item.again = True, False
                     messages.append(self.queue_message(stay=True))
         self.tell(*messages)
 
     def _refuse(self, action: Action, error: str) -> Message:
-        self._refused[action.id] = (action, error)
+        if action.kind != "undo":  # of which nothing is lost: what it was to take back stays
+            self._refused[action.id] = (action, error)
         return _unsaved(action.id, error)
 
     def close(self) -> None:

@@ -17,8 +17,7 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.label_schemas import LabelSchema
 
 from workbench.errors import ArgumentError, StoreError
-from workbench.judging.judge import fingerprint_of
-from workbench.judging.verdicts import Recorded, choose_version, recorded_verdicts
+from workbench.judging.verdicts import Recorded
 from workbench.labeling.annotations import (
     ACTION_KEY,
     SECONDS_KEY,
@@ -31,6 +30,7 @@ from workbench.labeling.annotations import (
     undone_actions,
     without_spans,
 )
+from workbench.labeling.ordering import usable_verdicts
 from workbench.labeling.questions import LabelQuestion, read_answers, session_questions
 from workbench.labeling.queue import Assign, LabelQueue, Workload, read_workload
 from workbench.labeling.review_queue import ReviewQueue
@@ -158,7 +158,7 @@ class LabelSession(Session):
             if final:
                 self.tell(problem(error, "reveal"))
 
-        self.writer.put(Job(trace_id, lambda: self._revealed(trace_id), self.tell, failed))
+        self.writer.put(Job(trace_id, lambda: self._revealed(trace_id), self.tell, failed, tries=3))
 
     def _revealed(self, trace_id: str) -> Message:
         """Record that the annotator sees them, and return what the judge and others say."""
@@ -181,11 +181,7 @@ class LabelSession(Session):
         return {"type": "revealed", "trace_id": trace_id, "judges": verdicts, "others": others}
 
     def _verdict(self, info: TraceInfo, question: LabelQuestion) -> Message | None:
-        recorded = {info.trace_id: recorded_verdicts(without_spans(info), question.name)}
-        is_judge = question.name == getattr(self._judge, "name", self._judge)
-        judge = self._judge if is_judge else question.name
-        chosen, _, _ = choose_version(judge, recorded, fingerprint_of(judge))
-        usable = [verdict for verdict in chosen[info.trace_id] if verdict.usable]
+        (usable,) = usable_verdicts({info.trace_id: info}, question, self._judge).values()
         return _said(question, usable[-1]) if usable else None
 
     def _take_over(self, work: Workload) -> tuple[list[str], bool]:
@@ -193,7 +189,7 @@ class LabelSession(Session):
             changed = self._queue.take_over(work)
         if (items := work.queued) is not None:
             write = partial(self._traces.sync, items, by=self.annotator)
-            self.writer.put(Job("status", write, lambda _: None, self._lag))
+            self.writer.put(Job("status", write, lambda _: None, self._lag, tries=3))
         return changed
 
     def _lag(self, error: Exception, final: bool) -> None:
@@ -210,11 +206,13 @@ class LabelSession(Session):
     def reread(self) -> None:
         """Read the store again, and tell the view what has changed."""
         with self.writer.busy:
-            work = self._read(missing_ok=True)
+            work, asked = self._read(missing_ok=True), self.questions
+            self.ask(asked)
             with self.lock:
                 labelled, has_changed = self._take_over(work)
                 messages = [self.saved_message([], labelled)] if labelled else []
-                messages += [self.queue_message(stay=True)] if has_changed else []
+                if has_changed or self.questions != asked:  # the setup goes with it
+                    messages.append(self.queue_message(stay=True))
         self.tell(*messages)
 
     def _keep_reading(self, every: float) -> None:
@@ -272,7 +270,7 @@ class LabelSession(Session):
         abstention; below them the counts of abstentions and of open items."""
         rows = []
         with self.lock:
-            present = sum(one.status not in ("gone", "taken") for one in self.items.values())
+            items = [one for one in self.items.values() if one.status not in ("gone", "taken")]
             for question in self.questions:
                 counts = self.balance(question)
                 abstained = counts.pop(ABSTAIN, 0)
@@ -281,7 +279,8 @@ class LabelSession(Session):
                     (question.shown(v), n, n / total if total else None) for v, n in counts.items()
                 ]
                 shown.append(("can't judge", abstained, None))
-                shown.append(("not labelled", present - total - abstained, None))
+                left = sum(question.name not in one.annotations.answers for one in items)
+                shown.append(("not labelled", left, None))
                 rows += [(question.name, *row) for row in shown]
         table = pd.DataFrame(rows, columns=["question", "value", "labels", "share"])
         return table.astype({"share": "float64"})
@@ -378,7 +377,9 @@ class AdjudicationSession(Session):
         `workbench.disagreements`."""
         with self.lock:
             trace_ids = [i for i, item in self.items.items() if not item.taken]
-        return disagreements(self._judge, trace_ids, scale=self.questions[0].scale)
+        infos = self.store.infos(trace_ids, missing_ok=True)
+        traces = [without_spans(info) for info in infos.values()]
+        return disagreements(self._judge, traces, scale=self.questions[0].scale)
 
 
 def _cell(value: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -47,21 +48,23 @@ _log = logging.getLogger(__name__)
 @dataclass(eq=False)
 class Job:
     """One thing to write: ``done`` hears of what ``write`` returned, ``failed`` of each error and
-    whether it is final. Jobs of one ``lane`` keep their order."""
+    whether it is final. Jobs of one ``lane`` keep their order. ``tries`` limits those of one that
+    is asked for again anyway: they would pile up."""
 
     lane: str
     write: Callable[[], Any]
     done: Callable[[Any], None]
     failed: Callable[[Exception, bool], None]
     attempts: int = 0
+    tries: float = math.inf
 
 
 class Writer:
     """Does jobs in one thread, which ends when there is nothing to do, and with the process.
 
-    A job that fails is tried again until it returns or is refused (`is_refusal`); jobs of other
-    lanes go first meanwhile. ``busy`` is held while a job is done; whoever reads the store holds it
-    too, so that nothing that was read is older than what was written.
+    A job that fails is tried again until it returns, is refused (`is_refusal`) or has had its
+    ``tries``; jobs of other lanes go first meanwhile. ``busy`` is held while a job is done; whoever
+    reads the store holds it too, so that nothing that was read is older than what was written.
     """
 
     def __init__(self) -> None:
@@ -108,7 +111,7 @@ class Writer:
             try:
                 result = job.write()
             except Exception as error:
-                is_final = is_refusal(error, job.attempts)
+                is_final = job.attempts >= job.tries or is_refusal(error, job.attempts)
                 outcome = partial(job.failed, error, is_final)
             else:
                 is_final, self._failures = True, 0
@@ -245,33 +248,37 @@ def save(
     draw: Draw,
 ) -> TraceInfo:
     """Write answers, canonical values, as labels, which override the annotator's former ones; one
-    given after a look at the verdict stands beside the one given blind."""
+    given after a look at the verdict stands beside the one given blind, if it differs."""
 
-    def made(info: TraceInfo) -> list[Feedback]:
-        return [_label(info, action, q, q.stored(value), annotator, draw) for q, value in answers]
+    def made(info: TraceInfo) -> Iterable[Feedback]:
+        return filter(None, (_label(info, action, *one, annotator, draw) for one in answers))
 
     return write_once(store, action, made)
 
 
 def _label(
     info: TraceInfo, action: Action, question: LabelQuestion, value: Any, annotator: str, draw: Draw
-) -> Feedback:
+) -> Feedback | None:
     name = question.name
     stored = read_annotations(info, [question], annotator)
     after = action.after_reveal or name in stored.revealed
+    version = action.rubrics.get(name, question.rubric_version)
+    if after and (last := stored.latest.get(name)):
+        said = (last.value, (last.rationale or "").strip(), last.rubric_version or 0)
+        if said == (value, action.reason(name), version or 0):
+            return None  # what is said again is no change of mind
     former = stored.answers.get(name)
     if former and former.after_verdict != after:
         former = stored.changed.get(name) if after else None
     # Clocks differ: what is said later must be the later one to whoever reads.
     at = max(now_ms(), stored.labelled_ms + 1)
-    version = action.rubrics.get(name, question.rubric_version)
     recorded = {SECONDS_KEY: action.seconds, CLOCK_KEY: action.at, RUBRIC_KEY: version}
     metadata = {key: f"{n:.15g}" for key, n in recorded.items() if n is not None}
     if after:
         metadata[AFTER_VERDICT_KEY] = "true"
     return Feedback(
         name=name,
-        value=value,
+        value=question.stored(value),
         source=AssessmentSource(source_type="HUMAN", source_id=annotator),
         trace_id=action.trace_id,
         rationale=action.reason(name) or None,

@@ -44,10 +44,10 @@ function inWords(question, { value, abstain = false }) {
 // -- text -------------------------------------------------------------------------------------
 
 // Characters that do something instead of showing something: controls, those that turn the
-// direction of what follows, invisible ones, and the tags in which text can be hidden.
+// direction of what follows, invisible ones, and the tags and selectors in which text can be hidden.
 const HIDDEN =
   // eslint-disable-next-line no-control-regex
-  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u180e\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]/gu;
+  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb]|[\u{e0000}-\u{e007f}\u{e0100}-\u{e01ef}]/gu;
 
 /** Text for the page, with characters that would hide or turn others shown by their number. */
 function visible(text) {
@@ -133,15 +133,16 @@ function codeBlock(_, { raw, marker = "", attrs }) {
   return h("pre", { class: "wb-code", tabindex: 0 }, h("code", null, visible(text)));
 }
 
-/** A link to the web or a mail address, with its host where the text names another; else text. */
+/** A link to the web or a mail address, with its host unless the text plainly names it; else text. */
 function link(inner, target) {
   const label = h("span", null, inner);
   const url = URL.canParse(target) ? new URL(target) : null;
   if (!url || !["http:", "https:", "mailto:"].includes(url.protocol) || url.username || url.password) {
     return h("span", { class: "wb-nolink" }, label, label.textContent === target ? null : [" ", quiet("(", visible(target), ")")]);
   }
-  const host = label.textContent.includes(url.host) ? null : quiet(` (${url.host})`);
-  return h("span", null, h("a", { href: url.href, target: "_blank", rel: "noopener noreferrer nofollow", referrerpolicy: "no-referrer", title: url.href }, label), host);
+  const host = url.host || url.pathname; // of a mail address all of it
+  const isNamed = label.textContent === host || (label.textContent === target && target.startsWith(url.origin));
+  return h("span", null, h("a", { href: url.href, target: "_blank", rel: "noopener noreferrer nofollow", referrerpolicy: "no-referrer", title: url.href }, label), isNamed ? null : quiet(` (${host})`));
 }
 
 function pictureNamed(alt, address) {

@@ -39,11 +39,14 @@ class Form {
   // -- building
 
   build() {
+    const fields = () => this.rows.flatMap(({ reason, input }) => [reason, input]);
+    const held = fields().indexOf(document.activeElement);
     this.rows = this.panel.questions.map((question, index) => this.buildQuestion(question, index));
     this.box.classList.toggle("wb-many", this.hasMany);
     this.box.replaceChildren(...this.rows.map(({ box }) => box));
     this.switcher.hidden = !this.hasMany;
     this.setActive(Math.min(this.active, Math.max(this.rows.length - 1, 0)));
+    fields()[held]?.focus({ preventScroll: true }); // what is typed on would be taken for keys
   }
 
   buildQuestion(question, index) {
@@ -109,6 +112,7 @@ class Form {
       const show = (field, text) => {
         if (!field || !fields) return;
         if (field.value !== text) field.value = text;
+        field.known = field.value; // a textarea has line ends of its own
         field.disabled = locked;
       };
       // What is typed stays while it stands for the same number, or for none.
@@ -116,12 +120,14 @@ class Form {
         !answer?.abstain && this.readNumber(question, input.value) === (answer?.value ?? null);
       show(input, isTyped ? input.value : answer && !answer.abstain ? String(answer.value ?? "") : "");
       show(reason, draft.rationale[question.name] ?? "");
+      input?.classList.toggle("wb-wrong", question.kind !== "text" && !!input.value.trim() && this.readNumber(question, input.value) === null);
     });
     if (fields) this.shown = panel.item?.trace_id;
     panel.paintItemState();
   }
 
-  /** Take over what stands in the fields, where it is something else than before. */
+  /** Take over what stands in the fields, where it is something else than what was shown or read:
+   * a field that nobody has touched changes nothing, whatever can be made of its text. */
   read() {
     const { panel } = this;
     // An item that has just come is not what the fields were filled for.
@@ -131,11 +137,11 @@ class Form {
     panel.questions.forEach((question, n) => {
       const { reason, input } = this.rows[n];
       const { name } = question;
-      if (reason.value || draft.rationale[name]) draft.rationale[name] = reason.value;
-      if (!input) return;
+      if (reason.value !== reason.known) draft.rationale[name] = reason.known = reason.value;
+      if (!input || input.value === input.known) return;
+      input.known = input.value;
       const isEmpty = !input.value.trim();
       const value = question.kind === "text" ? input.value : this.readNumber(question, input.value);
-      input.classList.toggle("wb-wrong", !isEmpty && value === null);
       if (!isEmpty && value !== null) draft.answers[name] = { value, abstain: false };
       else if (!(isEmpty && draft.answers[name]?.abstain)) delete draft.answers[name];
     });
@@ -174,13 +180,18 @@ class Form {
     this.keepInView();
   }
 
+  /** To a question, and the focus with it: on an answer Enter would choose that. */
+  moveTo(index) {
+    if (this.box.contains(document.activeElement)) this.rows[index].box.focus({ preventScroll: true });
+    this.setActive(index);
+  }
+
   /** On to the next question that can be answered by a key and has no answer. */
   toOpen() {
     const { answers } = this.panel.draft();
     const open = this.panel.questions.findIndex(({ name, choices }) => !answers[name] && choices.length);
-    if (!this.hasMany || open < 0) return;
-    if (this.box.contains(document.activeElement)) this.rows[open].box.focus({ preventScroll: true });
-    this.setActive(open);
+    if (this.hasMany && open >= 0) this.moveTo(open);
+    else if (document.activeElement?.matches('.wb-choice[aria-pressed="false"]')) this.moveTo(this.active);
   }
 
   step(step) {

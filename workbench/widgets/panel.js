@@ -76,7 +76,7 @@ class Panel extends Frame {
     const { answers, rationale } = structuredClone(this.draft());
     const former = latest(done ?? item.partial ?? {});
     const open = this.questions.findIndex(({ name, required }, n) =>
-      !answers[name] && (required !== false || former[name] || rationale[name]?.trim() || this.form.rows[n].input?.value.trim()));
+      this.form.rows[n].input?.matches(".wb-wrong") || (!answers[name] && (required !== false || former[name] || rationale[name]?.trim())));
     if (open >= 0 || !Object.keys(answers).length) {
       this.form.setActive(Math.max(open, 0));
       const typed = this.form.rows[open]?.input?.value.trim();
@@ -109,6 +109,7 @@ class Panel extends Frame {
     if (this.done || !item) return;
     if (this.statusOf(item).done) {
       item.again = false; // a label is not thrown away by a skip: it stays as it is
+      this.send({ type: "keep", trace_id: item.trace_id });
       return this.forward(this.position + 1);
     }
     this.actOnItem("skip");
@@ -160,7 +161,7 @@ class Panel extends Frame {
     this.done = false;
     this.search = null;
     this.position = position;
-    this.form.setActive(0);
+    this.form.moveTo(0);
     this.spent = 0;
     this.say("");
     this.paint();
@@ -228,9 +229,9 @@ class Panel extends Frame {
     const inField = target.matches("input, textarea") && !event.shiftKey;
     if ((hasControl || inField) && event.key === "Enter") return () => this.saveFromField();
     if (target.matches("input, textarea") || hasControl || event.altKey) return null;
-    const presses = event.key === "Enter" || event.key === " ";
-    if (presses && target.closest("summary, a, button:not(.wb-choice)")) return null;
-    if (event.key === " " && target.matches(".wb-choice")) return null;
+    // The browser presses what has the focus; but Enter saves an answer that is chosen already.
+    const pressed = { " ": "summary, a, button", Enter: 'summary, a, button:not(.wb-choice[aria-pressed="true"])' }[event.key];
+    if (pressed && target.closest(pressed)) return null;
     const scrolled = [...this.root.querySelectorAll(".wb-boxed, .wb-reveal, .wb-code")].filter((box) => box.contains(target));
     if (/^( |Page|Arrow(Up|Down))/.test(event.key) && scrolled.some((box) => box.scrollHeight > box.clientHeight)) return null;
     if (event.repeat && !/^(Arrow|Page)/.test(event.key)) return () => {};

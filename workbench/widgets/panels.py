@@ -284,7 +284,7 @@ class LabelPanel(SessionPanel):
         return self.session.summary()
 
     def offer_again(self, trace_ids: Iterable[str] | None = None) -> None:
-        """Open labelled items again; by default those labelled under an earlier rubric.
+        """Open labelled items of the queue again; by default those of an earlier rubric.
 
         The new label replaces the first, unless the verdict was seen: then it stays beside the
         first, which agreement is measured on, as a change of it (``changed_to`` in `labels`).

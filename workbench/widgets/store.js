@@ -210,6 +210,7 @@ class Store {
       if (action) this.say(`The ${action.kind === "save" ? "label" : action.kind} of item ${number(action.position + 1)} could not be saved: ${error}`);
     }
     this.paintSaved();
+    if (!retry) this.paintReveal(); // an undo that is refused had hidden it
   }
 
   /** There is more of the queue, or it says something else; places stay. Whoever is through goes on
