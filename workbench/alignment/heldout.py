@@ -203,13 +203,12 @@ def decide(gate: Gate, test: HeldOutTest, train: Pairs, stopped: str = "") -> tu
         return "rejected", "The proposed judge gave no usable verdict; the original judge stays."
     if gate == "none":
         return "improved", f"{summary} The gate is off, so the judge is taken as it is."
-    upwards = len(comparison.fixed) > len(comparison.broken)
     if test.lost > MOST_LOST:
         # A judge that answers only where it is sure would look better than it is.
         why = f"But it gave no usable verdict on {test.lost:.0%} of the held-out traces."
     elif not comparison.improved:
         why = "Not better on held-out pairs."
-    elif gate == "significant" and not (comparison.significant and upwards):
+    elif gate == "significant" and not comparison.certain:
         why = "Not significant."
     else:
         why = _no_better_than_a_constant(train, test.after)
