@@ -113,13 +113,14 @@ def test_what_a_store_holds_is_shown_as_text() -> None:
 
 def test_a_judge_that_answers_only_where_it_is_sure_does_not_pass() -> None:
     """Traces without a label, or not judged yet, say nothing against it."""
-    reasons = ["no verdict", "no label", "no label, no verdict", "a tie"] * 30
+    reasons = ["no verdict", "no label", "no label, no verdict", "annotators tie"] * 30
     few, many = ["the judge abstained"] * 20, ["the judge failed: no answer"] * 30
     for lost, passed in ((few, True), (many, False)):
         rows = pd.DataFrame({"reason": reasons + lost}).assign(trace_id="x")
         found = workbench.certify(replace(from_confusion(GOOD), excluded=rows), accuracy=0.8)
         assert found.passed == passed
         assert f"no usable verdict on {len(lost)} other items" in " ".join(found.notes)
+        assert "30 items on which annotators differ" in " ".join(found.notes)
 
 
 # -- on a store -----------------------------------------------------------------------------
@@ -152,10 +153,14 @@ def test_of_an_alignment_the_held_out_test_counts(store: str) -> None:
 
     # What a rejected judge failed on says nothing against the original, and its own failures do.
     failed = replace(other, test_before=other.split.test.subset(other.split.test.trace_ids[:9]))
+    assert failed.held_out.trace_ids == other.split.test.trace_ids
     assert workbench.certify(failed, accuracy=0.1).n == len(other.split.test)
     lost = pd.DataFrame({"reason": ["the judge abstained"] * 30}).assign(trace_id="x")
     shy = replace(other, pairs=replace(other.pairs, excluded=lost))
     assert not workbench.certify(shy, accuracy=0.1).passed
+    tied = replace(other.pairs, excluded=lost.assign(reason="annotators tie"))
+    said = workbench.certify(replace(other, pairs=tied), accuracy=0.1).notes
+    assert "30 items on which annotators differ" in " ".join(said)
 
 
 def test_of_pairs_those_learned_from_are_left_out(store: str) -> None:

@@ -102,7 +102,8 @@ class Alignment:
     @property
     def held_out(self) -> Pairs:
         """Held-out pairs with the verdicts of ``judge``."""
-        return self.test_after if self.status == "improved" else self.test_before
+        # `test_before` lacks the items on which the proposed judge gave no usable verdict.
+        return self.test_after if self.status == "improved" else self.split.test
 
     @property
     def headline(self) -> str:
