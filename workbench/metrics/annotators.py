@@ -45,6 +45,7 @@ from workbench.metrics.intervals import (
 )
 from workbench.metrics.votes import Votes, counts_of, equally_rated
 from workbench.pairing.pairs import Pairs
+from workbench.pairing.splits import Groups
 from workbench.scale import MOST_CATEGORIES, Scale
 
 
@@ -80,7 +81,8 @@ class AnnotatorAgreement(Result):
     ceiling, ceiling_interval
         Mean accuracy of one annotator's label against the majority of the others on the same
         item; among tied majority values each counts as its share. A judge that agrees with
-        people more than this agrees with them better than they do with each other.
+        people more than this agrees with them better than they do with each other, if both are of
+        the same items: this counts those too that are not among the pairs since annotators tie.
     """
 
     hidden = ("scale",)
@@ -145,6 +147,7 @@ def annotator_agreement(
     pairs_or_votes: Pairs | pd.DataFrame,
     *,
     scale: Scale | None = None,
+    groups: Groups = None,
     confidence: float = 0.95,
     seed: int = 0,
     resamples: int = 2000,
@@ -158,6 +161,8 @@ def annotator_agreement(
         row an item and one column an annotator. Missing cells and abstentions count as no label.
     scale
         The scale of the labels; that of the pairs, or of the values seen, by default.
+    groups
+        What belongs together: of pairs as in `agreement`, of a table a mapping item -> group.
     confidence, seed, resamples
         Of the bootstrap intervals, which draw items.
 
@@ -169,7 +174,7 @@ def annotator_agreement(
         For a value outside the scale.
     """
     check_confidence(confidence)
-    votes = Votes.of(pairs_or_votes, scale)
+    votes = Votes.of(pairs_or_votes, scale, groups)
     codes, groups, several = votes.codes, votes.groups, votes.labels >= 2
     credits = _against_others(votes.within)
     # Items with the same labels by the same annotators fall into one cell.

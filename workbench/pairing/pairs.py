@@ -96,8 +96,11 @@ class Pairs:
         )
 
     def groups_of(self, groups: Groups) -> dict[str, str]:
-        """Return the group of each trace: see `split`. Those of equal content are always joined."""
-        return joined(groups_of(self.table, groups), self.content)
+        """Return the group of each trace that is paired or labelled: see `split`.
+
+        Those of equal content are always joined.
+        """
+        return joined(groups_of(self.table, groups, self.all_votes), self.content)
 
     def grouped(self, groups: Groups) -> Pairs:
         """Return the pairs with what belongs together, as `split` takes it; None changes nothing.
