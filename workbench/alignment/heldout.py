@@ -132,10 +132,11 @@ def limited(split: Split, n_labels: int | None) -> Split:
         for name in ("train", "dev")
         for trace_id, label in getattr(split, name).table[["trace_id", "human"]].to_numpy()
     }
-    if n_labels is None or n_labels >= len(strata):
+    if n_labels is None:
         return split
     chosen = stratified_order(strata, split.seed)[:n_labels]
-    note = f"{n_labels} of {len(strata)} labels that could be learned from were used (n_labels)."
+    used = f"{len(chosen)} of {len(strata)} labels that could be learned from were used"
+    note = f"{used} (n_labels={n_labels})."
     train, dev = split.train.subset(chosen), split.dev.subset(chosen)
     return replace(split, train=train, dev=dev, notes=(*split.notes, note))
 
