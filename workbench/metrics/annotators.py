@@ -25,6 +25,7 @@ from workbench.metrics.coefficients import (
     fleiss_kappa,
     interval_alpha,
     krippendorff_alpha,
+    numbered,
 )
 from workbench.metrics.figures import Coded, Sample
 from workbench.metrics.intervals import (
@@ -276,13 +277,19 @@ def _of_full_agreement(codes: Array, groups: Array, confidence: float) -> tuple[
 def _pairwise(votes: Votes, options: dict[str, Any]) -> pd.DataFrame:
     """The table of `AnnotatorAgreement`, of each two as of a judge and people."""
     names, rows = votes.annotators, []
+    known: dict[tuple[bytes, ...], Any] = {}  # of many people most two share few items, if any
     measures = ["accuracy", "kappa", *["kappa (quadratic)"] * votes.scale.ordered]
     for a, b in combinations(range(len(names)), 2):
         both = (votes.codes[:, [a, b]] >= 0).all(axis=1)
         one, two = votes.codes[both][:, [a, b]].T
-        coded = Coded(votes.scale, votes.values, one, two, votes.groups[both])
+        order = np.lexsort((two, one))
+        rated = one[order], two[order], numbered(votes.groups[both][order])
+        labels = tuple(each.tobytes() for each in rated)
+        if labels not in known:
+            sample = Sample(Coded(votes.scale, votes.values, *rated), **options)
+            known[labels] = sample.figures(*measures)
         row = {"annotator_a": names[a], "annotator_b": names[b], "n": len(one)}
-        for name, found in Sample(coded, **options).figures(*measures).items():
+        for name, found in known[labels].items():
             row |= with_ends(name.replace("kappa (quadratic)", "weighted_kappa"), *found)
         rows.append(row)
     columns = ["annotator_a", "annotator_b", "n", "accuracy", "kappa"]
