@@ -77,9 +77,8 @@ class Agreement(Result):
 
     Attributes
     ----------
-    name, scale, n, distinct
-        The judge's name, the rating scale, the number of pairs, and of these the number that
-        differ in inputs or outputs: repetitions are no more evidence.
+    name, scale, n
+        The judge's name, the rating scale and the number of pairs.
     accuracy, baseline
         Share of pairs with equal values (Wilson), and that of always answering the most frequent
         human label.
@@ -121,9 +120,7 @@ class Agreement(Result):
         What a reader should know beside the figures.
     """
 
-    hidden = (
-        "scale", "measured", "distinct", "weights", "class_intervals", "coverage_interval",
-    )  # fmt: skip
+    hidden = ("scale", "measured", "weights", "class_intervals", "coverage_interval")
 
     name: str
     scale: Scale
@@ -134,7 +131,6 @@ class Agreement(Result):
     class_intervals: pd.DataFrame | None
     baseline: float
     confidence: float
-    distinct: int
     weights: Weights | None
     labelled: int
     coverage: float
@@ -322,7 +318,6 @@ def agreement(
         class_intervals=ends,
         baseline=baseline,
         confidence=confidence,
-        distinct=pairs.distinct,
         weights=weights,
         labelled=n + len(lost),
         coverage=coverage,

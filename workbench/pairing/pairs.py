@@ -65,11 +65,6 @@ class Pairs:
         return list(self.table["trace_id"])
 
     @property
-    def distinct(self) -> int:
-        """How many of the pairs differ in inputs or outputs, as far as that is known."""
-        return len({self.content.get(i, i) for i in self.trace_ids})
-
-    @property
     def votes(self) -> pd.DataFrame:
         """Index trace_id (of every labelled trace), one column an annotator; None for no vote."""
         every = self.all_votes or dict(zip(self.trace_ids, self.table["votes"], strict=True))
@@ -196,7 +191,6 @@ class Pairs:
             test=grouped.subset(parts["test"]),
             seed=seed,
             groups=groups if isinstance(groups, str) else ("mapping" if groups else None),
-            group_of=group_of,
         )
 
     def __repr__(self) -> str:
@@ -229,7 +223,6 @@ class Split:
     test: Pairs
     seed: int
     groups: str | None = None
-    group_of: Mapping[str, str] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
     @property
