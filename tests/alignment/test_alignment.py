@@ -84,7 +84,8 @@ def test_fewer_labels_are_learned_from_and_tested_on_the_same(store: str, judge:
     assert learned[10] < learned[20] < learned[None] == learned[500]
     assert set(found[10].train.table["human"]) == set(found[None].train.table["human"])
     assert "20 of 36 labels that could be learned from" in found[20].notes[-1]
-    assert found[500].notes == found[None].notes
+    assert "36 of 36 labels" in found[500].notes[-1]
+    assert found[500].digest == found[None].digest
     wrong: Any
     for wrong in (9, 20.5, "20"):
         with pytest.raises(ArgumentError, match=f"n_labels={wrong!r} must be a whole number"):

@@ -150,6 +150,10 @@ def test_pairs_are_tested_by_their_votes_and_words_of_an_order_have_ranks() -> N
     json.dumps(found.to_dict(), allow_nan=False)
     assert "\n" not in repr(found)
     assert found._repr_html_().count("<table") == 1
+    every = dict(zip(pairs.trace_ids, votes, strict=True)) | {"u0": votes[0], "u1": votes[1]}
+    less = alternative_annotator_test(replace(pairs, all_votes=every), score="neg_rmse")
+    assert (less.items, less.left_out, less.winning_rate) == (60, 2, 0)
+    assert "Left out: 2 items without a verdict" in less.notes[-1]
     left_out = pd.DataFrame({"trace_id": ["x"], "reason": ["annotators tie"]})
     with pytest.raises(ArgumentError, match="ties='latest'"):
         alternative_annotator_test(replace(pairs, excluded=left_out))

@@ -161,6 +161,14 @@ def test_an_item_that_repeats_itself_is_one() -> None:
         assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low), name
     table = annotator_agreement(pairs.votes.reset_index(), scale=YES_NO)
     assert (table.annotators, table.alpha) == (("ana", "ben"), loose.alpha)
+    # By groups as well, contested items and a table alike.
+    groups = {i: str(k % 3) for k, i in enumerate(pairs.trace_ids)}
+    every = dict(zip(pairs.trace_ids, votes, strict=True))
+    few = replace(pairs.subset(pairs.trace_ids[:9]), all_votes=every)
+    for given in (pairs, few, pairs.votes):
+        assert annotator_agreement(given, groups=groups).alpha_interval == tied.alpha_interval
+    with pytest.raises(ArgumentError, match="maps items"):
+        annotator_agreement(pairs.votes, groups="query")
 
 
 def test_full_disagreement_is_no_certainty() -> None:

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,6 +114,9 @@ def test_other_human_labels_scales_or_traces_are_errors() -> None:
         compare(one, make_pairs(["yes", "yes"], ["yes", "yes"]))
     with pytest.raises(ArgumentError, match="different scales"):
         compare(one, make_pairs(["good", "poor"], ["good", "good"], GRADES))
+    out_of = [make_pairs([1.0], [2.0], Scale("numeric", low=0, high=top)) for top in (5, 10)]
+    with pytest.raises(ArgumentError, match="numbers from 0 to 5 before, numbers from 0 to 10"):
+        compare(*out_of)
     with pytest.raises(ArgumentError, match="no trace in common"):
         compare(one, replace(one, table=one.table.assign(trace_id=["a", "b"])))
 
@@ -134,6 +138,29 @@ def test_on_numbers_nearer_counts_as_fixed() -> None:
     human = ["poor"] * 4
     before, after = (make_pairs(human, [v] * 4, GRADES) for v in ("excellent", "fair"))
     assert compare(before, after).improved  # as many right, but nearer
+
+
+def test_numbers_of_both_judges_have_one_unit() -> None:
+    """One verdict far off widens the range that is seen, and makes no other distance smaller."""
+    human = [1, 2, 3, 4, 5] * 8
+    off = [100, *(v % 5 + 1 for v in human[1:])]
+    before, after = (
+        make_pairs(human, judge, Scale("numeric").with_range([*human, *judge]))
+        for judge in ([3] * 40, off)
+    )
+    found = compare(before, after)
+    assert not found.improved
+    for judged in (found.before, found.after):
+        assert judged.mean_distance == pytest.approx(judged.mae / 99)
+
+
+def test_a_gain_on_few_numbers_that_most_pay_for_is_not_certain() -> None:
+    """The mean falls, and the sign test is sure of the opposite."""
+    human, scale = [50.0] * 60, Scale("numeric", low=0, high=100)
+    before, after = [90.0] * 6 + [50.1] * 54, [50.0] * 6 + [51.0] * 54
+    found = compare(make_pairs(human, before, scale), make_pairs(human, after, scale))
+    assert (found.improved, found.significant, found.certain) == (True, True, False)
+    assert "more are farther" in str(found.notes)
 
 
 @given(st.permutations([0, 1, 1, 1, 2, 3, 0, 0, 2, 1, 0, 0]))
@@ -169,4 +196,7 @@ def test_items_are_matched_by_trace_and_those_of_one_judge_only_are_listed() -> 
     assert (len(found.fixed), len(found.broken)) == (0, 0)
     assert found.n == found.before.n == found.after.n == 2
     assert found.only_before == ("t000",)
+    failed = pd.DataFrame({"trace_id": ["t009"], "reason": ["the judge failed: 500"]})
+    found = compare(replace(pairs, excluded=failed), turned)
+    assert (found.before.labelled, found.before.failures, found.before.coverage) == (2, 0, 1.0)
     assert "Left out: 1 item judged only before" in str(found)

@@ -141,6 +141,8 @@ def test_the_interval_of_a_mean_is_students() -> None:
     together = np.array([0, 0, 1, 2])
     narrow, wide = mean_interval(values, 0.95), mean_interval(values, 0.95, together)
     assert wide.high - wide.low > narrow.high - narrow.low
+    copies, of = np.repeat(values, 3), np.repeat(np.arange(4), 3)
+    assert mean_interval(copies, 0.95, of) == pytest.approx(reference)
     assert math.isnan(mean_interval(values[:1], 0.95).low)
     assert math.isnan(mean_interval(np.ones(5), 0.95).low)
     assert math.isnan(mean_interval(np.array([0.3 - 0.1, 0.4 - 0.2]), 0.95).low)  # but for rounding

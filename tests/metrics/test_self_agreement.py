@@ -118,7 +118,7 @@ def test_figures_by_hand() -> None:
         {"yes": 3, "no": 1},
         "yes",
     )
-    assert any("failed: 1 item" in note for note in found.notes)
+    assert any("on the scale: 1 item" in note for note in found.notes)
     json.dumps(found.to_dict(), allow_nan=False)
     assert "t001" in found._repr_html_()
     assert "all 4 answers agree on 0.667" in repr(found)
@@ -157,6 +157,12 @@ def test_what_is_undefined_is_nan_with_its_reason() -> None:
     )
     assert silent.table.loc["accuracy of one answer", ["value", "n"]].tolist() == [1, 1]
     assert silent.flips.iloc[0]["answers"] == {"N/A": 1, "yes": 1}
+    labels = make_pairs(["yes", "no", "yes"], ["yes"] * 3)
+    strange = self_agreement(assessed(["yes"] * 2, ["no", "maybe"], ["no", "no"]), labels)
+    assert (strange.failures, strange.table.loc["alpha", "n"], len(strange.flips)) == (1, 2, 0)
+    texts = self_agreement(assessed(*[[f"text {n}", f"text {n}."] for n in range(25)]))
+    assert math.isnan(texts.table.loc["alpha", "value"])
+    assert "No alpha" in " ".join(texts.notes)
     json.dumps(silent.to_dict(), allow_nan=False)
 
 
@@ -200,6 +206,15 @@ def test_repetitions_are_no_more_evidence() -> None:
     row = "all answers agree"
     assert wide.loc[row, "low"] == pytest.approx(one.loc[row, "low"])
     assert wide.loc[row, "low"] < self_agreement(many).table.loc[row, "low"]
+    # Of what pairs keep together, and for alpha, whose resamples draw items.
+    given = assessed(*[["yes", "yes"], ["yes", "no"], ["no", "no"]] * 10)
+    pairs = make_pairs(["yes"] * 30, ["yes"] * 30)
+    tied = pairs.grouped({i: str(k % 3) for k, i in enumerate(pairs.trace_ids)})
+    loose, wide = (self_agreement(given, one).table for one in (pairs, tied))
+    for row in ("all answers agree", "alpha", "accuracy of one answer"):
+        assert wide.loc[row, "value"] == pytest.approx(loose.loc[row, "value"])
+        width = wide.loc[row, "high"] - wide.loc[row, "low"]
+        assert width > 1.5 * (loose.loc[row, "high"] - loose.loc[row, "low"]), row
 
 
 @pytest.mark.slow

@@ -100,8 +100,7 @@ def test_a_trace_without_the_tag_is_a_group_of_its_own(store: str) -> None:
     workbench.log_verdicts(frame, name="l", source="m", value="v")
     workbench.log_labels(frame, name="l", annotator="ana", value="r")
     pairs = workbench.pair("l")
-    groups = pairs.split(groups="topic").group_of
-    assert len(set(groups.values())) == 8
+    assert len(set(pairs.groups_of("topic").values())) == 8
     with pytest.raises(ArgumentError, match="names no group for 19 of 20"):
         pairs.split(groups="rare")
 
@@ -122,7 +121,7 @@ def test_long_texts_that_are_equal_stay_on_one_side(store: str) -> None:
         table.assign(trace_id=made.trace_ids), name="good", source="m", value="r", progress=False
     )
     pairs = pair("good")
-    assert pairs.distinct == 8
+    assert len(set(pairs.clusters)) == 8
     split = pairs.split(seed=1)
     of = dict(zip(made.trace_ids, table["a"], strict=True))
     parts = [{of[i] for i in part.trace_ids} for part in (split.train, split.dev, split.test)]

@@ -36,6 +36,7 @@ ODD = Scale.of(
     ["$x_{1}$ and $", "<script>alert(1)</script>", "a\nb\x00\u202ec", "long " * 30, "e", "f", "g"],
     ordered=False,
 )
+NUMBERS = Scale("numeric")
 BEFORE = make_pairs(["no"] * 10 + ["yes"] * 30, ["yes"] * 8 + ["no"] * 2 + ["yes"] * 30)
 AFTER = make_pairs(["no"] * 10 + ["yes"] * 30, ["yes"] * 1 + ["no"] * 9 + ["yes"] * 30)
 PEOPLE = annotator_agreement(
@@ -80,6 +81,27 @@ def test_metrics_mark_the_baseline_and_the_ceiling() -> None:
     assert "people" not in texts(alone)
 
 
+def test_numbers_are_shown_by_their_mean_distance() -> None:
+    """Hardly one equals its label, so that an accuracy near 0 says nothing."""
+    people = [float(n) for n in range(40)]
+    before, after = (make_pairs(people, [v + off for v in people], NUMBERS) for off in (8.5, 2.5))
+    compared = compare(before, after)
+    ax = plot_metrics(compared, ceiling=PEOPLE, ax=axes())
+    rows = [label.get_text() for label in ax.get_yticklabels()]
+    assert rows == ["mean distance", "kappa", "kappa (quadratic)"]
+    assert not {"people", "always the majority label"} & set(legend(ax))
+    figures = {"status": "improved", "p adjusted": 0.01, "judge calls": 1, "reflection calls": 0}
+    figures |= {"embedding calls": 0, "known": 0, "seconds": 1.0}
+    table = pd.DataFrame([figures] * 2, index=["original", "SIMBA"]).assign(
+        **{"mean distance": [0.2, 0.1], "mean distance low": 0.05, "mean distance high": 0.3}
+    )
+    given = SimpleNamespace(table=table, split=SimpleNamespace(test=range(40)), pairs=before)
+    ax = plot_comparison(given, ax=axes())  # type: ignore[arg-type]
+    assert ax.get_xlabel().startswith("mean distance on 40 held-out pairs")
+    dots = [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "o"]
+    assert dots[:2] == [[0.2], [0.1]]
+
+
 def test_an_undefined_kappa_is_written_and_not_drawn_as_zero() -> None:
     same = make_pairs(["yes"] * 5, ["yes"] * 5)
     assert texts(plot_metrics(compare(same, same), ax=axes())).count("undefined") == 2
@@ -113,7 +135,8 @@ def test_comparison_tells_judges_that_differ_from_those_that_may_not() -> None:
     }
     table = pd.DataFrame.from_dict(rows, orient="index").astype({"judge calls": "Int64"})
     held_out = SimpleNamespace(test=range(40))
-    ax = plot_comparison(SimpleNamespace(table=table, split=held_out), ax=axes())  # type: ignore[arg-type]
+    given = SimpleNamespace(table=table, split=held_out, pairs=BEFORE)
+    ax = plot_comparison(given, ax=axes())  # type: ignore[arg-type]
     labels = [t.get_text() for t in ax.get_yticklabels()]
     assert labels[:2] == ["original\nas given", "SIMBA\n163 calls (+ 2 known), 12 s"]
     assert {"failed", "accuracy on 40 held-out pairs, 95 % interval"} <= set(texts(ax))
@@ -127,7 +150,7 @@ def test_comparison_tells_judges_that_differ_from_those_that_may_not() -> None:
         make_pairs([], []),
         make_pairs(["yes"] * 5, ["yes"] * 5),
         make_pairs([*ODD.values[:6]], [*ODD.values[1:]], ODD),
-        make_pairs([float(i) for i in range(30)], [i + 0.5 for i in range(30)], Scale("numeric")),
+        make_pairs([float(i) for i in range(30)], [i + 0.5 for i in range(30)], NUMBERS),
         make_pairs([True, False], [True, True], Scale.from_type(bool)),
     ],
     ids=["no pairs", "one value", "odd labels", "numbers in bins", "booleans"],
@@ -199,7 +222,7 @@ def test_fine_numbers_are_points_and_where_they_are_many_hexagons(n: int, kind: 
     """The count of every hexagon adds up to all pairs."""
     rng = np.random.default_rng(0)
     human = rng.normal(5, 1, n)
-    pairs = make_pairs(human.tolist(), (human + 0.3).tolist(), Scale("numeric"))
+    pairs = make_pairs(human.tolist(), (human + 0.3).tolist(), NUMBERS)
     ax = plot_ratings(pairs)
     drawn = [*ax.lines[:-1], *ax.collections]
     assert [type(one).__name__ for one in drawn] == [kind]
@@ -216,6 +239,7 @@ ONE = make_pairs(["poor"], ["poor"], GRADES)
     [
         lambda **on: plot_confusion(BEFORE, **on),
         lambda **on: plot_balance(BEFORE, **on),
+        lambda **on: plot_balance(make_pairs([], [], NUMBERS), **on),
         lambda **on: plot_metrics(agreement(BEFORE), **on),
         lambda **on: plot_annotators(PEOPLE, **on),
         lambda **on: plot_difference(BEFORE, AFTER, **on),
@@ -224,7 +248,7 @@ ONE = make_pairs(["poor"], ["poor"], GRADES)
         lambda **on: plot_slices(SLICES.iloc[:0], **on),
         lambda **on: plot_ratings(ONE, **on),
         lambda **on: plot_ratings(EMPTY, **on),
-        lambda **on: plot_ratings(make_pairs([], [], Scale("numeric")), **on),
+        lambda **on: plot_ratings(make_pairs([], [], NUMBERS), **on),
     ],
 )
 def test_pictures_draw_on_given_axes_or_new_ones_in_light_and_dark(

@@ -160,7 +160,7 @@ def learned(html: str) -> str:
         ["aaaa1111", "bbbb2222", "da7a5e7", "run-1", "Python", "mlflow", "topic kept together"],
         ["more characters)"],
         ["+ - Rude answers fail.", "− Be kind.", "{{ inputs }}", "1 line added, 1 removed"],
-        ["Made from 2 disagreements.", "It is not recorded what it was made from."],
+        ["Made from 2 cases.", "It is not recorded what it was made from."],
     ],
 )
 def test_it_says_what_happened_and_how_sure_that_is(page: Page, texts: list[str]) -> None:
@@ -183,7 +183,7 @@ def test_each_rule_has_cases_that_it_was_made_from() -> None:
     pairs.table["human_rationale"] = [""] * 5 + ["since it is rude"] * 35
     given = alignment(pairs=pairs, evidence={HOSTILE: [f"t{i:03}" for i in range(9)]})
     section = learned(render(given))
-    assert "Made from 9 disagreements, of which 3 are shown." in section
+    assert "Made from 9 cases, of which 3 are shown." in section
     assert section.count("<article>") == section.count("since it is rude") == 3
     assert section.count("the judge says &lt;script&gt;") == 3
     assert "All: t000, t001, t002" in section

@@ -70,6 +70,22 @@ def test_a_sweep_has_its_own_ceiling_and_baseline() -> None:
     assert ax.get_ylabel() == "held-out accuracy"
 
 
+def test_more_labels_than_there_are_are_drawn_at_those() -> None:
+    """Whether 50 were asked for or 100; the same two seeds are behind both."""
+    runs = [
+        {"seed": seed, "n_labels": n, "status": "complete", "after": n / 200, "labels": labels}
+        for n, used in ((20, (20, 20)), (50, (33, 34)), (100, (33, 34)))
+        for seed, labels in enumerate(used)
+    ]
+    table = pd.DataFrame(runs)
+    ax = plot_learning_curve(table, ax=axes())
+    assert ax.lines[0].get_xdata().tolist() == [20, 34]
+    assert "range over 2 seeds" in legend(ax)
+    numbers = plot_learning_curve(table.assign(after_mean_distance=0.2), ax=axes())
+    assert set(numbers.lines[0].get_ydata()) == {0.2}
+    assert numbers.get_ylabel() == "held-out mean distance"
+
+
 def test_a_metric_is_drawn_under_its_own_name_or_refused() -> None:
     """One that the table lacks is not another one under its label."""
     one = SWEEP[SWEEP["model"] == "a"]

@@ -41,9 +41,10 @@ from workbench.store.tables import digest
 from workbench.store.traces import item_digest
 
 _COLUMNS: Final = (
-    "status", "accuracy", "low", "high", "kappa", "kappa low", "kappa high", "mean distance", "n",
-    "fixed", "broken", "p", "p adjusted", "judge calls", "reflection calls", "embedding calls",
-    "known", "seconds", "tokens", "cost", "later calls", "later tokens", "words more", "reason",
+    "status", "accuracy", "low", "high", "kappa", "kappa low", "kappa high", "mean distance",
+    "mean distance low", "mean distance high", "n", "fixed", "broken", "p", "p adjusted",
+    "judge calls", "reflection calls", "embedding calls", "known", "seconds", "tokens", "cost",
+    "later calls", "later tokens", "words more", "reason",
 )  # fmt: skip
 
 
@@ -210,7 +211,7 @@ class _Benchmark:
         if tested := list(self.comparisons):
             table.loc[tested, "p adjusted"] = adjusted(table.loc[tested, "p"], "holm")
         ordered = self.data.split.test.scale.ordered
-        return table if ordered else table.drop(columns="mean distance")
+        return table if ordered else table.drop(columns=table.filter(like="mean distance"))
 
     def all_notes(self) -> tuple[str, ...]:
         """Return what must be known to read the figures."""
@@ -241,6 +242,8 @@ def _row(comparison: Comparison, judge: Judge | None = None) -> dict[str, Any]:
         "kappa low": found.kappa_interval.low,
         "kappa high": found.kappa_interval.high,
         "mean distance": found.mean_distance,
+        "mean distance low": found.mean_distance_interval.low,
+        "mean distance high": found.mean_distance_interval.high,
         "n": found.n,
         "fixed": len(comparison.fixed),
         "broken": len(comparison.broken),

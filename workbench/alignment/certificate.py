@@ -23,7 +23,7 @@ from workbench.formatting import counted, html_text
 from workbench.judging.assessment import assess
 from workbench.judging.judge import fingerprint
 from workbench.judging.verdicts import why_unusable
-from workbench.metrics.agreement import Agreement, agreement
+from workbench.metrics.agreement import Agreement, agreement, without_contested
 from workbench.metrics.intervals import Interval, Result, check_confidence, figure
 from workbench.models.budget import Budget
 from workbench.pairing.consensus import decisions_by_trace, labels_by_trace
@@ -133,8 +133,9 @@ def certify(
     test = alignment_or_pairs
     if not isinstance(test, (Alignment, Pairs)):
         raise ArgumentError(f"certify takes an Alignment or Pairs, got {type(test).__name__}.")
+    every = test.pairs if isinstance(test, Alignment) else test
     least = _demands(
-        (test.pairs if isinstance(test, Alignment) else test).scale,
+        every.scale,
         sensitivity=sensitivity, specificity=specificity, kappa=kappa, accuracy=accuracy,
     )  # fmt: skip
     notes: list[str] = []
@@ -143,8 +144,8 @@ def certify(
         lost = judged - len(pairs)
         if test.status != "improved":
             notes.append(f"The alignment was {test.status}: this is about the original judge.")
-            pairs, lost = test.split.test, len(_unusable(test.pairs))
-            judged = len(test.pairs) + lost
+            lost = len(_unusable(every))
+            judged = len(every) + lost
     else:
         known = examples([*test.trace_ids, *_unusable(test)]) if test.fingerprint else []
         by_id = {one.trace_id: one for one in known}
@@ -173,7 +174,7 @@ def certify(
         looks=looks,
         fingerprint=pairs.fingerprint,
         dataset_digest=dataset_digest(pairs),
-        notes=(*why, *notes, *_limits(measured.n, looks), *faults),
+        notes=(*why, *notes, *without_contested(every), *_limits(measured.n, looks), *faults),
         confidence=confidence,
     )
 

@@ -132,10 +132,11 @@ def limited(split: Split, n_labels: int | None) -> Split:
         for name in ("train", "dev")
         for trace_id, label in getattr(split, name).table[["trace_id", "human"]].to_numpy()
     }
-    if n_labels is None or n_labels >= len(strata):
+    if n_labels is None:
         return split
     chosen = stratified_order(strata, split.seed)[:n_labels]
-    note = f"{n_labels} of {len(strata)} labels that could be learned from were used (n_labels)."
+    used = f"{len(chosen)} of {len(strata)} labels that could be learned from were used"
+    note = f"{used} (n_labels={n_labels})."
     train, dev = split.train.subset(chosen), split.dev.subset(chosen)
     return replace(split, train=train, dev=dev, notes=(*split.notes, note))
 
@@ -203,13 +204,12 @@ def decide(gate: Gate, test: HeldOutTest, train: Pairs, stopped: str = "") -> tu
         return "rejected", "The proposed judge gave no usable verdict; the original judge stays."
     if gate == "none":
         return "improved", f"{summary} The gate is off, so the judge is taken as it is."
-    upwards = len(comparison.fixed) > len(comparison.broken)
     if test.lost > MOST_LOST:
         # A judge that answers only where it is sure would look better than it is.
         why = f"But it gave no usable verdict on {test.lost:.0%} of the held-out traces."
     elif not comparison.improved:
         why = "Not better on held-out pairs."
-    elif gate == "significant" and not (comparison.significant and upwards):
+    elif gate == "significant" and not comparison.certain:
         why = "Not significant."
     else:
         why = _no_better_than_a_constant(train, test.after)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from mlflow.genai.judges.base import AlignmentOptimizer
 
@@ -17,7 +18,8 @@ from workbench.formatting import counted
 from workbench.judging.requests import judge_examples, reached_at
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.annotators import AnnotatorAgreement
-from workbench.metrics.intervals import wilson
+from workbench.metrics.coefficients import numbered
+from workbench.metrics.intervals import proportion
 from workbench.metrics.sample_size import smallest_improvement
 from workbench.models.budget import ASSUMED_OUTPUT, Budget, cost
 from workbench.models.cache import AnswerCache
@@ -95,19 +97,23 @@ def _of_pairs(pairs: Pairs, annotators: AnnotatorAgreement | None) -> Iterator[R
 
 
 def _of_split(split: Split) -> Iterator[Row]:
-    """Yield what the held-out test can show at best; items that repeat each other are one."""
+    """Yield what the held-out test can show at best; items that belong together are one."""
     sizes = f"train {len(split.train)}, dev {len(split.dev)}, test {len(split.test)}"
     yield "split", sizes, "too few held-out pairs to prove much" if len(split.test) < 30 else ""
-    n, learn = split.test.distinct, split.train.table
+    clusters, learn = numbered(split.test.clusters), split.train.table
+    n = len(set(clusters))
+    what = ("item", "items") if n == len(clusters) else ("group of items", "groups of items")
+    those = counted(n, *what)
     least, wrong = smallest_improvement(n), float((learn["human"] != learn["judge"]).mean())
     if math.isnan(least):
-        yield "improvement that test can show", f"none with {counted(n, 'item')}", "label more"
+        yield "improvement that test can show", f"none with {those}", "label more"
         return
-    found = f"{least:.0%} of {n} items or more, if none gets worse (80% power)"
+    found = f"{least:.0%} of {those} or more, if none gets worse (80% power)"
     advice = "" if least <= wrong else f"the judge errs on {wrong:.0%} of train: label more traces"
     yield "improvement that test can show", found, advice
     if split.test.scale.kind != "numeric":
-        yield "accuracy that test can show", f"above {wilson(n, n).low:.2f} if all are right", ""
+        low = proportion(np.ones(len(clusters)), clusters, 0.95)[1].low
+        yield "accuracy that test can show", f"above {low:.2f} if all are right", ""
 
 
 def _of_models(data: AlignmentData, simba: AlignmentOptimizer | None) -> Iterator[Row]:

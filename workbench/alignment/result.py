@@ -14,6 +14,7 @@ from workbench.formatting import html_lines, html_table, html_text
 from workbench.metrics.agreement import Agreement
 from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.comparison import Comparison, compare
+from workbench.metrics.intervals import with_ends
 from workbench.models.budget import Usage
 from workbench.pairing.pairs import Pairs, Split
 from workbench.store.traces import Example
@@ -39,7 +40,7 @@ class Alignment:
         of both with people on these, and their comparison.
     history, evidence
         One row per candidate (see `workbench.simba.Optimised`), and learned rule -> ids of the
-        train traces whose disagreement it was made from; empty for other optimizers.
+        train traces that it was made from; empty for other optimizers.
     looks
         The largest number of judges that one held-out item has scored so far, this judge
         included; 0 where nothing was tested.
@@ -102,7 +103,8 @@ class Alignment:
     @property
     def held_out(self) -> Pairs:
         """Held-out pairs with the verdicts of ``judge``."""
-        return self.test_after if self.status == "improved" else self.test_before
+        # `test_before` lacks the items on which the proposed judge gave no usable verdict.
+        return self.test_after if self.status == "improved" else self.split.test
 
     @property
     def headline(self) -> str:
@@ -114,16 +116,18 @@ class Alignment:
         """Return what alignments are compared by, as plain values by name (see `record`).
 
         ``before`` and ``after`` are accuracies on the ``n`` held-out pairs, each with the ends of
-        its interval (``_low``, ``_high``), as the kappas are. ``labels`` were learned from.
-        ``baseline`` is the accuracy of always giving the most frequent label, and ``ceiling`` the
-        agreement of people with each other.
+        its interval (``_low``, ``_high``), as the kappas are, and on numeric scales the mean
+        distances (``before_mean_distance``), by which the gate goes there. ``labels`` were learned
+        from. ``baseline`` is the accuracy of always giving the most frequent label, and ``ceiling``
+        the agreement of people with each other, on contested items too.
         """
         labels = len(self.split.train) + len(self.split.dev)
         found: dict[str, Any] = {"result": self.status, "n": self.comparison.n, "labels": labels}
         for when, measured in (("before", self.before), ("after", self.after)):
-            for name, metric in ((when, "accuracy"), (f"{when}_kappa", "kappa")):
-                low, high = getattr(measured, f"{metric}_interval")
-                found |= {name: getattr(measured, metric), f"{name}_low": low, f"{name}_high": high}
+            for metric in _measures(measured):
+                name = when if metric == "accuracy" else f"{when}_{metric}"
+                interval = getattr(measured, f"{metric}_interval")
+                found |= with_ends(name, getattr(measured, metric), interval)
         ceiling = self.annotators.ceiling if self.annotators else None
         found |= {"baseline": self.before.baseline, "ceiling": ceiling}
         return found | {"usd_per_1000": self.usd_per_1000}
@@ -136,13 +140,18 @@ class Alignment:
         return head + html_table(self.comparison.table) + html_lines(self.notes)
 
 
+def _measures(measured: Agreement) -> list[str]:
+    """What is recorded of an agreement; hardly a number equals its label."""
+    return ["accuracy", "kappa", *["mean_distance"] * (measured.scale.kind == "numeric")]
+
+
 def finish_run(run: AlignmentRun, alignment: Alignment) -> Alignment:
     """Write status, figures, evidence and the changed items; return it with the run's id."""
     counts = ("calls", "reflection_calls", "failures", "reflection_failures", "seconds")
     metrics = {"looks_at_test": float(alignment.looks)}
     metrics |= {name: float(getattr(alignment, name)) for name in counts}
     for when, measured in (("before", alignment.before), ("after", alignment.after)):
-        metrics |= {f"{when}_accuracy": measured.accuracy, f"{when}_kappa": measured.kappa}
+        metrics |= {f"{when}_{name}": getattr(measured, name) for name in _measures(measured)}
     files: dict[str, Any] = {
         "comparison.json": alignment.comparison.to_dict(),
         "evidence.json": {rule: list(ids) for rule, ids in alignment.evidence.items()},
@@ -177,14 +186,14 @@ class OptimizerComparison:
     table
         A row a judge: the original, the majority label, few-shot and each optimizer, in this
         order. The columns are ``status``; ``accuracy`` with ``low`` and ``high``, its Wilson
-        interval; ``kappa`` with ``kappa low`` and ``kappa high``; ``mean distance`` on ordered
-        scales; ``n`` held-out items rated. Against the original: ``fixed`` and ``broken`` items,
-        ``p`` (McNemar's exact test) and ``p adjusted`` for the number of judges tested (Holm). What
-        learning took: ``judge calls``, ``reflection calls``, ``embedding calls`` (requests, retries
-        included), ``known`` answers from the cache, ``seconds``, ``tokens``, ``cost`` in US
-        dollars. What a later judgement takes: ``later calls``, ``later tokens`` (mean of the
-        held-out items), and ``words more`` of instructions than the original's. Finally ``reason``.
-        nan where unknown or undefined.
+        interval; ``kappa`` with ``kappa low`` and ``kappa high``, and on ordered scales ``mean
+        distance``, with its ends alike; ``n`` held-out items rated. Against the original: ``fixed``
+        and ``broken`` items, ``p`` (McNemar's exact test) and ``p adjusted`` for the number of
+        judges tested (Holm). What learning took: ``judge calls``, ``reflection calls``, ``embedding
+        calls`` (requests, retries included), ``known`` answers from the cache, ``seconds``,
+        ``tokens``, ``cost`` in US dollars. What a later judgement takes: ``later calls``, ``later
+        tokens`` (mean of the held-out items), and ``words more`` of instructions than the
+        original's. Finally ``reason``. nan where unknown or undefined.
     judges, comparisons, tested
         Name -> the judge that was put to the test, its comparison with the original, and the
         held-out pairs with its usable verdicts.
@@ -243,8 +252,9 @@ class OptimizerComparison:
     @property
     def _shown(self) -> pd.DataFrame:
         """The table without what few look for; missing counts are nan, which is shown as empty."""
-        hidden = ["kappa low", "kappa high", "tokens", "cost", "later tokens", "reason"]
-        table = self.table.drop(columns=hidden)
+        hidden = ["tokens", "cost", "later tokens", "reason"]
+        ends = [name for name in self.table if name.endswith((" low", " high"))]
+        table = self.table.drop(columns=[*hidden, *ends])
         return table.astype({name: float for name in table if name in COUNTS})
 
     @property

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -14,7 +13,7 @@ import pandas as pd
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, html_lines, html_table, plain
 from workbench.judging.verdicts import why_unusable
-from workbench.metrics.coefficients import Weights
+from workbench.metrics.coefficients import Weights, numbered
 from workbench.metrics.figures import (
     ERROR_RATES,
     Coded,
@@ -31,8 +30,8 @@ from workbench.metrics.intervals import (
     check_confidence,
     figure,
     figure_table,
+    proportion,
     ratio,
-    wilson,
 )
 from workbench.metrics.slices import By, Slices, sliced
 from workbench.pairing.pairs import Pairs
@@ -78,9 +77,8 @@ class Agreement(Result):
 
     Attributes
     ----------
-    name, scale, n, distinct
-        The judge's name, the rating scale, the number of pairs, and of these the number that
-        differ in inputs or outputs, by which intervals are made: repetitions are no more evidence.
+    name, scale, n
+        The judge's name, the rating scale and the number of pairs.
     accuracy, baseline
         Share of pairs with equal values (Wilson), and that of always answering the most frequent
         human label.
@@ -113,18 +111,16 @@ class Agreement(Result):
         Index class; ``precision``, ``recall``, ``f1``, ``support`` (human labels of the class);
         and ``precision_low``, ``precision_high`` and so on (Wilson). None on scales with bins.
     labelled, coverage, abstentions, failures
-        Number of items with a label; share of these on which the judge gave a usable verdict
-        (Wilson); how often it abstained, and how often the call or the answer failed; as far as
-        the pairs tell.
+        Number of items with a label, contested ones not counted; share of these on which the judge
+        gave a usable verdict (Wilson); how often it abstained, and how often the call or the answer
+        failed; as far as the pairs tell.
     undefined
         Name of a figure that is nan, or has no interval -> why.
     notes
         What a reader should know beside the figures.
     """
 
-    hidden = (
-        "scale", "measured", "distinct", "weights", "class_intervals", "coverage_interval",
-    )  # fmt: skip
+    hidden = ("scale", "measured", "weights", "class_intervals", "coverage_interval")
 
     name: str
     scale: Scale
@@ -135,7 +131,6 @@ class Agreement(Result):
     class_intervals: pd.DataFrame | None
     baseline: float
     confidence: float
-    distinct: int
     weights: Weights | None
     labelled: int
     coverage: float
@@ -308,8 +303,8 @@ def agreement(
     coded = Coded.of(pairs)
     weights = (weights or "quadratic") if coded.scale.ordered else None
     found, n = figures_of(coded, weights, **options), len(coded.human)
-    left_out = Counter(map(why_unusable, pairs.excluded["reason"]))
-    labelled = n + left_out.total() - left_out[None]
+    lost = pairs.excluded.assign(why=pairs.excluded["reason"].map(why_unusable)).dropna()
+    coverage, coverage_interval = _coverage(pairs, lost["trace_id"], confidence)
     confusion, baseline = confusion_of(coded), ratio(np.bincount(coded.human).max(initial=0), n)
     cells = confusion.to_numpy()
     per_class, ends = (None, None) if coded.binned else class_figures(coded, confidence)
@@ -323,25 +318,42 @@ def agreement(
         class_intervals=ends,
         baseline=baseline,
         confidence=confidence,
-        distinct=pairs.distinct,
         weights=weights,
-        labelled=labelled,
-        coverage=ratio(n, labelled),
-        coverage_interval=wilson(n, labelled, confidence),
+        labelled=n + len(lost),
+        coverage=coverage,
+        coverage_interval=coverage_interval,
         false_positives=int(cells[0, 1]) if coded.scale.kind == "binary" else None,
         false_negatives=int(cells[1, 0]) if coded.scale.kind == "binary" else None,
-        abstentions=left_out["abstained"],
-        failures=left_out["failed"],
+        abstentions=int((lost["why"] == "abstained").sum()),
+        failures=int((lost["why"] == "failed").sum()),
         undefined=why_undefined(coded, found),
-        notes=(*_kappa_paradox(coded, found, baseline), *_without_verdict(left_out)),
+        notes=(
+            *_kappa_paradox(coded, found, baseline),
+            *_without_verdict(lost["why"]),
+            *without_contested(pairs),
+        ),
     )
 
 
-def _without_verdict(left_out: Counter[str | None]) -> tuple[str, ...]:
+def _coverage(pairs: Pairs, lost: Iterable[str], confidence: float) -> tuple[float, Interval]:
+    """The share of labelled items with a usable verdict, where ``lost`` are those without."""
+    ids = [*pairs.trace_ids, *lost]
+    judged, groups = np.arange(len(ids)) < len(pairs), numbered(pairs.clusters_of(ids))
+    return proportion(judged, groups, confidence)
+
+
+def _without_verdict(why: pd.Series[str]) -> tuple[str, ...]:
     """A note on the items with a label on which the judge gave no usable verdict."""
-    missing = {"abstained": left_out["abstained"], "failed": left_out["failed"]}
-    listed = ", ".join(f"{n} {why}" for why, n in missing.items() if n)
+    missing = [(n, kind) for kind in ("abstained", "failed") if (n := (why == kind).sum())]
+    listed = ", ".join(f"{n} {kind}" for n, kind in missing)
     return (f"Items with a label but no usable verdict: {listed}.",) if listed else ()
+
+
+def without_contested(pairs: Pairs) -> tuple[str, ...]:
+    """Return a note on the items that are not among the pairs since their annotators differ."""
+    missing = counted(pairs.contested, "item")
+    said = f"Left out: {missing} on which annotators differ. Without these any judge looks better."
+    return (said,) if pairs.contested else ()
 
 
 def _kappa_paradox(coded: Coded, figures: Figures, baseline: float) -> tuple[str, ...]:

@@ -140,7 +140,7 @@ def alternative_annotator_test(
     human, judge, left_out = human[usable], judge[usable], int((~usable).sum())
     wins, losses = _advantages(human, judge, score)
     if isinstance(pairs_or_table, Pairs):  # rows that belong together are one item
-        groups = pd.Series(numbered(pairs_or_table.clusters))[usable].to_numpy()
+        groups = numbered(pairs_or_table.clusters_of(labels.index[usable]))
         wins, losses = (pd.DataFrame(w).groupby(groups).mean().to_numpy() for w in (wins, losses))
     table = _tests(wins, losses, epsilon, min_items, confidence)
     table.index = pd.Index([str(who) for who in labels.columns], name="annotator")
@@ -174,7 +174,8 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
                 "without these any judge looks better. Keep them: workbench.pair(judge, "
                 "ties='latest')."
             )
-        return given.votes.reindex(given.trace_ids), list(given.table["judge"]), given.scale
+        labels, judged = given.votes, dict(zip(given.trace_ids, given.table["judge"], strict=True))
+        return labels, [judged.get(i) for i in labels.index], given.scale
     table = votes_table("alternative_annotator_test", given)
     if isinstance(verdicts, str):
         one_of("verdicts", verdicts, list(table.columns))

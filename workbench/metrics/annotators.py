@@ -25,6 +25,7 @@ from workbench.metrics.coefficients import (
     fleiss_kappa,
     interval_alpha,
     krippendorff_alpha,
+    numbered,
 )
 from workbench.metrics.figures import Coded, Sample
 from workbench.metrics.intervals import (
@@ -45,6 +46,7 @@ from workbench.metrics.intervals import (
 )
 from workbench.metrics.votes import Votes, counts_of, equally_rated
 from workbench.pairing.pairs import Pairs
+from workbench.pairing.splits import Groups
 from workbench.scale import MOST_CATEGORIES, Scale
 
 
@@ -80,7 +82,8 @@ class AnnotatorAgreement(Result):
     ceiling, ceiling_interval
         Mean accuracy of one annotator's label against the majority of the others on the same
         item; among tied majority values each counts as its share. A judge that agrees with
-        people more than this agrees with them better than they do with each other.
+        people more than this agrees with them better than they do with each other, if both are of
+        the same items: this counts those too that are not among the pairs since annotators tie.
     """
 
     hidden = ("scale",)
@@ -145,6 +148,7 @@ def annotator_agreement(
     pairs_or_votes: Pairs | pd.DataFrame,
     *,
     scale: Scale | None = None,
+    groups: Groups = None,
     confidence: float = 0.95,
     seed: int = 0,
     resamples: int = 2000,
@@ -158,6 +162,8 @@ def annotator_agreement(
         row an item and one column an annotator. Missing cells and abstentions count as no label.
     scale
         The scale of the labels; that of the pairs, or of the values seen, by default.
+    groups
+        What belongs together: of pairs as in `agreement`, of a table a mapping item -> group.
     confidence, seed, resamples
         Of the bootstrap intervals, which draw items.
 
@@ -169,7 +175,7 @@ def annotator_agreement(
         For a value outside the scale.
     """
     check_confidence(confidence)
-    votes = Votes.of(pairs_or_votes, scale)
+    votes = Votes.of(pairs_or_votes, scale, groups)
     codes, groups, several = votes.codes, votes.groups, votes.labels >= 2
     credits = _against_others(votes.within)
     # Items with the same labels by the same annotators fall into one cell.
@@ -271,13 +277,19 @@ def _of_full_agreement(codes: Array, groups: Array, confidence: float) -> tuple[
 def _pairwise(votes: Votes, options: dict[str, Any]) -> pd.DataFrame:
     """The table of `AnnotatorAgreement`, of each two as of a judge and people."""
     names, rows = votes.annotators, []
+    known: dict[tuple[bytes, ...], Any] = {}  # of many people most two share few items, if any
     measures = ["accuracy", "kappa", *["kappa (quadratic)"] * votes.scale.ordered]
     for a, b in combinations(range(len(names)), 2):
         both = (votes.codes[:, [a, b]] >= 0).all(axis=1)
         one, two = votes.codes[both][:, [a, b]].T
-        coded = Coded(votes.scale, votes.values, one, two, votes.groups[both])
+        order = np.lexsort((two, one))
+        rated = one[order], two[order], numbered(votes.groups[both][order])
+        labels = tuple(each.tobytes() for each in rated)
+        if labels not in known:
+            sample = Sample(Coded(votes.scale, votes.values, *rated), **options)
+            known[labels] = sample.figures(*measures)
         row = {"annotator_a": names[a], "annotator_b": names[b], "n": len(one)}
-        for name, found in Sample(coded, **options).figures(*measures).items():
+        for name, found in known[labels].items():
             row |= with_ends(name.replace("kappa (quadratic)", "weighted_kappa"), *found)
         rows.append(row)
     columns = ["annotator_a", "annotator_b", "n", "accuracy", "kappa"]

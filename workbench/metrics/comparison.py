@@ -26,6 +26,7 @@ from workbench.metrics.intervals import (
 )
 from workbench.pairing.pairs import Pairs
 from workbench.pairing.splits import Groups
+from workbench.scale import Scale
 
 ENOUGH_PAIRS = 30  # fewer cannot tell two judges apart by anything but luck
 
@@ -87,7 +88,9 @@ class Comparison(Result):
     @property
     def certain(self) -> bool:
         """Whether the judge after is better, and the gain hardly luck."""
-        return self.improved and self.significant
+        # On numeric scales the test may be sure of more items farther, though the mean distance
+        # fell.
+        return self.improved and self.significant and len(self.fixed) > len(self.broken)
 
     @property
     def accuracy_change(self) -> float:
@@ -140,11 +143,11 @@ class Comparison(Result):
     def notes(self) -> list[str]:
         """What a reader should know beside the figures."""
         found = [self.power_note] if self.power_note else []
-        if self.enough and self.improved and not self.significant:
-            found.append(
-                f"The gain may be luck: p = {self.p_value:.2g} is not below "
-                f"{1 - self.confidence:.2g}."
-            )
+        if self.enough and self.improved and not self.certain:
+            why = f"p = {self.p_value:.2g} is not below {1 - self.confidence:.2g}."
+            if self.significant:
+                why = "it rests on a few items, and more are farther from their label than nearer."
+            found.append(f"The gain may be luck: {why}")
         sides = (("before", "after", self.only_before), ("after", "before", self.only_after))
         return found + [
             f"Left out: {counted(len(ids), 'item')} judged only {judged}, not {other}."
@@ -236,13 +239,7 @@ def _same_items(before: Pairs, after: Pairs, common: set[str]) -> list[Pairs]:
             f"The two sets of pairs ({len(before)} before, {len(after)} after) have no "
             "trace in common. Let both judges judge the same labelled traces."
         )
-    scales = [(each.scale.kind, each.scale.values) for each in (before, after)]
-    if scales[0] != scales[1]:
-        raise ArgumentError(
-            f"The two sets of pairs are on different scales: {before.scale.kind} "
-            f"({before.scale.describe()}) before, {after.scale.kind} ({after.scale.describe()}) "
-            "after. Pair both judges with the same scale=."
-        )
+    scale = _same_scale(before, after)
     one, two = (
         each.table[each.table["trace_id"].isin(common)].sort_values("trace_id", ignore_index=True)
         for each in (before, after)
@@ -256,7 +253,33 @@ def _same_items(before: Pairs, after: Pairs, common: set[str]) -> list[Pairs]:
             f"{row['trace_id']}: {row['human']!r} and {theirs!r}. Pair both judges again, with "
             "the same consensus and the labels of today."
         )
-    return [replace(before, table=one), replace(after, table=two)]
+    return [
+        replace(pairs, table=table, scale=scale, excluded=pairs.excluded.iloc[0:0])
+        for pairs, table in ((before, one), (after, two))
+    ]
+
+
+def _same_scale(before: Pairs, after: Pairs) -> Scale:
+    """The scale of both; of an observed range, which each judge has its own of, the wider one."""
+    one, two = (
+        each.scale.with_range([*each.table["human"], *each.table["judge"]])
+        for each in (before, after)
+    )
+    kinds = [(each.kind, each.values, each.limits) for each in (one, two)]
+    if kinds[0] != kinds[1]:
+        first, second = (
+            f"numbers from {each.low} to {each.high}"
+            if any(end is not None for end in each.limits)
+            else f"{each.kind} ({each.describe()})"
+            for each in (one, two)
+        )
+        raise ArgumentError(
+            f"The two sets of pairs are on different scales: {first} before, {second} after. Pair "
+            "both judges with the same scale=."
+        )
+    low, high = one.limits
+    ends = [end for each in (one, two) for end in (each.low, each.high) if end is not None]
+    return replace(one, low=low, high=high).with_range(ends)
 
 
 def _changes(

@@ -181,7 +181,8 @@ def mean_interval(values: Array, confidence: float, groups: Array | None = None)
     among = len(np.unique(groups))
     if among < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return UNDEFINED
-    error = values.std(ddof=1) / math.sqrt(effective_size(values, groups))
+    # A variance that is estimated from G groups is G / (G - 1) times as large.
+    error = values.std() * math.sqrt(among / (among - 1) / effective_size(values, groups))
     half = t.ppf((1 + confidence) / 2, among - 1) * error
     return Interval(float(values.mean() - half), float(values.mean() + half))
 

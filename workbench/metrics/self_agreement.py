@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import multimode
 from typing import Any, Literal, get_args, get_origin
@@ -20,6 +21,7 @@ from workbench.formatting import counted, html_table, with_content
 from workbench.judging.assessment import Assessed, assess
 from workbench.judging.judge import from_options
 from workbench.metrics.annotators import annotator_agreement
+from workbench.metrics.coefficients import numbered
 from workbench.metrics.intervals import (
     Bootstrap,
     Interval,
@@ -27,7 +29,7 @@ from workbench.metrics.intervals import (
     check_confidence,
     figure,
     figure_table,
-    wilson,
+    proportion,
 )
 from workbench.models.budget import Budget
 from workbench.pairing.joining import pair
@@ -57,7 +59,7 @@ class SelfAgreement(Result):
         Items on which the answers differ, the most contested first: ``trace_id``, ``answers``
         (value -> count), ``majority``, ``share`` of it, and ``human``, None without a label.
     failures
-        Items that are left out, since a call for them failed.
+        Items that are left out, since a call for them failed or an answer is not on the scale.
     """
 
     hidden = ("previews",)
@@ -129,7 +131,7 @@ def self_agreement(
     check_confidence(confidence)
     given, notes = judge_or_assessed, list[str]()
     turned: Judge | None = None
-    changed: list[float] = []
+    changed: dict[str, float] = {}
     if isinstance(given, Assessed):
         assessed, samples = given, given.samples["sample"].nunique()
     if samples < 2:
@@ -149,19 +151,22 @@ def self_agreement(
     people, scale = _labels(given, pairs_or_traces, notes)
     answers = _complete(assessed.samples, samples, scale)
     if failed := len(assessed.table) - len(answers):
-        notes.append(f"Left out, since a call for them failed: {counted(failed, 'item')}.")
+        left_out = counted(failed, "item")
+        notes.append(f"Left out, since a call failed or an answer is not on the scale: {left_out}.")
     if turned is not None:
         again = assess(turned, list(assessed.table["trace_id"]), log=False, **how)
         known = _complete(again.samples, 1, scale)
-        changed = [float(one != answers[i][0]) for i, (one,) in known.items() if i in answers]
+        changed = {i: float(one != answers[i][0]) for i, (one,) in known.items() if i in answers}
     rest: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
     # Repetitions in inputs and outputs are no more evidence.
     seen = contents(assessed.previews)
-    distinct = len({seen.get(i, i) for i in answers})
+    known_groups = pairs_or_traces.group_of if isinstance(pairs_or_traces, Pairs) else {}
+    groups = {i: known_groups.get(i, seen.get(i, i)) for i in answers}
+    table = _table(answers, people, changed, scale, groups, notes, **rest)
     return SelfAgreement(
         name=assessed.name,
         samples=samples,
-        table=_table(answers, people, changed, scale, distinct / max(len(answers), 1), **rest),
+        table=table,
         flips=_flips(answers, people),
         failures=failed,
         notes=tuple(notes),
@@ -193,49 +198,48 @@ def _labels(given: Any, pairs_or_traces: Any, notes: list[str]) -> tuple[dict[st
     return dict(zip(found.trace_ids, found.table["human"], strict=True)), found.scale
 
 
-def _read(value: Any, scale: Scale | None) -> Any:
-    """An answer as the scale has it, as it is where the scale does not have it."""
-    try:
-        return value if scale is None else scale.normalise(value)
-    except ScaleError:
-        return value
-
-
 def _complete(table: pd.DataFrame, samples: int, scale: Scale | None) -> dict[str, list[Any]]:
-    """Trace id -> its answers in order, of the items on which no call failed."""
+    """Trace id -> its answers in order, of the items on which all calls gave a usable one."""
     by_item: dict[str, list[Any]] = {}
     for row in table[table["error"].isna()].sort_values("sample", kind="stable").itertuples():
-        by_item.setdefault(str(row.trace_id), []).append(_read(row.value, scale))
+        with suppress(ScaleError):
+            value = row.value if scale is None else scale.normalise(row.value)
+            by_item.setdefault(str(row.trace_id), []).append(value)
     return {i: given for i, given in by_item.items() if len(given) == samples}
 
 
 def _table(
     answers: Mapping[str, Sequence[Any]],
     people: Mapping[str, Any],
-    changed: Sequence[float],
+    changed: Mapping[str, float],
     scale: Scale | None,
-    share: float,
+    groups: Mapping[str, Hashable],
+    notes: list[str],
     **how: Any,
 ) -> pd.DataFrame:
-    """The figures of `SelfAgreement.table`; ``share`` of the items are no repetitions."""
-    counts = [Counter(given).values() for given in answers.values()]
+    """The figures of `SelfAgreement.table`; items with the same of ``groups`` belong together."""
+    counts = {i: Counter(given).values() for i, given in answers.items()}
     k = len(next(iter(answers.values()), ()))
-    labelled = [_right(given, people[i]) for i, given in answers.items() if i in people]
-    ratings = [one for one in labelled if one is not None]
-    rows = {
-        "all answers agree": [float(len(each) == 1) for each in counts],
-        "two answers agree": [sum(c * (c - 1) for c in each) / (k * (k - 1)) for each in counts],
-        "alpha": [],
-        "ceiling of one answer": [max(each) / k for each in counts],
-        "accuracy of one answer": [one for one, _ in ratings],
-        "accuracy of the majority": [most for _, most in ratings],
+    labelled = {i: _right(given, people[i]) for i, given in answers.items() if i in people}
+    ratings = {i: one for i, one in labelled.items() if one is not None}
+    rows: dict[str, Mapping[str, float]] = {
+        "all answers agree": {i: float(len(each) == 1) for i, each in counts.items()},
+        "two answers agree": {
+            i: sum(c * (c - 1) for c in each) / (k * (k - 1)) for i, each in counts.items()
+        },
+        "alpha": {},
+        "ceiling of one answer": {i: max(each) / k for i, each in counts.items()},
+        "accuracy of one answer": {i: one for i, (one, _) in ratings.items()},
+        "accuracy of the majority": {i: most for i, (_, most) in ratings.items()},
         "changed by reversed options": changed,
     }
-    found = {name: _mean(values, share, **how) for name, values in rows.items()}
-    if answers:
-        votes = pd.DataFrame.from_dict(dict(answers), orient="index", dtype=object)
-        among = annotator_agreement(votes, scale=scale, **how)
+    found = {name: _mean(by_item, groups, **how) for name, by_item in rows.items()}
+    votes = pd.DataFrame.from_dict(dict(answers), orient="index", dtype=object)
+    try:
+        among = annotator_agreement(votes, scale=scale, groups=groups, **how)
         found["alpha"] = (among.alpha, *among.alpha_interval, len(votes))
+    except ScaleError as error:  # of answers in free text
+        notes.append(f"No alpha: {error}")
     return figure_table(found, "n").rename_axis("figure").astype({"n": int})
 
 
@@ -249,17 +253,18 @@ def _right(given: Sequence[Any], label: Any) -> tuple[float, float] | None:
 
 
 def _mean(
-    values: Sequence[float], share: float, *, confidence: float, **how: Any
+    by_item: Mapping[str, float], groups: Mapping[str, Hashable], *, confidence: float, **how: Any
 ) -> tuple[float, float, float, int]:
     """A mean of shares with its interval: Wilson's for yes and no, else a bootstrap's."""
-    n, total = len(values), math.fsum(values)
-    levels, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
-    interval = wilson(total * share, n * share, confidence)
-    if not set(levels) <= {0.0, 1.0}:
-        sample = Bootstrap(counts * share, confidence=confidence, **how)
-        drawn = sample.interval(lambda items: items @ levels / sample.n)
+    values = np.array([*by_item.values()], dtype=float)
+    together = numbered(groups[i] for i in by_item)
+    mean, interval = proportion(values, together, confidence)
+    levels, at, counts = np.unique(values, return_inverse=True, return_counts=True)
+    if not {*levels} <= {0.0, 1.0}:
+        sample = Bootstrap(counts, rows=(together, at), confidence=confidence, **how)
+        drawn = sample.interval(lambda items: items @ levels / items.sum(axis=-1))
         interval = interval if math.isnan(drawn.low) else drawn
-    return (total / n if n else math.nan, *interval, n)
+    return (mean, *interval, len(values))
 
 
 def _flips(answers: Mapping[str, Sequence[Any]], people: Mapping[str, Any]) -> pd.DataFrame:

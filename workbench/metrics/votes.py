@@ -14,6 +14,7 @@ from workbench.errors import ArgumentError
 from workbench.metrics.coefficients import Level, numbered
 from workbench.metrics.intervals import Array
 from workbench.pairing.pairs import Pairs
+from workbench.pairing.splits import Groups
 from workbench.scale import ABSTAIN, Scale, is_abstention, no_rating
 from workbench.vocabulary import check_people, fold, scalar, truth_side
 
@@ -36,16 +37,20 @@ class Votes:
     groups: Array
 
     @classmethod
-    def of(cls, given: Any, scale: Scale | None) -> Votes:
+    def of(cls, given: Any, scale: Scale | None, groups: Groups = None) -> Votes:
         """Read pairs or a table; by default on the scale of the pairs, or of the values seen."""
         if isinstance(given, Pairs):
             table, known = given.votes, scale or given.scale
-            groups = numbered(given.clusters_of(table.index))
+            together = numbered(given.grouped(groups).clusters_of(table.index))
         else:
             table = votes_table("annotator_agreement", given)
             cells = map(scalar, table.to_numpy(dtype=object).ravel().tolist())
             seen = [v for v in cells if not no_rating(v, scale) and not is_abstention(v)]
-            known, groups = scale or _scale_of(seen), np.arange(len(table))
+            known = scale or _scale_of(seen)
+            if isinstance(groups, str):
+                raise ArgumentError(f"groups={groups!r}: of a table it maps items to groups.")
+            rows = enumerate(table.index)
+            together = numbered((groups or {}).get(item, (row,)) for row, item in rows)
         check_people("The table", table.columns)
 
         @lru_cache(maxsize=None, typed=True)  # each writing once
@@ -56,7 +61,7 @@ class Votes:
         values = list(known.values) or sorted(set(votes) - {ABSTAIN})
         number = {ABSTAIN: -1} | {value: k for k, value in enumerate(values)}
         codes = np.array([number[v] for v in votes], dtype=int).reshape(table.shape)
-        return cls(tuple(map(str, table.columns)), table.index, codes, values, known, groups)
+        return cls(tuple(map(str, table.columns)), table.index, codes, values, known, together)
 
     @property
     def level(self) -> Level:

@@ -127,7 +127,7 @@ def pair(
         notes=(*notes, *_notes(name, human, scale), *spellings(fetched, name), *near),
         all_votes={i: one.votes for i, one in human.items() if one.votes},
         previews=texts,
-        content=contents({i: texts[i] for i in table["trace_id"]}),
+        content=contents({i: texts[i] for i, one in human.items() if one.votes or one.decided_by}),
     )
 
 

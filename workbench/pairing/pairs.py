@@ -65,11 +65,6 @@ class Pairs:
         return list(self.table["trace_id"])
 
     @property
-    def distinct(self) -> int:
-        """How many of the pairs differ in inputs or outputs, as far as that is known."""
-        return len({self.content.get(i, i) for i in self.trace_ids})
-
-    @property
     def votes(self) -> pd.DataFrame:
         """Index trace_id (of every labelled trace), one column an annotator; None for no vote."""
         every = self.all_votes or dict(zip(self.trace_ids, self.table["votes"], strict=True))
@@ -96,8 +91,11 @@ class Pairs:
         )
 
     def groups_of(self, groups: Groups) -> dict[str, str]:
-        """Return the group of each trace: see `split`. Those of equal content are always joined."""
-        return joined(groups_of(self.table, groups), self.content)
+        """Return the group of each trace that is paired or labelled: see `split`.
+
+        Those of equal content are always joined.
+        """
+        return joined(groups_of(self.table, groups, self.all_votes), self.content)
 
     def grouped(self, groups: Groups) -> Pairs:
         """Return the pairs with what belongs together, as `split` takes it; None changes nothing.
@@ -193,7 +191,6 @@ class Pairs:
             test=grouped.subset(parts["test"]),
             seed=seed,
             groups=groups if isinstance(groups, str) else ("mapping" if groups else None),
-            group_of=group_of,
         )
 
     def __repr__(self) -> str:
@@ -226,7 +223,6 @@ class Split:
     test: Pairs
     seed: int
     groups: str | None = None
-    group_of: Mapping[str, str] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,36 +20,39 @@ Groups = str | Mapping[str, Hashable] | None
 LARGEST_GROUP = 0.3  # of a larger share in one group, grouping by inputs leaves nothing to split
 
 
-def groups_of(table: pd.DataFrame, groups: Groups) -> dict[str, str]:
+def groups_of(table: pd.DataFrame, groups: Groups, others: Iterable[str] = ()) -> dict[str, str]:
     """Return the group of each trace of a table of pairs (see `Pairs.split` for ``groups``).
+
+    Of ``others``, which make no pair, those that no group is named for are each one of their own.
 
     Keys are compared as text without case: "1", " 1" and "1.0" are one group, "1.1" and "1.10" two.
     Where most traces have one, those without (None, nan, "", "NULL") are each a group of their own.
     """
     ids, exist = list(table["trace_id"]), ""
+    every = list(dict.fromkeys([*ids, *others]))
     if groups is None:
-        return {i: i for i in ids}  # as they are
+        return {i: i for i in every}  # as they are
     if isinstance(groups, Mapping):
-        found = {i: str(groups[i]) for i in ids if i in groups}
+        found = {i: str(groups[i]) for i in every if i in groups}
     elif groups in table.columns:
         found = dict(zip(ids, map(str, table[groups]), strict=True))
     else:
         fields = {
             one.trace_id: {**(one.inputs if isinstance(one.inputs, dict) else {}), **one.tags}
-            for one in examples(ids)
+            for one in examples(every)
         }
         found = {i: field_text(held[groups]) for i, held in fields.items() if groups in held}
         known = sorted(set[str]().union(*fields.values()))
         exist = f" These tags and inputs exist: {', '.join(map(repr, known))}."
     missing = [i for i in ids if is_unnamed(found.get(i))]
-    has_gaps = isinstance(groups, Mapping) and len(found) < len(ids)
+    has_gaps = isinstance(groups, Mapping) and not found.keys() >= {*ids}
     if missing and (has_gaps or 2 * len(missing) >= len(ids)):
         shown = f"={groups!r}" if isinstance(groups, str) else ""
         raise ArgumentError(
             f"groups{shown} names no group for {len(missing)} of {len(ids)} traces, e.g. "
             f"{missing[0]!r}. Every paired trace needs one.{exist}"
         )
-    return {i: group_key(found.get(i, i)) for i in ids} | {i: i for i in missing}
+    return {i: i if is_unnamed(found.get(i)) else group_key(found[i]) for i in every}
 
 
 def field_text(value: Any) -> str:

@@ -51,7 +51,8 @@ def plot_metrics(
     """Accuracy and kappa with their intervals, before and after.
 
     The accuracy of always answering the most frequent label is marked, and, where given, the
-    agreement of people among themselves.
+    agreement of people among themselves, on contested items too. Numeric scales have the mean
+    distance in place of accuracy, and no such marks.
 
     Parameters
     ----------
@@ -68,7 +69,9 @@ def plot_metrics(
         looks = {"before": (BEFORE, "o", -0.16), "after": (AFTER, "D", 0.16)}
         judges = {name: (getattr(given, name), *look) for name, look in looks.items()}
     first: Agreement = next(iter(judges.values()))[0]
-    names = [n for n in first.figures if n == "accuracy" or n.startswith("kappa")]
+    numeric = first.scale.kind == "numeric"
+    names = ["mean distance" if numeric else "accuracy"]
+    names += [name for name in first.figures if name.startswith("kappa")]
     ax = ax or new_axes(6.4, 1.1 + 0.62 * len(names))[0]
     lowest, handles = 0.0, dict[str, Any]()
     for label, (found, colour, marker, offset) in judges.items():
@@ -77,9 +80,9 @@ def plot_metrics(
             drawn = draw_estimate(ax, row + offset, (value, *interval), color=colour, marker=marker)
             handles |= {label: drawn} if drawn else {}
             lowest = float(np.nanmin([lowest, value, interval.low]))
-    ends = np.array([-0.42, 0.42]) + names.index("accuracy")
-    for label, (level, style) in reference_levels(first.baseline, ceiling).items():
-        (handles[label],) = ax.plot([level] * 2, ends, style, color=ink(), label=label)
+    levels = {} if numeric else reference_levels(first.baseline, ceiling)
+    for label, (level, style) in levels.items():
+        (handles[label],) = ax.plot([level] * 2, [-0.42, 0.42], style, color=ink(), label=label)
     ax.axvline(0, color=ink(), lw=0.6, alpha=0.5)
     bare_rows(ax, names)
     ax.set_xlim(max(-1.0, lowest - 0.03) if lowest < 0 else 0, 1.01)
@@ -91,9 +94,9 @@ def plot_metrics(
 def plot_comparison(comparison: OptimizerComparison, *, ax: Axes | None = None) -> Axes:
     """Held-out accuracy of each judge with its interval, and the cost of learning it.
 
-    A row a judge, in the order of the comparison. The dashed line is the original judge's
-    accuracy. Judges that differ from it by McNemar's test, adjusted for the number of judges, are
-    drawn filled, the others hollow; those that failed say so.
+    On numeric scales it is the mean distance. A row a judge, in the order of the comparison. The
+    dashed line is the original judge. Judges that differ from it by McNemar's test, adjusted for
+    the number of judges, are drawn filled, the others hollow; those that failed say so.
 
     Parameters
     ----------
@@ -102,20 +105,22 @@ def plot_comparison(comparison: OptimizerComparison, *, ax: Axes | None = None) 
     ax
         Axes to draw on; new ones by default.
     """
-    table = comparison.table
+    table, measure, ends = comparison.table, "accuracy", ["low", "high"]
+    if comparison.pairs.scale.kind == "numeric":
+        measure, ends = "mean distance", ["mean distance low", "mean distance high"]
     ax = ax or new_axes(7.6, 1.2 + 0.5 * len(table))[0]
     labels = []
     for place, (name, row) in enumerate(table.to_dict("index").items()):
-        estimate = (row["accuracy"], row["low"], row["high"])
+        estimate = [row[name] for name in (measure, *ends)]
         colour = ink() if row["status"] == "reference" else blue()
         # The original itself and the majority label are not tested, so they are filled.
         hollow = row["p adjusted"] >= 0.05
         said = "failed" if row["status"] == "failed" else "undefined"
         draw_estimate(ax, place, estimate, hollow=hollow, color=colour, undefined=said)
         labels.append("\n".join(filter(None, [literal(name, 30), literal(_effort(row), 60)])))
-    _finish_rows(ax, labels, ("original judge", table["accuracy"].iloc[0]), alpha=0.05)
+    _finish_rows(ax, labels, ("original judge", table[measure].iloc[0]), alpha=0.05)
     ax.set_xlim(0, 1.01)
-    ax.set_xlabel(f"accuracy on {len(comparison.split.test)} held-out pairs, 95 % interval")
+    ax.set_xlabel(f"{measure} on {len(comparison.split.test)} held-out pairs, 95 % interval")
     return ax
 
 
@@ -250,7 +255,7 @@ def plot_balance(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     counts = found.confusion.reindex(order_of(found)).sum(axis=1)
     shares = found.class_shares.reindex(order_of(found))
     ax = ax or new_axes(6.4, 1.3 + 0.42 * len(counts))[0]
-    advised, rows = 0.6 / len(counts), np.arange(len(counts))
+    advised, rows = 0.6 / max(len(counts), 1), np.arange(len(counts))
     colours = [BELOW if share < advised else AFTER for share in shares["human"]]
     ax.barh(rows, shares["human"], height=0.62, color=colours)
     look: dict[str, Any] = {"mfc": "none", "mec": ink(), "mew": 1.3, "ms": 7, "clip_on": False}

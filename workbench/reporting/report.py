@@ -164,7 +164,7 @@ def _pictures(alignment: Alignment) -> dict[str, Markup | None]:
     pictures: dict[str, Markup | None] = dict.fromkeys(("balance", "annotators"))
     metrics = partial(plot_metrics, alignment.comparison, ceiling=people)
     height = 2.9 if alignment.before.scale.ordered else 2.3
-    what = "Accuracy and kappa with their intervals, before and after"
+    what = "Agreement and its intervals, before and after"
     pictures["metrics"] = as_svg(metrics, (5.2, height), what)
     for when, found in (("before", alignment.before), ("after", alignment.after)):
         side = max(3.6, min(7.0, 1.6 + 0.75 * len(found.confusion)))
@@ -219,7 +219,7 @@ def _instructions(alignment: Alignment) -> dict[str, Any]:
 
 
 def _evidence(alignment: Alignment) -> list[dict[str, Any]]:
-    """Each learned rule with some of the cases whose disagreement it was made from."""
+    """Each learned rule with some of the cases that it was made from."""
     rows = _rows(alignment.pairs.table)
     found = []
     for rule, ids in alignment.evidence.items():

@@ -40,10 +40,12 @@ def plot_learning_curve(
     *,
     ceiling: float | AnnotatorAgreement | None = None,
     baseline: float | Agreement | None = None,
-    metric: str = "held-out accuracy",
+    metric: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Held-out agreement by the number of labels: mean, and range, over seeds.
+
+    Where there were fewer labels than ``n_labels``, it is drawn at those that there were.
 
     Parameters
     ----------
@@ -58,21 +60,24 @@ def plot_learning_curve(
         The accuracy of always giving the most frequent label, or an agreement that tells it; by
         default the mean of the column ``baseline``.
     metric
-        What the values are; of a sweep the column, by default ``after``.
+        What the values are; of a sweep the column, by default ``after``, the held-out accuracy, or
+        on numeric scales ``after_mean_distance``.
     ax
         Axes to draw on; new ones by default.
     """
-    default = "value" if "value" in table else "after" if metric == "held-out accuracy" else metric
-    column = metric if metric in table else default
+    wanted = [metric, "value"] if metric else ["value", "after_mean_distance", "after"]
+    column = next((name for name in wanted if name in table), metric or "after")
     require_columns(table, "table", ["n_labels", column])
     numbers = {name: as_numbers(table[name], name) for name in ("n_labels", column)}
     known = table.assign(**numbers)
-    if "labels" in table:  # where all were used, so many were
-        used = known.loc[known["n_labels"].isna(), "labels"].astype(float).mean()
-        known["n_labels"] = known["n_labels"].fillna(np.round(used))
+    if "labels" in table:  # what all of them were, for n_labels=None as well
+        used = np.fmin(known["n_labels"], known["labels"].astype(float))
+        used = used.where(known[column].notna()).groupby(known["n_labels"], dropna=False)
+        known["n_labels"] = used.transform("mean").round()
     known = _known(known, column, "n_labels")
     over = over_seeds(known, column, "n_labels")
-    labels, seeds, colour = over["n_labels"], int(over["n"].max()), blue()
+    times = known.groupby("n_labels")["seed"].nunique() if "seed" in known else over["n"]
+    labels, seeds, colour = over["n_labels"], int(times.max()), blue()
     ax = ax or new_axes(6.4, 4.0)[0]
     (mean,) = ax.plot(labels, over["mean"], "-o", color=colour, lw=2, ms=5)
     handles: dict[str, Any] = {"aligned judge" + ", mean" * (seeds > 1): mean}
@@ -92,6 +97,7 @@ def plot_learning_curve(
         ax.set_xscale("log" if is_wide else "linear")
         ax.minorticks_off()
         ax.set_xticks(labels, [f"{n:g}" for n in labels])
+    metric = metric or ("after" if column == "value" else column)
     return _finished(ax, "labels", metric, len(table) - len(known), handles)
 
 
@@ -218,6 +224,7 @@ def _all(value: Any) -> Any:
 def _finished(ax: Axes, x: str, metric: str, lost: int, handles: Mapping[str, Any]) -> Axes:
     """Name the axes, with the number of runs that were left out, and add the legend."""
     names = {"after": "held-out accuracy", "before": "held-out accuracy before"}
+    names["after_mean_distance"] = "held-out mean distance"
     told = f" ({counted(lost, 'run')} without a value left out)" if lost else ""
     ax.set(xlabel=x + told, ylabel=names.get(metric, literal(metric.replace("_", " "), 40)))
     ax.spines[["top", "right"]].set_visible(False)
