@@ -31,7 +31,7 @@ from workbench.formatting import plain, say
 from workbench.judging.judge import fingerprint, judge_credentials, with_instructions
 from workbench.metrics.comparison import Comparison, compare
 from workbench.metrics.intervals import adjusted
-from workbench.models.budget import UNPAID, Budget
+from workbench.models.budget import Budget
 from workbench.pairing.splits import Groups
 from workbench.simba.candidate import Candidate, Learned, WorkedExample
 from workbench.simba.items import Item, judge_fields
@@ -176,8 +176,8 @@ class _Benchmark:
             run.begin(name, self.data, judge, optimizer=name, seed=split.seed)
             tested = score_held_out(self.data, judge, budget)
             row, n = _row(tested.comparison, judge), len(tested.verdicts)
-            used = sum((verdict.usage for verdict in tested.verdicts), UNPAID)
-            row["later calls"] += round(tested.embeddings / max(1, n))
+            used = sum((verdict.usage for verdict in tested.verdicts), tested.embeddings)
+            row["later calls"] += round(tested.embeddings.requests / max(1, n))
             row["later tokens"] = round(used.tokens / n) if used.tokens else None
             if name not in REFERENCES:
                 status, reason = decide(self.gate, tested, split.train, learned.stopped)
