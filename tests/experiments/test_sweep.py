@@ -20,6 +20,7 @@ import mlflow
 import nbformat
 import pandas as pd
 import pytest
+from mlflow.utils.file_utils import local_file_uri_to_path
 from small_notebooks import lives, write
 from tqdm import std
 
@@ -402,6 +403,30 @@ def test_a_store_that_fails_is_told_without_sql(notebook: Path) -> None:
     with pytest.raises(StoreError, match="MLflow did not take all of it: the database") as told:
         workbench.sweep(notebook, {"seed": 0}, executor=BreaksStore(), progress=False)
     assert "INSERT" not in str(told.value)
+
+
+class RefusesFiles(Executor):
+    """Completes a run as the artifact store can take no files any more."""
+
+    def submit(self, fn: Any, /, task: Any, **_: Any) -> Future[Any]:  # type: ignore[override]
+        folder, taken = Path(task.folder), mlflow.get_experiment_by_name("test")
+        folder.mkdir()
+        (folder / "n.html").touch()
+        place = Path(local_file_uri_to_path(taken.artifact_location))
+        place.parent.mkdir(exist_ok=True)
+        place.touch()
+        future = Future[Any]()
+        future.set_result(task.result("complete", started=1.0))
+        return future
+
+
+def test_a_child_that_mlflow_did_not_take_whole_has_failed(notebook: Path) -> None:
+    """It would else be under way for ever."""
+    with pytest.raises(StoreError, match="MLflow did not take all of it"):
+        workbench.sweep(notebook, {"seed": 0}, executor=RefusesFiles(), progress=False)
+    children = mlflow.search_runs().dropna(subset="tags.workbench.run_key")
+    assert list(children["status"]) == ["FAILED"]
+    assert workbench.runs("works").empty
 
 
 def test_papermills_own_features_keep_working(
