@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import threading
+import time
 from collections import Counter
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -300,7 +301,9 @@ class _Sweep:
             self._end("the output folder cannot be written to")
         except Exception as error:  # of the process; those of the run are in its result
             died = "The process that ran it died: it was killed, or memory ran out."
-            result = task.result("failed", f"{died} ({type(error).__name__}: {error})")
+            result = task.result(
+                "failed", f"{died} ({type(error).__name__}: {error})", started=time.time()
+            )
         self._charge(result)
         self._take(result, log=bool(result.started))
 
