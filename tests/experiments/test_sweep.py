@@ -429,6 +429,20 @@ def test_a_child_that_mlflow_did_not_take_whole_has_failed(notebook: Path) -> No
     assert workbench.runs("works").empty
 
 
+def test_a_notebook_that_is_lost_fails_the_runs_to_come(store: str, tmp_path: Path) -> None:
+    """As one that is half saved: what ran is logged, and no error ends the sweep."""
+    source = write(
+        tmp_path / "n.ipynb", "open(path, 'w').write('{')", parameters="seed = 0\npath = ''"
+    )
+    with ThreadPoolExecutor(1) as one_at_a_time:
+        grid = {"seed": range(3), "path": str(source)}
+        table = workbench.sweep(source, grid, executor=one_at_a_time, progress=False)
+    assert sorted(table["status"]) == ["complete", "failed", "failed"]
+    lost = table["error"][table["status"] == "failed"]
+    assert lost.str.contains("cannot be read as a notebook").all()
+    assert list(workbench.runs(table)["status"]) == list(table["status"])
+
+
 def test_papermills_own_features_keep_working(
     store: str, tmp_path: Path, threads: Executor
 ) -> None:
