@@ -156,6 +156,17 @@ def test_kept_cells_are_as_they_were_or_refused_before_they_are_paid(
     assert list(score(judge, whole, tmp_path / "v", keep=["k"]).table["k"]) == list(whole["k"])
 
 
+def test_numbers_stay_numbers_where_the_first_rows_have_none(
+    tmp_path: Path, loopback: Start
+) -> None:
+    """A column's type is that of its first value; one without any is empty text."""
+    table = answers(40).assign(empty=None)
+    table["k"] = pd.Series([None] * 25 + [5.0] * 5 + [6.5] * 10, dtype=object)
+    done = score(judge_at(loopback().url), table, tmp_path / "v", keep=["k", "empty"])
+    assert done.table["k"].dropna().tolist() == [5.0] * 5 + [6.5] * 10
+    assert done.table["empty"].isna().all()
+
+
 @pytest.mark.parametrize("text", ["01/04/2026", "now", "today", "2026", "31.03.2026", "2026-02-30"])
 def test_dates_are_never_guessed(tmp_path: Path, loopback: Start, text: str) -> None:
     """Text that is no ISO 8601 is refused with its row: 01/04 would be January, 28/04 April."""
