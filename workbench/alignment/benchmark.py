@@ -196,7 +196,8 @@ class _Benchmark:
             metrics = {re.sub(r"\W+", "_", key): value for key, value in numbers.items()}
             run.finish({"workbench.status": row["status"]}, metrics, {})
         self.rows[name], self.judges[name] = row, judge
-        self.comparisons[name], self.tested[name] = tested.comparison, tested.after
+        if tested.after is not tested.before:  # else it is the original once more
+            self.comparisons[name], self.tested[name] = tested.comparison, tested.after
         self.notes += [*learned.notes, *(f"{name}: {note}" for note in tested.notes)]
         self.notes += run.fault_notes(name)
 
@@ -219,8 +220,8 @@ class _Benchmark:
         several = (
             f"{len(tested)} judges were compared with the original on the same held-out pairs: the "
             "more judges, the likelier that one looks better by luck, and the winner's figure is "
-            "too high on average. 'p adjusted' takes this into account; labels that none has seen "
-            "settle it."
+            "too high on average. 'p adjusted' takes this into account, status and reason do not; "
+            "labels that none has seen settle it."
         )
         notes = [*self.data.pairs.notes, *self.notes, several * (len(tested) > 1), earlier]
         return tuple(note for note in notes if note)
