@@ -443,6 +443,31 @@ def test_a_notebook_that_is_lost_fails_the_runs_to_come(store: str, tmp_path: Pa
     assert list(workbench.runs(table)["status"]) == list(table["status"])
 
 
+class Counting(ThreadPoolExecutor):
+    """Completes runs without running them, and counts those under way at the same time."""
+
+    now = most = 0
+
+    def submit(self, fn: Any, /, task: Any, **_: Any) -> Future[Any]:  # type: ignore[override]
+        self.now += 1
+        self.most = max(self.most, self.now)
+        return super().submit(self.complete, task)
+
+    def complete(self, task: Any) -> Any:
+        time.sleep(0.1)
+        self.now -= 1
+        return task.result("complete", started=1.0)
+
+
+def test_an_executor_has_no_more_runs_than_it_is_to_have(notebook: Path) -> None:
+    """Each is waited for by a thread, so that a large grid is not given as a whole."""
+    with Counting(6) as executor:
+        grid = {"seed": range(6)}
+        table = workbench.sweep(notebook, grid, executor=executor, jobs=2, progress=False)
+    assert list(table["status"]) == ["complete"] * 6
+    assert executor.most <= 2
+
+
 def test_papermills_own_features_keep_working(
     store: str, tmp_path: Path, threads: Executor
 ) -> None:
