@@ -409,12 +409,12 @@ class RefusesFiles(Executor):
     """Completes a run as the artifact store can take no files any more."""
 
     def submit(self, fn: Any, /, task: Any, **_: Any) -> Future[Any]:  # type: ignore[override]
-        folder, taken = Path(task.folder), mlflow.get_experiment_by_name("test")
-        folder.mkdir()
-        (folder / "n.html").touch()
-        place = Path(local_file_uri_to_path(taken.artifact_location))
-        place.parent.mkdir(exist_ok=True)
-        place.touch()
+        Path(task.folder).mkdir()
+        (Path(task.folder) / "n.html").touch()
+        experiment: Any = mlflow.get_experiment_by_name("test")
+        place = Path(local_file_uri_to_path(experiment.artifact_location))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()  # where there should be a folder
         future = Future[Any]()
         future.set_result(task.result("complete", started=1.0))
         return future
