@@ -130,12 +130,8 @@ class VerdictFolder:
         verdict = column_type([] if scale is None else scale.values)
         if scale is not None and scale.kind == "numeric":
             verdict = pa.int64() if scale.integer else pa.float64()
-        kinds: dict[str, Any] = {
-            "row": pa.int64(),
-            "time": pa.timestamp("us", "UTC"),
-            "verdict": verdict,
-        }
-        kinds |= dict.fromkeys(("input_tokens", "output_tokens", "calls"), pa.int64())
+        kinds: dict[str, Any] = {"time": pa.timestamp("us", "UTC"), "verdict": verdict}
+        kinds |= dict.fromkeys(("row", "input_tokens", "output_tokens", "calls"), pa.int64())
         kinds |= {"cost": pa.float64()}
         for name in (name for name in rows[0] if name not in COLUMNS):
             cells = [row[name] for row in rows if row[name] is not None]

@@ -38,7 +38,7 @@ class WorkedExample:
 
     @classmethod
     def of(cls, item: Item, fields: Sequence[str]) -> WorkedExample:
-        lines = _field_lines(item, fields)
+        lines = [_shown(item, fields)]
         if item.rationale:
             lines.append(f"why: {shortened_json(item.rationale)}")
         return cls(item.trace_id, "\n".join([*lines, f"rating: {one_line(str(item.label))}"]))
@@ -149,7 +149,7 @@ class Candidate:
 
         They are known by their fields: label and rationale may have changed since.
         """
-        ids = {without_variables("\n".join(_field_lines(i, fields))): i.trace_id for i in items}
+        ids = {without_variables(_shown(item, fields)): item.trace_id for item in items}
         examples = [
             replace(e, trace_id=ids.get("\n".join(e.text.split("\n")[: len(fields)]), e.trace_id))
             for e in self.examples
@@ -161,8 +161,9 @@ class Candidate:
         return any(example.trace_id == item.trace_id for example in self.examples)
 
 
-def _field_lines(item: Item, fields: Sequence[str]) -> list[str]:
-    return [f"{name}: {shortened_json(v)}" for name, v in item.values(fields).items()]
+def _shown(item: Item, fields: Sequence[str]) -> str:
+    """An item's fields, a line each."""
+    return "\n".join(f"{name}: {shortened_json(v)}" for name, v in item.values(fields).items())
 
 
 def without_variables(text: str) -> str:
