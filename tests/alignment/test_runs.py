@@ -114,7 +114,7 @@ def test_a_run_that_is_refused_in_part_has_failed(
     class Refused(Exception):
         """As botocore's, which is no OSError."""
 
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise Refused
 
     run = AlignmentRun()
