@@ -43,8 +43,9 @@ def _without_waiting_for_the_disk(connection: Any, _: object) -> None:
         connection.execute("PRAGMA synchronous=OFF")
 
 
-# Enough to find what is wrong over many runs, and little enough for each of them.
-settings.register_profile("suite", max_examples=30)
+# Enough to find what is wrong over many runs, and little enough for each of them, which take long
+# where much else is running.
+settings.register_profile("suite", max_examples=30, deadline=None)
 settings.load_profile("suite")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -174,7 +174,7 @@ def test_a_test_that_the_budget_ends_counts_what_was_answered(store: str, judge:
     labelled(40, judge)
     data = read_data(judge, None, None, 0.4, 0)
     tested = score_held_out(data, with_instructions(judge, CURED), Budget(5))
-    assert tested.comparison.n == len(tested.verdicts) == 5
+    assert tested.comparison.n == len(tested.verdicts) == tested.paid.requests == 5
     assert "since the budget was spent" in tested.notes[0]
     assert decide("better", tested, data.split.train)[0] == "rejected"
 

@@ -140,6 +140,17 @@ def test_who_is_best_is_claimed_only_where_a_test_tells_them_apart(judge: Any) -
     assert (tested["p adjusted"] >= tested["p"]).all()
 
 
+def test_an_optimizer_that_changes_nothing_is_not_one_of_those_compared(judge: Any) -> None:
+    """It is the original once more: it makes no other p larger and no winner less certain."""
+    alone, more = run(judge, Proposing(CURED)), run(judge, Proposing(CURED), Proposing(TEXT))
+    row = more.table.loc["Proposing (2)"]
+    assert (row["status"], row["accuracy"]) == ("unchanged", more.table["accuracy"].iloc[0])
+    assert pd.isna(row["p adjusted"])
+    assert more.conclusion == alone.conclusion
+    assert any(note.startswith("2 judges were compared") for note in more.notes)
+    assert (more.table["p adjusted"].dropna() == alone.table["p adjusted"].dropna()).all()
+
+
 def beside(pairs: Pairs, **verdicts: list[Any]) -> str:
     """What is concluded of judges by their verdicts on the pairs, None where one was lost."""
     tested = {}

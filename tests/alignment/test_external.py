@@ -18,6 +18,7 @@ from simulation import Simulation, items
 
 import workbench
 from workbench.alignment.external import propose
+from workbench.alignment.heldout import score_held_out
 from workbench.alignment.runs import AlignmentData, Lineage
 from workbench.compat import options
 from workbench.errors import (
@@ -178,7 +179,26 @@ def test_an_alignment_tells_what_an_optimizer_spent(simulation: Simulation, judg
     assert served["reflection"] == 1
     assert alignment.reflection_calls == served["reflection"] + served["embedding"]
     assert alignment.calls == served["judge"]
+    assert alignment.usage.requests == alignment.calls + alignment.reflection_calls
     assert alignment.tokens
+
+
+def test_what_a_judge_with_memory_takes_is_the_same_once_it_is_known(
+    simulation: Simulation, judge: Any
+) -> None:
+    """The test of a run that is resumed pays for no embedding, and counts those of a judgement."""
+    split = judged(judge)
+    by_id = {example.trace_id: example for example in examples()}
+    data = AlignmentData(judge, split.train, by_id, split, Lineage())
+    found = proposal(judge, memalign(), split).judge
+    simulation.control()
+    first, again = score_held_out(data, found), score_held_out(data, found)
+    served = simulation.stats()
+    assert first.paid_embeddings.requests == served["embedding"] > 0
+    assert first.paid.requests == served["judge"]
+    assert again.paid_embeddings.requests == again.paid.requests == 0
+    assert again.embeddings == first.embeddings
+    assert first.embeddings.tokens
 
 
 @pytest.mark.parametrize("make", [simba, gepa, memalign])

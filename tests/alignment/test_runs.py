@@ -105,19 +105,20 @@ def test_a_store_that_refuses_a_run_raises_nothing(store: str) -> None:
     assert "no such experiment" in run.fault
 
 
-def test_a_run_whose_files_are_refused_has_failed(
-    store: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("refused", ["log_batch", "log_dict"])
+def test_a_run_that_is_refused_in_part_has_failed(
+    store: str, monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
     """Artifact stores have errors of their own, which end no alignment; nor does its run go on."""
 
     class Refused(Exception):
         """As botocore's, which is no OSError."""
 
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise Refused
 
     run = AlignmentRun()
-    monkeypatch.setattr(run.client, "log_dict", refuse)
+    monkeypatch.setattr(run.client, refused, refuse)
     with run:
         run.begin("test", data())
         run.finish({}, {"a": 1.0}, {})
@@ -171,6 +172,21 @@ def test_an_expectation_that_is_added_makes_no_new_item(store: str) -> None:
     """The judge of the first look gave its verdict on the same inputs and outputs."""
     score(range(10), "a")
     assert count_looks(AlignmentRun(), data(answer="42"), fingerprint(judge("b")))[0] == 2
+
+
+def test_a_search_that_fails_is_told_and_the_run_finished(store: str) -> None:
+    """How many judges there were is not known then, and no reason to lose the outcome."""
+    run = AlignmentRun()
+    with run:
+        run.begin("test", data(), judge("a"))
+        mlflow.set_tracking_uri("nowhere://")
+        assert count_looks(run, data(), fingerprint(judge("a"))) == (1, "")
+        run.finish({"status": "improved"}, {"accuracy": 0.5}, {})
+    mlflow.set_tracking_uri(store)
+    (note,) = run.fault_notes("The alignment")
+    assert "have scored before is not known" in note
+    logged = mlflow.get_run(run.run_id)
+    assert (logged.info.status, logged.data.metrics) == ("FINISHED", {"accuracy": 0.5})
 
 
 def test_a_large_test_set_is_kept_whole(store: str) -> None:

@@ -20,6 +20,7 @@ import mlflow
 import nbformat
 import pandas as pd
 import pytest
+from mlflow.utils.file_utils import local_file_uri_to_path
 from small_notebooks import lives, write
 from tqdm import std
 
@@ -402,6 +403,69 @@ def test_a_store_that_fails_is_told_without_sql(notebook: Path) -> None:
     with pytest.raises(StoreError, match="MLflow did not take all of it: the database") as told:
         workbench.sweep(notebook, {"seed": 0}, executor=BreaksStore(), progress=False)
     assert "INSERT" not in str(told.value)
+
+
+class RefusesFiles(Executor):
+    """Completes a run as the artifact store can take no files any more."""
+
+    def submit(self, fn: Any, /, task: Any, **_: Any) -> Future[Any]:  # type: ignore[override]
+        Path(task.folder).mkdir()
+        (Path(task.folder) / "n.html").touch()
+        experiment: Any = mlflow.get_experiment_by_name("test")
+        place = Path(local_file_uri_to_path(experiment.artifact_location))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()  # where there should be a folder
+        future = Future[Any]()
+        future.set_result(task.result("complete", started=1.0))
+        return future
+
+
+def test_a_child_that_mlflow_did_not_take_whole_has_failed(notebook: Path) -> None:
+    """It would else be under way for ever."""
+    with pytest.raises(StoreError, match="MLflow did not take all of it"):
+        workbench.sweep(notebook, {"seed": 0}, executor=RefusesFiles(), progress=False)
+    children = mlflow.search_runs().dropna(subset="tags.workbench.run_key")
+    assert list(children["status"]) == ["FAILED"]
+    assert workbench.runs("works").empty
+
+
+def test_a_notebook_that_is_lost_fails_the_runs_to_come(store: str, tmp_path: Path) -> None:
+    """As one that is half saved: what ran is logged, and no error ends the sweep."""
+    source = write(
+        tmp_path / "n.ipynb", "open(path, 'w').write('{')", parameters="seed = 0\npath = ''"
+    )
+    with ThreadPoolExecutor(1) as one_at_a_time:
+        grid = {"seed": range(3), "path": str(source)}
+        table = workbench.sweep(source, grid, executor=one_at_a_time, progress=False)
+    assert sorted(table["status"]) == ["complete", "failed", "failed"]
+    lost = table["error"][table["status"] == "failed"]
+    assert lost.str.contains("cannot be read as a notebook").all()
+    assert list(workbench.runs(table)["status"]) == list(table["status"])
+
+
+class Counting(ThreadPoolExecutor):
+    """Completes runs without running them, and counts those under way at the same time."""
+
+    now = most = 0
+
+    def submit(self, fn: Any, /, task: Any, **_: Any) -> Future[Any]:  # type: ignore[override]
+        self.now += 1
+        self.most = max(self.most, self.now)
+        return super().submit(self.complete, task)
+
+    def complete(self, task: Any) -> Any:
+        time.sleep(0.1)
+        self.now -= 1
+        return task.result("complete", started=1.0)
+
+
+def test_an_executor_has_no_more_runs_than_it_is_to_have(notebook: Path) -> None:
+    """Each is waited for by a thread, so that a large grid is not given as a whole."""
+    with Counting(6) as executor:
+        grid = {"seed": range(6)}
+        table = workbench.sweep(notebook, grid, executor=executor, jobs=2, progress=False)
+    assert list(table["status"]) == ["complete"] * 6
+    assert executor.most <= 2
 
 
 def test_papermills_own_features_keep_working(

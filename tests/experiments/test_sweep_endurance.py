@@ -124,6 +124,7 @@ def test_a_run_that_always_kills_its_process_is_found(store: str, tmp_path: Path
     table = workbench.sweep(source, {"seed": range(4)}, jobs=2, progress=False)
     assert list(table["status"]) == ["complete", "failed", "complete", "complete"]
     assert "The process that ran it died" in table["error"][1]
+    assert list(workbench.runs(table)["status"]) == list(table["status"])
 
 
 def test_two_sweeps_at_once_run_nothing_twice(notebook: Path, tmp_path: Path) -> None:

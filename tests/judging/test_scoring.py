@@ -156,6 +156,17 @@ def test_kept_cells_are_as_they_were_or_refused_before_they_are_paid(
     assert list(score(judge, whole, tmp_path / "v", keep=["k"]).table["k"]) == list(whole["k"])
 
 
+def test_numbers_stay_numbers_where_the_first_rows_have_none(
+    tmp_path: Path, loopback: Start
+) -> None:
+    """A column's type is that of its first value; one without any is empty text."""
+    table = answers(40).assign(empty=None)
+    table["k"] = pd.Series([None] * 25 + [5.0] * 5 + [6.5] * 10, dtype=object)
+    done = score(judge_at(loopback().url), table, tmp_path / "v", keep=["k", "empty"])
+    assert done.table["k"].dropna().tolist() == [5.0] * 5 + [6.5] * 10
+    assert done.table["empty"].isna().all()
+
+
 @pytest.mark.parametrize("text", ["01/04/2026", "now", "today", "2026", "31.03.2026", "2026-02-30"])
 def test_dates_are_never_guessed(tmp_path: Path, loopback: Start, text: str) -> None:
     """Text that is no ISO 8601 is refused with its row: 01/04 would be January, 28/04 April."""
@@ -478,6 +489,21 @@ def test_a_sample_becomes_traces_with_verdicts_once(
     none = score(judge, answers(200), tmp_path / "v", sample=1e-6)
     assert "drew none of 200 rows" in repr(none)
     assert none.trace_ids == now
+
+
+def test_equal_rows_keep_their_traces_in_a_larger_sample(
+    store: str, tmp_path: Path, loopback: Start
+) -> None:
+    """Whichever of them was drawn first; each trace has the verdict of its row."""
+    judge, table = judge_at(loopback().url), answers(2).assign(q="the same", a="as well")
+    seed = next(seed for seed in range(99) if draw([0, 1], 1, seed)[0] == [1])
+    one = score(judge, table, tmp_path / "v", sample=1, seed=seed)
+    both = score(judge, table, tmp_path / "v", sample=2, seed=seed)
+    trace_of = dict(zip(both.sample["row"], both.trace_ids, strict=True))
+    assert [trace_of[1]] == one.trace_ids
+    traces = mlflow.search_traces(return_type="list")
+    assert sorted(trace_of) == [0, 1]
+    assert [len(trace.info.assessments) for trace in traces] == [1, 1]
 
 
 @pytest.mark.parametrize("sample", [0.2, 40])

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from made_pairs import COLOURS, GRADES, YES_NO, from_confusion, make_pairs
 from sklearn.metrics import (
@@ -309,7 +309,6 @@ def measured(rows: Rows) -> Any:
     return agreement(make_pairs([h for h, _ in rows], [j for _, j in rows], GRADES), resamples=10)
 
 
-@settings(max_examples=30, deadline=None)
 @given(ratings)
 def test_kappa_is_symmetric_bounded_and_equals_sklearns(rows: Rows) -> None:
     found, swapped = measured(rows), measured([(j, h) for h, j in rows])
@@ -345,7 +344,6 @@ def gwet_by_items(rows: Rows, *, quadratic: bool) -> float:
     return (agreed - chance) / (1 - chance)
 
 
-@settings(max_examples=30, deadline=None)
 @given(ratings)
 def test_gwets_coefficients_are_those_of_the_handbook_and_symmetric(rows: Rows) -> None:
     found, swapped = measured(rows), measured([(j, h) for h, j in rows])
@@ -357,7 +355,6 @@ def test_gwets_coefficients_are_those_of_the_handbook_and_symmetric(rows: Rows) 
     assert found.bias == pytest.approx(-swapped.bias)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40))
 def test_binary_figures_equal_sklearns(rows: list[tuple[int, int]]) -> None:
     truth, judge = [row[0] for row in rows], [row[1] for row in rows]

@@ -62,7 +62,7 @@ def test_krippendorffs_published_example(level: Level, published: float) -> None
     assert alpha(counts, level) == pytest.approx(published, abs=5e-4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.lists(st.sampled_from([0, 1, 2, 3]), min_size=4, max_size=4), min_size=2, max_size=15
@@ -112,7 +112,6 @@ def test_fleiss_published_example() -> None:
 numbers = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=5, max_size=30)
 
 
-@settings(deadline=None)
 @given(numbers)
 def test_numbers_are_correlated_as_scipy_does_and_weighed_as_sklearn_does(
     rows: list[tuple[int, int]],

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta, norm
 from scipy.stats import t as student
@@ -34,7 +34,6 @@ def test_wilson_equals_statsmodels() -> None:
     assert math.isnan(wilson(0, 0).low)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 400), st.data(), st.floats(0.5, 0.999))
 def test_wilson_lies_in_the_unit_interval_and_holds_the_estimate(
     n: int, data: st.DataObject, confidence: float
@@ -51,7 +50,6 @@ def test_paired_difference_gives_newcombes_published_interval() -> None:
     assert math.isnan(paired_difference(0, 0, 0, 0).low)
 
 
-@settings(deadline=None)
 @given(*[st.integers(0, 25)] * 4)
 def test_paired_difference_is_antisymmetric_and_holds_the_estimate(
     both: int, first: int, second: int, neither: int
@@ -94,7 +92,6 @@ def test_groups_are_weighed_as_wholes() -> None:
     assert grouped.n == 10
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), min_size=2, max_size=40))
 def test_the_effective_size_follows_from_a_cluster_robust_variance(
     rows: list[tuple[int, int]],

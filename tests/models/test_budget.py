@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 from asking import OwnJudge, run
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from loopback import Loopback
 from mlflow.entities import Feedback
@@ -65,7 +65,6 @@ def ask(judge: Judge, many: int, budget: Budget, concurrency: int) -> list[Verdi
 # -- the account ----------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     limit=st.integers(0, 3000),
     requests=st.lists(st.tuples(st.integers(1, 400), st.integers(0, 100)), max_size=30),
@@ -167,7 +166,6 @@ def test_a_limit_is_a_number(limits: dict[str, Any]) -> None:
         Budget(**limits)
 
 
-@settings(deadline=None)  # a tokenizer is loaded first
 @given(st.text(), st.integers(1, 500))
 def test_a_prompt_has_no_more_tokens_than_is_thought(text: str, most: int) -> None:
     """By a tokenizer that litellm carries."""
@@ -390,6 +388,9 @@ def test_the_price_of_a_thousand_answers_follows_from_their_tokens() -> None:
     assert usd_per_1000("openai:/of-nobody", usages) is None
     assert usd_per_1000("offline:/rubric", [Usage(1)]) == 0.0
     assert usd_per_1000(PRICED, []) is None
+    beside = Usage(2, 10, 0, 0.5 * len(usages))
+    assert usd_per_1000(PRICED, usages, beside) == pytest.approx(1000 * (each + 0.5))
+    assert usd_per_1000(PRICED, usages, Usage(1)) is None
 
 
 def test_prices_that_only_litellm_lists_are_known_without_it() -> None:

@@ -198,16 +198,13 @@ def test_a_damaged_or_missing_file_is_told(tmp_path: Path, content: bytes | None
         Player(path)
 
 
-def test_a_file_that_could_not_be_read_again_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What it held before stays, and the error says what to do."""
-    monkeypatch.setattr("workbench.models.recording.LARGEST_FILE", 1000)
-    path = recorded(tmp_path / "a.gz", entry(A))
-    with pytest.raises(ReplayError, match=r"more than 1,000 bytes.*Record to another file"):
-        recorded(path, *(entry(f"{n:064}") for n in range(20)))
-    assert len(Player(path)) == 1
-    assert list(tmp_path.iterdir()) == [path]
+def test_a_folder_that_is_lost_is_told(tmp_path: Path) -> None:
+    """Where the answers cannot be written, though they could be when it began."""
+    (tmp_path / "lost").mkdir()
+    recorder = Recorder(tmp_path / "lost" / "a")
+    (tmp_path / "lost").rmdir()
+    with pytest.raises(ReplayError, match=r"could not be written.*pays nothing twice"):
+        recorder.save()
 
 
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:

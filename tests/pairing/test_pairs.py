@@ -404,7 +404,7 @@ said = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(per_trace=st.lists(said, min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_order_of_arrival_never_matters(store: str, per_trace: list[Any], seed: int) -> None:
     """The same assessments in any order give the same pairs, exclusions, votes and notes."""

@@ -154,7 +154,7 @@ def test_splits_that_cannot_be_made_are_errors() -> None:
         make_pairs([], []).split()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     labels=st.lists(st.sampled_from(["a", "b", "c"]), min_size=6, max_size=60),
     groups=st.integers(3, 60),
@@ -179,7 +179,6 @@ def test_laws_of_splitting(
     assert stratified(turned, group_of, shares, seed) == made
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     labels=st.lists(st.sampled_from(["a", "b"]), min_size=20, max_size=200),
     test=st.floats(0.2, 0.6),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 from stubs import BASE, SCALE, case, items
@@ -11,6 +12,7 @@ import workbench
 from workbench.errors import ArgumentError
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget, Usage
+from workbench.simba.candidate import WorkedExample
 from workbench.simba.forecast import Forecast, forecast, most_calls
 from workbench.simba.items import Case
 from workbench.simba.settings import Settings
@@ -48,3 +50,20 @@ def test_a_setting_out_of_range_is_named() -> None:
     """When the optimizer is made."""
     with pytest.raises(ArgumentError, match="max_examples=-1 must be a whole number of 0 or more"):
         workbench.SIMBA(max_examples=-1)
+
+
+def test_what_an_aligned_judge_shows_is_not_selected_on() -> None:
+    """The answers stand in its prompt, also where people have changed them since."""
+    train, dev = items(20), items(10, start=20)
+    then = [train[0], dev[0], replace(train[1], label="fair", rationale="It was fair then.")]
+    shown = BASE.with_examples([WorkedExample.of(item, ["outputs"]) for item in then], 8)
+    judge = workbench.make_judge(
+        "q",
+        shown.text,
+        feedback_value_type=Literal["poor", "fair", "good"],
+        model="offline:/rubric",
+    )
+    simba = workbench.SIMBA(max_steps=1, cache=False, progress=False)
+    simba.learn(judge, train, dev, scale=SCALE)
+    assert simba.last is not None
+    assert simba.last.history["calls"].iloc[0] == 30 - len(then)

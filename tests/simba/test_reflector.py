@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from loopback import Loopback
@@ -31,12 +31,24 @@ SCALE = Scale.of(["poor", "fair", "good"])
 
 
 class Reflector(reflector.Reflector):
-    """A reflector with a runner of its own."""
+    """A reflector with a runner of its own, closed after the test."""
+
+    open: ClassVar[list[Reflector]] = []
 
     def __init__(self, judge: Any, scale: Scale, **options: Any) -> None:
         names = ("cache", "budget", "stop", "concurrency")
         runner = Runner(**{name: options.pop(name) for name in names if name in options})
         super().__init__(judge, scale, runner, **options)
+        self.open.append(self)
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    while Reflector.open:
+        one = Reflector.open.pop()
+        one.close()
+        one.runner.close()
 
 
 def case(i: int, outputs: str, verdict: str, label: str) -> Case:

@@ -548,7 +548,7 @@ SETTINGS = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(3, 40), st.integers(1, 20), st.integers(0, 6), SETTINGS)
 def test_no_search_makes_more_calls_than_announced(
     seed: int, n: int, k: int, rules: int, chosen: Settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from stubs import BASE, RULE, SCALE, Chance, Questions, always_good, answers, items
 
@@ -125,7 +125,6 @@ def test_without_an_opinion_there_is_no_score() -> None:
     assert not one.is_better(CURED, BASE, one.items[:3])
 
 
-@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(2, 20), st.data())
 def test_no_candidate_drops_out_that_would_win(seed: int, n: int, data: st.DataObject) -> None:
     """What is better in the end may be so after some items; after all of them it is told alike."""

@@ -31,7 +31,7 @@ from workbench.formatting import plain, say
 from workbench.judging.judge import fingerprint, judge_credentials, with_instructions
 from workbench.metrics.comparison import Comparison, compare
 from workbench.metrics.intervals import adjusted
-from workbench.models.budget import UNPAID, Budget
+from workbench.models.budget import Budget
 from workbench.pairing.splits import Groups
 from workbench.simba.candidate import Candidate, Learned, WorkedExample
 from workbench.simba.items import Item, judge_fields
@@ -177,8 +177,8 @@ class _Benchmark:
             run.begin(name, self.data, judge, optimizer=name, seed=split.seed)
             tested = score_held_out(self.data, judge, budget)
             row, n = _row(tested.comparison, judge), len(tested.verdicts)
-            used = sum((verdict.usage for verdict in tested.verdicts), UNPAID)
-            row["later calls"] += round(tested.embeddings / max(1, n))
+            used = sum((verdict.usage for verdict in tested.verdicts), tested.embeddings)
+            row["later calls"] += round(tested.embeddings.requests / max(1, n))
             row["later tokens"] = round(used.tokens / n) if used.tokens else None
             if name not in REFERENCES:
                 status, reason = decide(self.gate, tested, split.train, learned.stopped)
@@ -197,7 +197,8 @@ class _Benchmark:
             metrics = {re.sub(r"\W+", "_", key): value for key, value in numbers.items()}
             run.finish({"workbench.status": row["status"]}, metrics, {})
         self.rows[name], self.judges[name] = row, judge
-        self.comparisons[name], self.tested[name] = tested.comparison, tested.after
+        if tested.after is not tested.before:  # else it is the original once more
+            self.comparisons[name], self.tested[name] = tested.comparison, tested.after
         self.notes += [*learned.notes, *(f"{name}: {note}" for note in tested.notes)]
         self.notes += run.fault_notes(name)
 
@@ -220,8 +221,8 @@ class _Benchmark:
         several = (
             f"{len(tested)} judges were compared with the original on the same held-out pairs: the "
             "more judges, the likelier that one looks better by luck, and the winner's figure is "
-            "too high on average. 'p adjusted' takes this into account; labels that none has seen "
-            "settle it."
+            "too high on average. 'p adjusted' takes this into account, status and reason do not; "
+            "labels that none has seen settle it."
         )
         notes = [*self.data.pairs.notes, *self.notes, several * (len(tested) > 1), earlier]
         return tuple(note for note in notes if note)

@@ -33,7 +33,7 @@ from workbench.judging.judge import judge_credentials, with_instructions
 from workbench.judging.requests import answers_from
 from workbench.models import client, recording
 from workbench.models.answers import AnswerError, readable
-from workbench.models.budget import Budget
+from workbench.models.budget import UNPAID, Budget
 from workbench.models.cache import AnswerCache, question_key
 from workbench.models.client import ANSWER_SECONDS, Outcome, Request
 from workbench.models.faults import Fault, StoppedError
@@ -143,17 +143,17 @@ def _with_consensus(pairs: Pairs) -> Iterator[Trace]:
 
 
 @contextmanager
-def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Counter[str]]:
-    """Count the embeddings that a judge with a memory (MemAlign's) asks for in this context."""
+def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Meter | None]:
+    """Meter the embeddings of a judge with a memory (MemAlign's); None where it has none."""
     embedder = compat.embedder_of(judge)
     if embedder is None:
-        yield Counter()
+        yield None
         return
     own, dimensions = embedder.model, embedder.default_kwargs.get("dimensions")
     with metering(judge, budget, dimensions=dimensions) as meter:
         embedder.model = meter.model("embedding", own.replace("/", ":/", 1)).replace(":/", "/", 1)
         try:
-            yield meter.requests
+            yield meter
         finally:
             embedder.model = own
 
@@ -181,7 +181,8 @@ class Meter:
     """The requests of one optimizer to models of three kinds: judge, reflection, embedding.
 
     Once the budget is spent, or far too many answers are lost, every request fails at once.
-    ``requests`` counts by kind what was sent, retries included.
+    ``requests`` counts by kind what was sent, retries included; ``usage`` is what all answers have
+    cost, now or before.
     """
 
     def __init__(
@@ -201,7 +202,7 @@ class Meter:
         self.answering: set[str] = set()  # kinds whose model has answered now
         self.failed: Counter[str] = Counter()
         self.faults: dict[str, Fault] = {}
-        self.cached = 0
+        self.cached, self.usage = 0, UNPAID
         self.ended = threading.Event()
         self._exhausted, self._schema_refused = "", False
         self._samples: Counter[str] = Counter()
@@ -312,6 +313,7 @@ class Meter:
         fault = outcome.fault
         with self._lock:
             self.cached += outcome.cached
+            self.usage += outcome.usage
             # Of an earlier run too: what it lost is asked again, and is no larger share for that.
             self.answers[kind] += fault is None
             if outcome.cached:

@@ -33,7 +33,7 @@ from workbench.metrics.agreement import agreement
 from workbench.metrics.comparison import Comparison, compare
 from workbench.metrics.figures import ROUNDING
 from workbench.metrics.intervals import figure
-from workbench.models.budget import Budget
+from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.joining import pair
@@ -150,7 +150,9 @@ class HeldOutTest:
     comparison: Comparison
     verdicts: Sequence[Verdict] = ()  # all of the proposed judge
     lost: float = 0.0  # share of these that are unusable
-    embeddings: int = 0  # requests beside them, of a judge with a memory
+    paid: Usage = UNPAID  # for these, and for what the budget left without a verdict
+    paid_embeddings: Usage = UNPAID  # beside it, of a judge with a memory
+    embeddings: Usage = UNPAID  # the same, those that were paid before included
     notes: Sequence[str] = ()
 
 
@@ -163,7 +165,7 @@ def score_held_out(
         return HeldOutTest(test, test, compare(test, test, seed=seed))
     verdicts: list[Verdict] = []
     with (
-        metered_embeddings(proposed, budget) as requests,
+        metered_embeddings(proposed, budget) as meter,
         AnswerCache() as cache,
         Runner(cache=cache, budget=budget, proven=True) as runner,
         # Where more is used than was reserved for it, what was answered is a test all the same.
@@ -188,7 +190,9 @@ def score_held_out(
         compare(before, after, seed=seed),
         verdicts,
         lost=lost / len(test),
-        embeddings=requests["embedding"],
+        paid=runner.used,
+        paid_embeddings=meter.runner.used if meter else UNPAID,
+        embeddings=meter.usage if meter else UNPAID,
         notes=(note,) if lost else (),
     )
 

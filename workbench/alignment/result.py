@@ -188,15 +188,15 @@ class OptimizerComparison:
         order. The columns are ``status``; ``accuracy`` with ``low`` and ``high``, its Wilson
         interval; ``kappa`` with ``kappa low`` and ``kappa high``, and on ordered scales ``mean
         distance``, with its ends alike; ``n`` held-out items rated. Against the original: ``fixed``
-        and ``broken`` items, ``p`` (McNemar's exact test) and ``p adjusted`` for the number of
-        judges tested (Holm). What learning took: ``judge calls``, ``reflection calls``, ``embedding
-        calls`` (requests, retries included), ``known`` answers from the cache, ``seconds``,
-        ``tokens``, ``cost`` in US dollars. What a later judgement takes: ``later calls``, ``later
-        tokens`` (mean of the held-out items), and ``words more`` of instructions than the
-        original's. Finally ``reason``. nan where unknown or undefined.
+        and ``broken`` items, ``p`` (McNemar's exact test, by which ``gate="significant"`` goes) and
+        ``p adjusted`` for the number of judges tested (Holm). What learning took: ``judge calls``,
+        ``reflection calls``, ``embedding calls`` (requests, retries included), ``known`` answers
+        from the cache, ``seconds``, ``tokens``, ``cost`` in US dollars. What a later judgement
+        takes: ``later calls``, ``later tokens`` (mean of the held-out items), and ``words more`` of
+        instructions than the original's. Finally ``reason``. nan where unknown or undefined.
     judges, comparisons, tested
-        Name -> the judge that was put to the test, its comparison with the original, and the
-        held-out pairs with its usable verdicts.
+        Name -> the judge; and, unless it is the original once more, its comparison with that and
+        the held-out pairs with its usable verdicts.
     split
         What was learned from and tested on.
     notes

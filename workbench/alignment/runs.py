@@ -67,7 +67,8 @@ class AlignmentData:
 class AlignmentRun:
     """The MLflow run of an alignment, in the store, experiment and run that are active now.
 
-    What the store refuses is kept in ``fault`` and raises nothing.
+    What the store refuses is kept in ``fault`` and raises nothing; where earlier runs could not be
+    searched, ``unsearched`` says why.
     """
 
     def __init__(self) -> None:
@@ -77,7 +78,7 @@ class AlignmentRun:
         self.parent_id = active.info.run_id if active else None
         self.client = mlflow.MlflowClient()
         self.run_id: str | None = None
-        self.fault = ""
+        self.fault = self.unsearched = ""
 
     def below(self) -> AlignmentRun:
         """Return a run to begin below this one."""
@@ -133,9 +134,13 @@ class AlignmentRun:
             self.client.set_terminated(str(self.run_id))
 
     def fault_notes(self, what: str) -> tuple[str, ...]:
-        """Return a note where the store refused what was logged."""
-        note = f"{what} could not be logged as an MLflow run: {self.fault}"
-        return (note,) if self.fault else ()
+        """Return notes where the store refused what was logged, or to tell of earlier looks."""
+        refused = f"{what} could not be logged as an MLflow run: {self.fault}"
+        unknown = (
+            "How many judges the held-out items have scored before is not known, since earlier "
+            f"runs could not be searched: {self.unsearched}"
+        )
+        return (*[refused] * bool(self.fault), *[unknown] * bool(self.unsearched))
 
     @contextmanager
     def keeping_fault(self) -> Iterator[None]:
@@ -146,13 +151,14 @@ class AlignmentRun:
             self.fault = self.fault or str(error) or type(error).__name__
 
     def _log(self, files: Mapping[str, Any], **batch: Any) -> None:
-        self.client.log_batch(str(self.run_id), **batch)
         try:
+            self.client.log_batch(str(self.run_id), **batch)
             for path, content in files.items():
                 log = self.client.log_text if isinstance(content, str) else self.client.log_dict
                 log(str(self.run_id), content, path)
         except Exception:
-            self.client.set_terminated(str(self.run_id), "FAILED")  # that the store still takes
+            with suppress(Exception):  # the store may still take this
+                self.client.set_terminated(str(self.run_id), "FAILED")
             raise
 
     def __enter__(self) -> AlignmentRun:
@@ -243,12 +249,15 @@ def judges_by_item(
 ) -> list[set[str]]:
     """Return the judges that each item has scored; certificates of the ``original`` are none."""
     scored: dict[str, set[str]] = defaultdict(set)
-    with run.keeping_fault():
-        for tags in (one.data.tags for one in logged_runs(f"tags.`{ITEMS_TAG}.0` LIKE '%'")):
-            judge = tags.get(ALIGNED_TAG) or tags[CERTIFIED_TAG]
-            items = [held for key, held in tags.items() if key.startswith(f"{ITEMS_TAG}.")]
-            for item in ",".join(items).split(",") if tags.get(CERTIFIED_TAG) != original else ():
-                scored[item].add(judge)
+    try:
+        runs = logged_runs(f"tags.`{ITEMS_TAG}.0` LIKE '%'")
+    except Exception as error:  # of the store, which may take the outcome all the same
+        runs, run.unsearched = [], str(error) or type(error).__name__
+    for tags in (one.data.tags for one in runs):
+        judge = tags.get(ALIGNED_TAG) or tags[CERTIFIED_TAG]
+        items = [held for key, held in tags.items() if key.startswith(f"{ITEMS_TAG}.")]
+        for item in ",".join(items).split(",") if tags.get(CERTIFIED_TAG) != original else ():
+            scored[item].add(judge)
     # Earlier versions took expectations for a part of the item.
     earlier = _marks(test, by_id, (*JUDGED, "expectations"))
     marks = zip(_marks(test, by_id), earlier, strict=True)

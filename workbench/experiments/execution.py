@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 import papermill
 from filelock import FileLock, Timeout
 
-from workbench.errors import WorkbenchError
+from workbench.errors import NotebookError, WorkbenchError
 from workbench.experiments.notebook import run_notebook, without_secrets
 from workbench.experiments.parameters import read_notebook
 from workbench.experiments.records import read_records
@@ -97,6 +97,11 @@ def notebook_digest(source: Path) -> str:
     return digest([[c.cell_type, c.source, c.metadata.get("tags", [])] for c in cells])
 
 
+def _check_unchanged(source: Path, content: str) -> None:
+    if notebook_digest(source) != content:
+        raise NotebookError(f"{source.name} was changed while the sweep went on.")
+
+
 def read_result(folder: str) -> Result | None:
     """Return how the run in a folder, wherever that was then, ended; None where none did."""
     with suppress(OSError, ValueError):
@@ -142,10 +147,9 @@ def _run(task: Task, parameters: dict[str, Any], folder: Path, temporary: Path) 
             ending.append(("timeout", f"It ran longer than {task.timeout:g} s and was stopped."))
         return bool(ending)
 
-    if notebook_digest(source) != task.content:
-        return task.result("failed", f"{source.name} was changed while the sweep went on.")
     outcome: tuple[Status, str] = ("complete", "")
     try:
+        _check_unchanged(source, task.content)
         run_notebook(
             source, parameters=parameters, output=folder, progress=False, cwd=task.cwd,
             environment={**task.store, "TMPDIR": str(temporary)}, cell_timeout=task.cell_timeout,

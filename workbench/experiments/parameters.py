@@ -68,7 +68,7 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     try:
         return nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat raises what its JSON reader and validator raise
-        raise NotebookError(f"{path} cannot be read as a notebook: {error}") from error
+        raise NotebookError(f"{path} cannot be read as a notebook: {error}") from None
 
 
 def notebook_parameters(path: Path) -> list[Parameter]:

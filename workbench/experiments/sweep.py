@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import threading
+import time
 from collections import Counter
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +17,7 @@ from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import mlflow
 import pandas as pd
@@ -47,6 +48,9 @@ from workbench.formatting import bar, counted, write_whole
 from workbench.models.budget import Budget, Usage
 from workbench.store.database import find_experiment_id, prepare_database, store_message
 from workbench.store.tables import digest
+
+MOST_GIVEN: Final = 256
+"""Runs that an executor is given at a time, unless told otherwise: a thread waits for each."""
 
 
 def sweep(
@@ -86,7 +90,8 @@ def sweep(
         Any `concurrent.futures.Executor`, such as Dask's ``client.get_executor()``. Its processes
         must reach the notebook and ``output`` by the same paths. None: processes of this machine.
     jobs
-        Runs at the same time, where ``executor`` is None; by default as many as there are cores.
+        Runs at the same time, at most; by default as many as there are cores, or 256 where there is
+        an ``executor``.
     name
         Of the sweep; that of the notebook by default.
     output
@@ -260,8 +265,8 @@ class _Sweep:
             self._take(here, log=here.started not in before)
 
     def _run_all(self, waiting: list[Task], executor: Executor | None, jobs: int | None) -> None:
-        threads = len(waiting) if executor else min(jobs or os.cpu_count() or 1, len(waiting))
-        with self.pools, ThreadPoolExecutor(max(1, threads)) as pool:
+        most = jobs or (MOST_GIVEN if executor else os.cpu_count() or 1)
+        with self.pools, ThreadPoolExecutor(max(1, min(most, len(waiting)))) as pool:
             try:
                 left = {pool.submit(self._run, task, executor) for task in waiting}
                 with writable(Path(self.tasks[0].stop).parent):
@@ -300,7 +305,9 @@ class _Sweep:
             self._end("the output folder cannot be written to")
         except Exception as error:  # of the process; those of the run are in its result
             died = "The process that ran it died: it was killed, or memory ran out."
-            result = task.result("failed", f"{died} ({type(error).__name__}: {error})")
+            result = task.result(
+                "failed", f"{died} ({type(error).__name__}: {error})", started=time.time()
+            )
         self._charge(result)
         self._take(result, log=bool(result.started))
 

@@ -83,7 +83,15 @@ class SweepRun:
         made = self.client.create_run(
             self.experiment_id, start_time=begun, run_name=name, tags=resolve_tags(tags)
         )
-        run_id, row = made.info.run_id, json.dumps(asdict(result))
+        run_id, status = made.info.run_id, "FAILED"
+        try:
+            self._fill(run_id, result, ended)
+            status = _MLFLOW_STATUS.get(result.status, "FAILED")
+        finally:  # a child that the store did not take whole is none of the sweep's, nor goes on
+            self.client.set_terminated(run_id, status, end_time=ended)
+
+    def _fill(self, run_id: str, result: Result, ended: int) -> None:
+        """Write what there is of a run, its row last: a child without it does not count."""
         numbers = {"seconds": result.seconds, **result.recorded}
         self.client.log_batch(
             run_id,
@@ -100,12 +108,10 @@ class SweepRun:
                 self.client.log_artifact(run_id, str(file))
         if (folder / "figures").is_dir():
             self.client.log_artifacts(run_id, str(folder / "figures"), "figures")
-        # Last, since a child without its row does not count.
+        row = json.dumps(asdict(result))
         pieces = enumerate(range(0, len(row), PIECE))
         rows = [RunTag(f"{ROW_TAG}.{n}", row[at : at + PIECE]) for n, at in pieces]
         self.client.log_batch(run_id, tags=rows)
-        status = _MLFLOW_STATUS.get(result.status, "FAILED")
-        self.client.set_terminated(run_id, status, end_time=ended)
 
     def end(self, status: str) -> None:
         """End the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""

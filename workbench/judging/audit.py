@@ -59,10 +59,14 @@ def import_sample(
     if not drawn:
         return (f"sample={sample} drew none of {counted(len(askable), 'row')}; draw more",)
     wanted, former = set(drawn), folder.sample()
-    every = itertools.chain.from_iterable(read(ROWS_AT_ONCE))
-    records = [record for row, record in enumerate(every) if row in wanted]
+    # Equal rows are told apart by their order: those that have traces keep them by coming first.
+    place = {row: k for k, row in enumerate(former["row"])}
+    drawn.sort(key=lambda row: place.get(row, len(place)))
+    every = enumerate(itertools.chain.from_iterable(read(ROWS_AT_ONCE)))
+    records = {row: record for row, record in every if row in wanted}
+    table = pd.DataFrame([records[row] for row in drawn], dtype=object)
     imported = import_traces(
-        pd.DataFrame(records, dtype=object).assign(**{PROBABILITY_TAG: str(probability)}),
+        table.assign(**{PROBABILITY_TAG: str(probability)}),
         **roles,
         tags=PROBABILITY_TAG,
         progress=False,

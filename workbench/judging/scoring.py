@@ -298,7 +298,9 @@ class _Run:
         first = 0
         for records in read(self.about["size of partitions"]):
             rows = [self.layout.row(first + k, record) for k, record in enumerate(records)]
-            self.types = self.types or self.folder.types(rows, self.scale)
+            if not (self.types and all(self.types.values())):
+                found = self.folder.types(rows, self.scale)
+                self.types = {name: self.types.get(name) or kind for name, kind in found.items()}
             self.folder.columns(rows, self.types)
             first += len(rows)
 

@@ -111,7 +111,7 @@ class VerdictFolder:
         columns = {}
         for name, kind in types.items():
             try:
-                columns[name] = as_column([row[name] for row in rows], kind)
+                columns[name] = as_column([row[name] for row in rows], kind or pa.string())
             except (ValueError, TypeError) as error:
                 raise ArgumentError(
                     f"keep: column {name!r} begins with values of type {kind}, and rows from "
@@ -120,18 +120,22 @@ class VerdictFolder:
         return pa.table(columns)
 
     def types(self, rows: Sequence[Record], scale: Scale | None) -> dict[str, Any]:
-        """The type of each column: that of the first file, so that all agree."""
+        """The type of each column: that of the first file, so that all agree.
+
+        Of a kept column that has no value in these rows it is None, by which it is written as text.
+        """
         if files := self.parts():
             schema = pq.read_schema(files[0])
             return dict(zip(schema.names, schema.types, strict=True))
         verdict = column_type([] if scale is None else scale.values)
         if scale is not None and scale.kind == "numeric":
             verdict = pa.int64() if scale.integer else pa.float64()
-        kinds = {"row": pa.int64(), "time": pa.timestamp("us", "UTC"), "verdict": verdict}
-        kinds |= dict.fromkeys(("input_tokens", "output_tokens", "calls"), pa.int64())
+        kinds: dict[str, Any] = {"time": pa.timestamp("us", "UTC"), "verdict": verdict}
+        kinds |= dict.fromkeys(("row", "input_tokens", "output_tokens", "calls"), pa.int64())
         kinds |= {"cost": pa.float64()}
-        kept = [name for name in rows[0] if name not in COLUMNS]
-        kinds |= {name: column_type([row[name] for row in rows]) for name in kept}
+        for name in (name for name in rows[0] if name not in COLUMNS):
+            cells = [row[name] for row in rows if row[name] is not None]
+            kinds[name] = column_type(cells) if cells else None
         return {name: kinds.get(name, pa.string()) for name in rows[0]}
 
     # -- the sample ---------------------------------------------------------------------------

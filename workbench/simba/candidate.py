@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
@@ -38,7 +38,7 @@ class WorkedExample:
 
     @classmethod
     def of(cls, item: Item, fields: Sequence[str]) -> WorkedExample:
-        lines = [f"{name}: {shortened_json(v)}" for name, v in item.values(fields).items()]
+        lines = [_shown(item, fields)]
         if item.rationale:
             lines.append(f"why: {shortened_json(item.rationale)}")
         return cls(item.trace_id, "\n".join([*lines, f"rating: {one_line(str(item.label))}"]))
@@ -93,7 +93,8 @@ class Candidate:
     def from_instructions(cls, text: str) -> Candidate:
         """Split instructions into base text and what an earlier alignment added.
 
-        All of the text is the base if it can't be put together again from the parts.
+        All of the text is the base if it can't be put together again from the parts. Which traces
+        the examples are is not in the text: see `with_ids`.
 
         >>> Candidate.from_instructions(f"Rate it.\\n\\n{RULES_HEADING}\\n- Be strict.").rules
         ('Be strict.',)
@@ -143,9 +144,26 @@ class Candidate:
         shown = [*(e for e in self.examples if e.trace_id not in new), *examples]
         return replace(self, examples=tuple(shown[-limit:]), origin="worked examples")
 
+    def with_ids(self, items: Iterable[Item], fields: Sequence[str]) -> Candidate:
+        """Return a copy whose examples have the ids of the items that they show.
+
+        They are known by their fields: label and rationale may have changed since.
+        """
+        ids = {without_variables(_shown(item, fields)): item.trace_id for item in items}
+        examples = [
+            replace(e, trace_id=ids.get("\n".join(e.text.split("\n")[: len(fields)]), e.trace_id))
+            for e in self.examples
+        ]
+        return replace(self, examples=tuple(examples))
+
     def shows(self, item: Item) -> bool:
         """Whether the item is one of the worked examples."""
         return any(example.trace_id == item.trace_id for example in self.examples)
+
+
+def _shown(item: Item, fields: Sequence[str]) -> str:
+    """An item's fields, a line each."""
+    return "\n".join(f"{name}: {shortened_json(v)}" for name, v in item.values(fields).items())
 
 
 def without_variables(text: str) -> str:

@@ -228,11 +228,9 @@ class SIMBA(AlignmentOptimizer):
         """
         # By content, since trace ids, and so their order, differ from store to store.
         train, dev = (sorted(part, key=_content) for part in (train, dev))
-        told = options(judge)
-        original = Candidate.from_instructions(told["instructions"])
-        original = replace(original, rationale_first=bool(told["generate_rationale_first"]))
+        original, model = _original(judge, [*train, *dev]), str(judge.model)
         budget = Budget.of(self.budget) if budget is None else budget
-        budget.check(told["model"], self.model or told["model"])
+        budget.check(model, self.model or model)
         with ExitStack() as stack:
             steps, desc = self.settings.max_steps, "aligning with SIMBA"
             shown = stack.enter_context(bar(total=steps, desc=desc, disable=not self.progress))
@@ -344,6 +342,13 @@ class _Models:
         if used.cost:
             left = min(left, self.budget.left_usd * used.requests / used.cost)
         return left
+
+
+def _original(judge: Judge, items: Sequence[Item]) -> Candidate:
+    """The judge's instructions; what they show of the items is not selected on either."""
+    told = options(judge)
+    read = Candidate.from_instructions(told["instructions"]).with_ids(items, judge_fields(judge))
+    return replace(read, rationale_first=bool(told["generate_rationale_first"]))
 
 
 def _content(item: Item) -> tuple[str, str, str]:
