@@ -177,8 +177,7 @@ def assess(
                 writer.put(as_feedback(verdict, judge, infos[verdict.trace_id]))
 
         shown = f"judging with {judge.name}" if progress else None
-        if progress and len(questions):
-            say_where(judge)
+        say_where(judge, wanted=progress and bool(questions))
         try:
             judge_many(questions, runner, on_verdict=keep, progress=shown)
         except BudgetError as error:

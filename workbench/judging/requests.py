@@ -227,10 +227,11 @@ def reached_at(model: str | None, base_url: str | None = None) -> str:
     return " or ".join(sorted(named)) or "its provider's public address"
 
 
-def say_where(judge: Judge) -> None:
+def say_where(judge: Judge, *, wanted: bool = True) -> None:
     """Print where the judge's model is reached, unless that is in this process."""
     model = getattr(judge, "model", None)
-    if place := reached_at(model, endpoint(judge)[0]) if model else "":
+    place = reached_at(model, endpoint(judge)[0]) if model else ""
+    if wanted and place:
         say(f"Judge {judge.name!r}: {model} at {place}")
 
 

@@ -141,8 +141,7 @@ def score(
         raise ArgumentError(f"to={str(to)!r} is the table itself, or in it. Name another folder.")
     expected = {"fingerprint": fingerprint(judge), "size of partitions": partition_rows}
     expected |= {"choice of columns to keep": list(layout.keep)}
-    if progress:
-        say_where(judge)
+    say_where(judge, wanted=progress)
     shown = bar(total=known_length(table), desc=f"scoring with {judge.name}", disable=not progress)
     with shown, folder.writing(expected) as answered:
         run = _Run(folder, layout, scale_of(judge), limit, {"judge": judge.name, **expected}, shown)
