@@ -322,7 +322,7 @@ def test_train_dev_and_test_share_no_trace_group_or_item(
     parts = [set(p.trace_ids) for p in (split.train, split.dev, split.test)]
     assert sum(map(len, parts)) == len(set().union(*parts)) == 40
     assert not learned & parts[2]
-    for kind in (group_of, split.group_of, {i: contents[int(i[1:])] for i in ids}):
+    for kind in (group_of, split.test.group_of, {i: contents[int(i[1:])] for i in ids}):
         train, dev, test = ({kind[i] for i in part} for part in parts)
         assert not train & dev
         assert not (train | dev) & test

@@ -253,7 +253,7 @@ class OptimizerComparison:
     def _shown(self) -> pd.DataFrame:
         """The table without what few look for; missing counts are nan, which is shown as empty."""
         hidden = ["tokens", "cost", "later tokens", "reason"]
-        ends = [name for name in self.table if name.endswith((" low", " high"))]
+        ends = [name for name in self.table if str(name).endswith((" low", " high"))]
         table = self.table.drop(columns=[*hidden, *ends])
         return table.astype({name: float for name in table if name in COUNTS})
 

@@ -176,7 +176,7 @@ def annotator_agreement(
     """
     check_confidence(confidence)
     votes = Votes.of(pairs_or_votes, scale, groups)
-    codes, groups, several = votes.codes, votes.groups, votes.labels >= 2
+    codes, together, several = votes.codes, votes.groups, votes.labels >= 2
     credits = _against_others(votes.within)
     # Items with the same labels by the same annotators fall into one cell.
     first, times, kind = distinct_rows(codes)
@@ -185,12 +185,12 @@ def annotator_agreement(
     if (votes.within > 0).any():
         # With so many categories its resamples would take long.
         are_few = votes.level == "interval" or len(votes.positions) <= MOST_CATEGORIES
-        bootstrap = Bootstrap(times, rows=(groups, kind), **options)
+        bootstrap = Bootstrap(times, rows=(together, kind), **options)
         intervals = _intervals(credits[first], times, alpha if are_few else None, bootstrap)
     else:
-        intervals = _of_full_agreement(codes[several], groups[several], confidence)
+        intervals = _of_full_agreement(codes[several], together[several], confidence)
     equal, those = equally_rated(codes)
-    fleiss = _fleiss(equal, groups[those], len(votes.positions), options)
+    fleiss = _fleiss(equal, together[those], len(votes.positions), options)
     return AnnotatorAgreement(
         annotators=votes.annotators,
         items=int((votes.labels >= 1).sum()),

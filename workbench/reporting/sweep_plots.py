@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -71,9 +70,9 @@ def plot_learning_curve(
     numbers = {name: as_numbers(table[name], name) for name in ("n_labels", column)}
     known = table.assign(**numbers)
     if "labels" in table:  # what all of them were, for n_labels=None as well
-        used = np.fmin(known["n_labels"], known["labels"].astype(float))
-        used = used.where(known[column].notna()).groupby(known["n_labels"], dropna=False)
-        known["n_labels"] = used.transform("mean").round()
+        used = known[["n_labels", "labels"]].astype(float).min(axis=1).where(known[column].notna())
+        used = used.groupby(known["n_labels"], dropna=False).transform("mean")
+        known["n_labels"] = used.round()
     known = _known(known, column, "n_labels")
     over = over_seeds(known, column, "n_labels")
     times = known.groupby("n_labels")["seed"].nunique() if "seed" in known else over["n"]
