@@ -76,13 +76,14 @@ def lifecycle(**options: Any) -> tuple[workbench.Assessed, workbench.Alignment]:
 
 
 def result(assessed: workbench.Assessed, alignment: workbench.Alignment) -> dict[str, Any]:
-    """All that a run finds but for ids of traces and runs, and seconds."""
+    """All that a run finds but for ids of traces and runs, seconds, and where models are."""
     compared = alignment.comparison.to_dict()
     for changed in ("fixed", "broken", "still_wrong"):
         compared[changed] = sorted(
             (alignment.examples[row.pop("trace_id")].outputs, *row.values())
             for row in compared[changed]
         )
+    places = alignment.preflight["check"].isin(["judge model", "reflection model"])
     return {
         "verdicts": assessed.table.drop(columns="trace_id").to_dict("records"),
         "paid": (assessed.calls, assessed.cost, assessed.input_tokens, assessed.output_tokens),
@@ -90,7 +91,7 @@ def result(assessed: workbench.Assessed, alignment: workbench.Alignment) -> dict
         "status": (alignment.status, alignment.reason),
         "comparison": compared,
         "history": alignment.history.to_csv(),
-        "preflight": alignment.preflight.to_csv(),
+        "preflight": alignment.preflight[~places].to_csv(),
         "spent": (alignment.calls, alignment.reflection_calls, alignment.tokens, alignment.cost),
         "evidence": {
             rule: sorted(str(alignment.examples[i].outputs) for i in ids)
