@@ -497,10 +497,10 @@ def test_equal_rows_keep_their_traces_in_a_larger_sample(
     """Whichever of them was drawn first; each trace has the verdict of its row."""
     judge, table = judge_at(loopback().url), answers(2).assign(q="the same", a="as well")
     seed = next(seed for seed in range(99) if draw([0, 1], 1, seed)[0] == [1])
-    one = score(judge, table, tmp_path / "v", sample=1, seed=seed)
+    [first] = score(judge, table, tmp_path / "v", sample=1, seed=seed).trace_ids
     both = score(judge, table, tmp_path / "v", sample=2, seed=seed)
     trace_of = dict(zip(both.sample["row"], both.trace_ids, strict=True))
-    assert [trace_of[1]] == one.trace_ids
+    assert trace_of[1] == first
     traces = mlflow.search_traces(return_type="list")
     assert sorted(trace_of) == [0, 1]
     assert [len(trace.info.assessments) for trace in traces] == [1, 1]

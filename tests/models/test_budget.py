@@ -388,9 +388,6 @@ def test_the_price_of_a_thousand_answers_follows_from_their_tokens() -> None:
     assert usd_per_1000("openai:/of-nobody", usages) is None
     assert usd_per_1000("offline:/rubric", [Usage(1)]) == 0.0
     assert usd_per_1000(PRICED, []) is None
-    beside = Usage(2, 10, 0, 0.5 * len(usages))
-    assert usd_per_1000(PRICED, usages, beside) == pytest.approx(1000 * (each + 0.5))
-    assert usd_per_1000(PRICED, usages, Usage(1)) is None
 
 
 def test_prices_that_only_litellm_lists_are_known_without_it() -> None:

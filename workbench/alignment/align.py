@@ -245,7 +245,7 @@ def _result(
         reason += f" With {len(data.pairs)} pairs in all this is a hint and no proof."
     notes = [*data.pairs.notes, *data.split.notes, origin_note(data.judge, data.lineage)]
     notes += [*learned.notes, *tested.notes, earlier_looks]
-    embeddings = learned.embedding_calls + tested.paid_embeddings.requests
+    embeddings = learned.embedding_calls + tested.embeddings.requests
     return Alignment(
         judge=learned.judge if status == "improved" else data.judge,
         status=status,
@@ -264,9 +264,9 @@ def _result(
         examples=data.by_id,
         calls=learned.judge_calls + probe.calls + tested.paid.requests,
         reflection_calls=learned.reflection_calls + embeddings,
-        usage=learned.usage + probe.paid + tested.paid + tested.paid_embeddings,
+        usage=learned.usage + probe.paid + tested.paid + tested.embeddings,
         usd_per_1000=usd_per_1000(
-            str(data.judge.model), [v.usage for v in tested.verdicts or (probe,)], tested.embeddings
+            str(data.judge.model), [v.usage for v in tested.verdicts or (probe,)]
         ),
         fingerprints={"original": fingerprint(data.judge), "aligned": fingerprint(learned.judge)},
         dataset_digest=dataset_digest(data.pairs),

@@ -33,7 +33,7 @@ from workbench.judging.judge import judge_credentials, with_instructions
 from workbench.judging.requests import answers_from
 from workbench.models import client, recording
 from workbench.models.answers import AnswerError, readable
-from workbench.models.budget import UNPAID, Budget
+from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache, question_key
 from workbench.models.client import ANSWER_SECONDS, Outcome, Request
 from workbench.models.faults import Fault, StoppedError
@@ -143,8 +143,8 @@ def _with_consensus(pairs: Pairs) -> Iterator[Trace]:
 
 
 @contextmanager
-def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Meter | None]:
-    """Meter the embeddings of a judge with a memory (MemAlign's); None where it has none."""
+def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Runner | None]:
+    """Meter the embeddings of a judge with a memory (MemAlign's), which the runner asks for."""
     embedder = compat.embedder_of(judge)
     if embedder is None:
         yield None
@@ -153,7 +153,7 @@ def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Meter | 
     with metering(judge, budget, dimensions=dimensions) as meter:
         embedder.model = meter.model("embedding", own.replace("/", ":/", 1)).replace(":/", "/", 1)
         try:
-            yield meter
+            yield meter.runner
         finally:
             embedder.model = own
 
@@ -181,8 +181,7 @@ class Meter:
     """The requests of one optimizer to models of three kinds: judge, reflection, embedding.
 
     Once the budget is spent, or far too many answers are lost, every request fails at once.
-    ``requests`` counts by kind what was sent, retries included; ``usage`` is what all answers have
-    cost, now or before.
+    ``requests`` counts by kind what was sent, retries included.
     """
 
     def __init__(
@@ -202,7 +201,7 @@ class Meter:
         self.answering: set[str] = set()  # kinds whose model has answered now
         self.failed: Counter[str] = Counter()
         self.faults: dict[str, Fault] = {}
-        self.cached, self.usage = 0, UNPAID
+        self.cached = 0
         self.ended = threading.Event()
         self._exhausted, self._schema_refused = "", False
         self._samples: Counter[str] = Counter()
@@ -313,7 +312,6 @@ class Meter:
         fault = outcome.fault
         with self._lock:
             self.cached += outcome.cached
-            self.usage += outcome.usage
             # Of an earlier run too: what it lost is asked again, and is no larger share for that.
             self.answers[kind] += fault is None
             if outcome.cached:

@@ -151,8 +151,7 @@ class HeldOutTest:
     verdicts: Sequence[Verdict] = ()  # all of the proposed judge
     lost: float = 0.0  # share of these that are unusable
     paid: Usage = UNPAID  # for these, and for what the budget left without a verdict
-    paid_embeddings: Usage = UNPAID  # beside it, of a judge with a memory
-    embeddings: Usage = UNPAID  # the same, those that were paid before included
+    embeddings: Usage = UNPAID  # paid beside it, of a judge with a memory
     notes: Sequence[str] = ()
 
 
@@ -165,7 +164,7 @@ def score_held_out(
         return HeldOutTest(test, test, compare(test, test, seed=seed))
     verdicts: list[Verdict] = []
     with (
-        metered_embeddings(proposed, budget) as meter,
+        metered_embeddings(proposed, budget) as embedding,
         AnswerCache() as cache,
         Runner(cache=cache, budget=budget, proven=True) as runner,
         # Where more is used than was reserved for it, what was answered is a test all the same.
@@ -191,8 +190,7 @@ def score_held_out(
         verdicts,
         lost=lost / len(test),
         paid=runner.used,
-        paid_embeddings=meter.runner.used if meter else UNPAID,
-        embeddings=meter.usage if meter else UNPAID,
+        embeddings=embedding.used if embedding else UNPAID,
         notes=(note,) if lost else (),
     )
 

@@ -50,7 +50,7 @@ class Alignment:
         server's prompt cache, and the ``cost`` in US dollars; None where not known.
     usd_per_1000
         US dollars that 1,000 judgements of the proposed judge cost, by the tokens of the held-out
-        test; None where not known.
+        test, without embeddings; None where not known.
     failures, reflection_failures
         Verdicts while learning, and reflections, that never came or could not be read (`SIMBA`
         only). They count neither for nor against a candidate.

@@ -70,18 +70,12 @@ def _whole(*amounts: Any) -> Any:
     return None if None in amounts else sum(amounts)
 
 
-def usd_per_1000(model: str, usages: Sequence[Usage], embeddings: Usage = UNPAID) -> float | None:
-    """US dollars for 1,000 answers like these; None where no tokens or no price are known.
-
-    ``embeddings`` are those that all of them took.
-    """
+def usd_per_1000(model: str, usages: Sequence[Usage]) -> float | None:
+    """US dollars for 1,000 answers like these; None where no tokens or no price are known."""
     known = [u for u in usages if u.read is not None or model.startswith(FREE)]
     used = sum(known, UNPAID)
     each = cost(model, used.read or 0, used.written or 0) if known else None
-    beside = embeddings.cost if embeddings.requests else 0.0
-    if each is None or beside is None:
-        return None
-    return 1000 * (each / len(known) + beside / len(usages))
+    return None if each is None else 1000 * each / len(known)
 
 
 def cost(model: str, read: int, written: int) -> float | None:
