@@ -155,6 +155,18 @@ def test_difference_refuses_what_cannot_be_compared() -> None:
         plot_difference(make_pairs(human, human, Scale("numeric")), far)
 
 
+def test_numbers_of_two_judges_are_in_the_same_bins_and_the_titles_say_how_far_they_are() -> None:
+    human = [float(i) for i in range(30)]
+    pairs = [make_pairs(human, [i + k for i in human], Scale("numeric")) for k in (9.0, 1.0)]
+    comparison = compare(*pairs)
+    drawn = plot_before_after(comparison)
+    ticks = [[label.get_text() for label in ax.get_xticklabels()] for ax in drawn]
+    assert ticks[0] == ticks[1]
+    assert ticks[0][-1] == "34.2 to 38"
+    assert drawn[1].get_title().splitlines()[1] == "mean distance 0.026"
+    assert "after minus before, 30 pairs" in plot_difference(comparison).get_title()
+
+
 def test_difference_has_the_numbers_of_both_judges() -> None:
     """A number that only one judge gives has a row and a column of its own, in order."""
     scale = Scale("numeric", low=1, high=5)

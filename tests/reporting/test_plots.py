@@ -88,7 +88,7 @@ def test_numbers_are_shown_by_their_mean_distance() -> None:
     compared = compare(before, after)
     ax = plot_metrics(compared, ceiling=PEOPLE, ax=axes())
     rows = [label.get_text() for label in ax.get_yticklabels()]
-    assert rows == ["mean distance", "kappa", "kappa (quadratic)"]
+    assert rows == ["mean distance\n(0 is best)", "kappa (quadratic)", "Pearson correlation"]
     assert not {"people", "always the majority label"} & set(legend(ax))
     figures = {"status": "improved", "p adjusted": 0.01, "judge calls": 1, "reflection calls": 0}
     figures |= {"embedding calls": 0, "known": 0, "seconds": 1.0}

@@ -138,11 +138,16 @@ class Coded:
         return np.array(gaps, dtype=float)
 
     def shown(self) -> tuple[list[Any], Array, Array]:
-        """Return the rows of a confusion matrix, numbers too many to show each in ten bins of equal
-        width, and the row of each label and of each verdict."""
+        """Return the rows of a confusion matrix, and the row of each label and of each verdict.
+
+        Numbers that are too many to show each are in ten bins of equal width over the scale, which
+        are then the same for two judges on it.
+        """
         if not self.binned:
             return self.values, self.human, self.judge
-        edges = np.linspace(self.positions[0], self.positions[-1], 11)
+        ends = [self.scale.low, self.scale.high, *self.positions[[0, -1]]]
+        known = [end for end in ends if end is not None]
+        edges = np.linspace(min(known), max(known), 11)
         bin_of = np.clip(np.digitize(self.positions, edges) - 1, 0, 9)
         names = [f"{low:.3g} to {high:.3g}" for low, high in itertools.pairwise(edges)]
         return names, bin_of[self.human], bin_of[self.judge]

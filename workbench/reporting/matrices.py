@@ -15,7 +15,7 @@ from workbench.formatting import counted
 from workbench.metrics.agreement import Agreement, agreement
 from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.comparison import Comparison
-from workbench.metrics.intervals import figure
+from workbench.metrics.intervals import Interval, figure
 from workbench.pairing.pairs import Pairs
 from workbench.reporting.drawing import (
     draw_matrix,
@@ -51,12 +51,13 @@ def plot_confusion(
     normalise
         Write the share large and the count small instead of the other way round.
     title
-        Above the matrix; name, accuracy and kappa by default.
+        Above the matrix; name, accuracy and kappa by default, or on numeric scales mean distance
+        and Pearson's correlation.
     """
     found = _agreement_of(agreement_or_pairs)
     if title is None:
-        figures = f"accuracy {figure(found.accuracy)}, kappa {figure(found.kappa)}"
-        title = f"{literal(found.name, width=60)}\n{figures}"
+        figures = [f"{name} {figure(value)}" for name, (value, _) in _of_title(found)]
+        title = f"{literal(found.name, width=60)}\n{', '.join(figures)}"
     order = order_of(found)
     table = found.confusion.reindex(index=order, columns=order)
     counts = table.to_numpy()
@@ -80,7 +81,7 @@ def plot_before_after(
     ax: Iterable[Axes] | None = None,
     normalise: bool = False,
 ) -> npt.NDArray[Any]:
-    """Two confusion matrices side by side, with accuracy and kappa and their intervals.
+    """Two confusion matrices side by side, with two figures and their intervals above each.
 
     Parameters
     ----------
@@ -191,9 +192,15 @@ def plot_annotators(annotators: AnnotatorAgreement, *, ax: Axes | None = None) -
 
 
 def title_with_intervals(found: Agreement, name: str) -> str:
-    """Return a title of three lines: name, accuracy and kappa with their intervals."""
-    accuracy = figure(found.accuracy, found.accuracy_interval)
-    return f"{name}\naccuracy {accuracy}\nkappa {figure(found.kappa, found.kappa_interval)}"
+    """Return a title of three lines: the name, and two figures with their intervals."""
+    return "\n".join([name, *(f"{what} {figure(*one)}" for what, one in _of_title(found))])
+
+
+def _of_title(found: Agreement) -> list[tuple[str, tuple[float, Interval]]]:
+    """The figures in a title: numbers are hardly ever equal."""
+    numeric = ("mean distance", "Pearson correlation")
+    names = numeric if found.scale.kind == "numeric" else ("accuracy", "kappa")
+    return [(name, found.figures[name]) for name in names]
 
 
 def _both(

@@ -52,7 +52,7 @@ def plot_metrics(
 
     The accuracy of always answering the most frequent label is marked, and, where given, the
     agreement of people among themselves, on contested items too. Numeric scales have the mean
-    distance in place of accuracy, and no such marks.
+    distance, quadratic kappa and Pearson's correlation instead, and no such marks.
 
     Parameters
     ----------
@@ -70,8 +70,8 @@ def plot_metrics(
         judges = {name: (getattr(given, name), *look) for name, look in looks.items()}
     first: Agreement = next(iter(judges.values()))[0]
     numeric = first.scale.kind == "numeric"
-    names = ["mean distance" if numeric else "accuracy"]
-    names += [name for name in first.figures if name.startswith("kappa")]
+    kinds = ("mean distance", "kappa (", "Pearson") if numeric else ("accuracy", "kappa")
+    names = [name for kind in kinds for name in first.figures if name.startswith(kind)]
     ax = ax or new_axes(6.4, 1.1 + 0.62 * len(names))[0]
     lowest, handles = 0.0, dict[str, Any]()
     for label, (found, colour, marker, offset) in judges.items():
@@ -84,7 +84,7 @@ def plot_metrics(
     for label, (level, style) in levels.items():
         (handles[label],) = ax.plot([level] * 2, [-0.42, 0.42], style, color=ink(), label=label)
     ax.axvline(0, color=ink(), lw=0.6, alpha=0.5)
-    bare_rows(ax, names)
+    bare_rows(ax, [f"{name}\n(0 is best)" if "distance" in name else name for name in names])
     ax.set_xlim(max(-1.0, lowest - 0.03) if lowest < 0 else 0, 1.01)
     legend_above(ax, handles)
     return ax
