@@ -25,7 +25,8 @@ def shown(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, *, show: bool = 
     console.start(1)
     console.output("\rjudging:  5/10")
     console.output("\rjudging: 10/10")
-    console.output("\r\n")
+    console.output("\x1b[A\r")
+    console.output("\n")
     console.start(2)
     console.output("no end of line")
     console.start(3)
@@ -51,5 +52,5 @@ def test_a_terminal_has_a_bar_with_the_line_that_is_rewritten(
     states = [state.strip() for state in re.split(r"[\r\n]", shown(Terminal(), monkeypatch))]
     kept = [state for state in states if state and "[00:0" not in state]
     assert kept == ["[1/4] Import", "one", "two", "judging: 10/10", "[3/4] Align", "no end of line"]
-    assert any(re.match(r"\[2/4\] Import \[00:0\d\] .*judging: 10/10", one) for one in states)
+    assert any(re.match(r"\[2/4\] Import \[00:0\d\], judging: 10/10", one) for one in states)
     assert states[-1] == ""

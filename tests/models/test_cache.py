@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -123,9 +124,16 @@ def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_room_for_locks_is_told(cache: AnswerCache) -> None:
-    (cache.directory / "asking").write_text("no folder")
+    (cache.directory / "asking.lock").mkdir()
     with pytest.raises(StoreError, match="does not work"), cache.asking("key", lambda: False):
         pass
+
+
+def test_a_question_within_a_question_waits_for_none(cache: AnswerCache) -> None:
+    """As a judge asks that looks up its memory; many of both are under way at once."""
+    with ExitStack() as stack:
+        for n in range(3000):
+            stack.enter_context(cache.asking(f"question {n}", lambda: False))
 
 
 def test_a_database_that_is_none_is_told(tmp_path: Path) -> None:

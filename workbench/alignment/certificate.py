@@ -254,15 +254,21 @@ def _not_learned(pairs: Pairs, by_id: Mapping[str, Example]) -> tuple[Pairs, lis
     return replace(pairs.subset(by_id.keys() - learned), excluded=left_out), [note] * bool(learned)
 
 
-def _looks(pairs: Pairs, by_id: Mapping[str, Example], passed: bool) -> tuple[int, tuple[str, ...]]:
-    """Count the judges that the items have scored; a use that is new is logged as a run."""
+def _looks(
+    pairs: Pairs, by_id: Mapping[str, Example], passed: bool
+) -> tuple[int | None, tuple[str, ...]]:
+    """Count the judges that the items have scored; a use that is new is logged as a run.
+
+    None where earlier runs could not be searched.
+    """
     run, mark = AlignmentRun(), pairs.fingerprint
     known = judges_by_item(run, pairs, by_id)
     if any(mark not in judges for judges in known):
         with run.keeping_fault():
             run.create(f"certify {pairs.name}", {CERTIFIED_TAG: mark, **item_tags(pairs, by_id)})
         run.finish({"workbench.status": "passed" if passed else "not passed"}, {}, {})
-    return max(len(judges | {mark}) for judges in known), run.fault_notes("The certificate")
+    looks = None if run.unsearched else max(len(judges | {mark}) for judges in known)
+    return looks, run.fault_notes("The certificate")
 
 
 def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:

@@ -39,7 +39,7 @@ class Console:
     def __init__(self, headings: list[str], *, show: bool) -> None:
         self._headings, self._show, self.begun = headings, show, False
         self._line, self._told = "", ""
-        form = "[{n_fmt}/{total_fmt}] {desc} [{elapsed}] {postfix}"
+        form = "[{n_fmt}/{total_fmt}] {desc} [{elapsed}]{postfix}"
         off = not (show and sys.stderr.isatty())
         self._bar = tqdm(
             total=len(headings), bar_format=form, leave=False, disable=off, file=sys.stderr
@@ -54,7 +54,9 @@ class Console:
 
     def output(self, text: str) -> None:
         """Show what a cell writes."""
-        *ended, self._line = re.split(r"(?<=\n)|(?<=\r)(?!\n)", self._line + text)
+        # A bar within a bar moves the cursor, which is the bar's of the cells here.
+        text = re.sub(r"\x1b\[\d*[A-HJKSTfsu]", "", text)
+        *ended, self._line = re.split(r"(?<=\n)|(?<=\r)(?!\n|$)", self._line + text)
         for line in ended:
             if line.endswith("\n") or (self._bar.disable and line.strip()):
                 self._write(line.rstrip())

@@ -26,6 +26,7 @@ from workbench.models.answers import AnswerError
 from workbench.models.cache import question_key
 from workbench.models.client import Outcome, Request
 from workbench.models.offline import SCHEME, VERSION
+from workbench.models.recording import replayed
 from workbench.models.runner import Runner
 from workbench.scale import ABSTAIN, Scale, scale_of
 from workbench.store.traces import Example, item_digest
@@ -228,10 +229,10 @@ def reached_at(model: str | None, base_url: str | None = None) -> str:
 
 
 def say_where(judge: Judge, *, wanted: bool = True) -> None:
-    """Print where the judge's model is reached, unless that is in this process."""
+    """Print where the judge's model is reached, unless it is in this process or nothing is sent."""
     model = getattr(judge, "model", None)
     place = reached_at(model, endpoint(judge)[0]) if model else ""
-    if wanted and place:
+    if wanted and place and replayed() is None:
         say(f"Judge {judge.name!r}: {model} at {place}")
 
 

@@ -14,7 +14,7 @@ from workbench.errors import ArgumentError
 from workbench.formatting import counted, html_lines, html_table, plain
 from workbench.metrics.agreement import Agreement, agreement, figures_as_data
 from workbench.metrics.coefficients import Statistic, Weights, mcnemar
-from workbench.metrics.figures import ROUNDING, Coded, Sample
+from workbench.metrics.figures import ROUNDING, Coded, Sample, confusion_of
 from workbench.metrics.intervals import (
     UNDEFINED,
     Array,
@@ -200,6 +200,9 @@ def compare(
     options: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
     first, second = (agreement(each, weights=weights, **options) for each in (before, after))
     one, two = Coded.of(before, after), Coded.of(after, before)
+    if one.scale.kind == "numeric":  # with the rows of both, so that matrices can be compared
+        first = replace(first, confusion=confusion_of(one))
+        second = replace(second, confusion=confusion_of(two))
     changes = _changes(first, second, one, two, **options)
     gap_before, gap_after = (each.distances(each.human, each.judge) for each in (one, two))
     improved = second.mean_distance < first.mean_distance - ROUNDING
@@ -260,13 +263,14 @@ def _same_items(before: Pairs, after: Pairs, common: set[str]) -> list[Pairs]:
 
 
 def _same_scale(before: Pairs, after: Pairs) -> Scale:
-    """The scale of both; of an observed range, which each judge has its own of, the wider one."""
+    """The scale of both: with the declared range, or of observed ones the wider."""
     one, two = (
         each.scale.with_range([*each.table["human"], *each.table["judge"]])
         for each in (before, after)
     )
-    kinds = [(each.kind, each.values, each.limits) for each in (one, two)]
-    if kinds[0] != kinds[1]:
+    kinds = {(each.kind, each.values) for each in (one, two)}
+    declared = {each.limits for each in (one, two)} - {(None, None)}
+    if len(kinds) > 1 or len(declared) > 1:
         first, second = (
             f"numbers from {each.low} to {each.high}"
             if any(end is not None for end in each.limits)
@@ -277,7 +281,7 @@ def _same_scale(before: Pairs, after: Pairs) -> Scale:
             f"The two sets of pairs are on different scales: {first} before, {second} after. Pair "
             "both judges with the same scale=."
         )
-    low, high = one.limits
+    low, high = next(iter(declared), (None, None))
     ends = [end for each in (one, two) for end in (each.low, each.high) if end is not None]
     return replace(one, low=low, high=high).with_range(ends)
 

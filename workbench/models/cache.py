@@ -6,22 +6,33 @@ two processes want the same answer at the same time, one asks and the other wait
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from workbench.errors import StoreError
 
+try:
+    import fcntl
+except ImportError:  # Windows, where processes do not wait for each other
+    fcntl = None  # type: ignore[assignment]
+
 CACHE_VARIABLE = "WORKBENCH_CACHE"
+
+# The questions that threads of this process are asking: locks of files hold between processes.
+_ASKED: set[tuple[Path, str]] = set()
+_CHANGED = threading.Condition()
 
 KEY_FORMAT = 3  # of keys; raised when an old answer must not be found
 
@@ -76,17 +87,41 @@ class AnswerCache(AbstractContextManager["AnswerCache"]):
 
         Waits while one does, until ``is_over``. The system frees what a killed process held.
         """
-        # Questions that share a file only wait for each other.
-        lock = FileLock(self.directory / "asking" / f"{question_key(key)[:3]}.lock")
-        with self._errors_in_words():
-            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-            while not lock.is_locked and not is_over():
-                with suppress(Timeout):
-                    lock.acquire(timeout=0.2)
+        name = self.directory.absolute(), key
+        with _CHANGED:
+            while name in _ASKED and not is_over():
+                _CHANGED.wait(0.2)
+            mine = name not in _ASKED
+            _ASKED.add(name)
+        try:
+            with self._among_processes(key, is_over):
+                yield
+        finally:
+            if mine:
+                with _CHANGED:
+                    _ASKED.remove(name)
+                    _CHANGED.notify_all()
+
+    @contextmanager
+    def _among_processes(self, key: str, is_over: Callable[[], bool]) -> Iterator[None]:
+        if fcntl is None:
+            yield
+            return
+        # Of the byte of the file that stands for the question.
+        place, held = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"), False
+        with self._database():
+            file = _lock_file(self.directory)
+        while not held and not is_over():
+            with self._database(), suppress(BlockingIOError, PermissionError):
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+                held = True
+            if not held:
+                time.sleep(0.05)
         try:
             yield
         finally:
-            lock.release()
+            if held:
+                fcntl.lockf(file, fcntl.LOCK_UN, 1, place)
 
     def __len__(self) -> int:
         with self._database() as database:
@@ -105,15 +140,11 @@ class AnswerCache(AbstractContextManager["AnswerCache"]):
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
         """The connection, for one thread at a time."""
-        with self._errors_in_words(), self._lock:
-            if self._connection is None:
-                self._connection = self._open()
-            yield self._connection
-
-    @contextmanager
-    def _errors_in_words(self) -> Iterator[None]:
         try:
-            yield
+            with self._lock:
+                if self._connection is None:
+                    self._connection = self._open()
+                yield self._connection
         except (OSError, sqlite3.Error) as error:
             raise StoreError(
                 f"The answer cache in {self.directory} does not work: {error}. Name a folder that "
@@ -132,3 +163,9 @@ class AnswerCache(AbstractContextManager["AnswerCache"]):
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT)")
         return connection
+
+
+@functools.lru_cache
+def _lock_file(directory: Path) -> int:
+    """Opened once and never closed: closing it would free all locks of this process."""
+    return os.open(directory / "asking.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

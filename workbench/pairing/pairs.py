@@ -166,7 +166,8 @@ class Pairs:
             raise ArgumentError(
                 f"test_size={test_size} must lie in (0, 1) and dev_size={dev_size} in [0, 1)."
             )
-        group_of = self.groups_of(groups)
+        # Of pairs alone: an id of a trace that makes none differs from store to store.
+        group_of = joined(groups_of(self.table, groups), self.content)
         shares = {"test": test_size, "dev": (1 - test_size) * dev_size}
         shares["train"] = 1 - sum(shares.values())
         parts = stratified(

@@ -137,7 +137,7 @@ def plot_difference(
     """
     old, new = _both("plot_difference", comparison_or_before, after)
     order = list(dict.fromkeys([*order_of(old), *order_of(new)]))
-    if old.scale.kind == "numeric" and old.per_class is not None and new.per_class is not None:
+    if old.scale.kind == "numeric" and not any(isinstance(value, str) for value in order):
         order = sorted(order)
     tables = [one.confusion.reindex(index=order, columns=order, fill_value=0) for one in (old, new)]
     totals = tables[0].sum(axis=1)

@@ -114,7 +114,7 @@ def plot_comparison(comparison: OptimizerComparison, *, ax: Axes | None = None) 
         estimate = [row[name] for name in (measure, *ends)]
         colour = ink() if row["status"] == "reference" else blue()
         # The original itself and the majority label are not tested, so they are filled.
-        hollow = row["p adjusted"] >= 0.05
+        hollow = name not in ("original", "majority label") and not row["p adjusted"] < 0.05
         said = "failed" if row["status"] == "failed" else "undefined"
         draw_estimate(ax, place, estimate, hollow=hollow, color=colour, undefined=said)
         labels.append("\n".join(filter(None, [literal(name, 30), literal(_effort(row), 60)])))

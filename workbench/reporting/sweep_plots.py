@@ -64,12 +64,14 @@ def plot_learning_curve(
     ax
         Axes to draw on; new ones by default.
     """
+    metric = None if metric == "held-out accuracy" else metric  # what "value" is by default
     wanted = [metric, "value"] if metric else ["value", "after_mean_distance", "after"]
     column = next((name for name in wanted if name in table), metric or "after")
     require_columns(table, "table", ["n_labels", column])
     numbers = {name: as_numbers(table[name], name) for name in ("n_labels", column)}
     known = table.assign(**numbers)
     if "labels" in table:  # what all of them were, for n_labels=None as well
+        known["labels"] = pd.to_numeric(known["labels"], errors="coerce")
         used = known[["n_labels", "labels"]].astype(float).min(axis=1).where(known[column].notna())
         used = used.groupby(known["n_labels"], dropna=False).transform("mean")
         known["n_labels"] = used.round()

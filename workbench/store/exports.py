@@ -6,6 +6,7 @@ See `workbench.store.export_formats` for the tools.
 from __future__ import annotations
 
 import os
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -139,7 +140,10 @@ def _table(
     rows: dict[str, dict[str, Any]] = {key: {} for key in items}
     people, names = Raters(), dict[str, str]()
     replaced = []
-    reasons = {(a.item, folded(a.annotator)): a.value for a in given if a.question == rationale}
+    reasons: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for a in given:
+        reasons[a.item, folded(a.annotator)] += [a.value] * (a.question == rationale)
+    times = Counter[tuple[str, str]]()
     for a in given:
         if a.question != question:
             continue
@@ -149,8 +153,11 @@ def _table(
         if value in row and row[value] != a.value:
             reason = f"{row[value]!r} was replaced by the later answer {a.value!r}"
             replaced.append(a._replace(reason=reason))
+            if len(reasons[a.item, folded(who)]) <= times[a.item, who]:
+                reasons[a.item, folded(who)].clear()  # it is that of the earlier answer
+        times[a.item, who] += 1
         row[value] = a.value
-        row[why] = a.rationale or reasons.get((a.item, folded(who)))
+        row[why] = a.rationale or next(reversed(reasons[a.item, folded(who)]), None)
     fields = list(dict.fromkeys(name for item in items.values() for name in item.fields))
     answered = _outputs(items.values(), fields, outputs)
     table = pd.DataFrame(
