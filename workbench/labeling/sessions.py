@@ -93,8 +93,8 @@ class LabelSession(Session):
         super().__init__(annotator, store or TraceStore(experiment))
         self._read = partial(read_workload, self.store, annotator, traces, assign)
         work = self._read()
-        where = self.store.experiment
-        self.ask(session_questions(judge_or_name, questions, scale, work.infos.values(), where))
+        seen, where = [*map(without_spans, work.infos.values())], self.store.experiment
+        self.ask(session_questions(judge_or_name, questions, scale, seen, where))
         self.title = title or ", ".join(q.title or q.name for q in self.questions)
         given: dict[str, Any] = {"order": order, "seed": seed, "random_share": random_share}
         self._queue = LabelQueue(
