@@ -31,7 +31,7 @@ from workbench.errors import (
 )
 from workbench.judging.judge import with_instructions
 from workbench.models.budget import Budget
-from workbench.simba.search import Learned
+from workbench.simba.candidate import Learned
 from workbench.store.traces import examples
 
 NAME = "good_reply"

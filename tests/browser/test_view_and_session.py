@@ -16,6 +16,7 @@ import pytest
 from hostile import HARMFUL, HOSTILE, UNSEEN
 from hosts import Panel
 from made_pairs import make_pairs
+from mlflow.entities import AssessmentSource
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 import workbench
@@ -234,6 +235,35 @@ def test_traces_that_join_leave_the_item_where_it_is(wire: Wire) -> None:
     expect(wire.panel.root.locator(".wb-counts")).to_contain_text("4 of 9 labelled")
     wire.panel.press("Control+Enter")
     wire.panel.at(4)
+
+
+def test_a_view_asks_for_what_is_done_elsewhere_while_it_is_seen(wire: Wire) -> None:
+    """Half a minute after the last answer, and once at a time, however busy the kernel is."""
+
+    def asked(seconds: int) -> int:
+        wire.page.clock.run_for(1000 * seconds)
+        return [m["type"] for m in wire.sent()].count("refresh")
+
+    assert [asked(25), asked(10), asked(600)] == [0, 1, 0]
+    source = AssessmentSource("HUMAN", "ana")
+    trace_id = str(wire.panel.trace_id)
+    mlflow.log_feedback(trace_id=trace_id, name="quality", value="fair", source=source)
+    wire.to_page += wire.session.receive({"type": "refresh", "stay": True})
+    wire.carry()
+    expect(wire.panel.root.locator(".wb-counts")).to_contain_text("1 of 6 labelled")
+    wire.panel.at(0)
+    wire.page.evaluate("Object.defineProperty(document, 'hidden', {get: () => window.isHidden})")
+    wire.page.evaluate("window.isHidden = true")
+    assert asked(60) == 0
+    wire.page.evaluate("window.isHidden = false")
+    assert asked(2) == 1
+
+
+def test_a_view_asks_for_nothing_where_that_is_switched_off(browser: Browser, store: str) -> None:
+    imported(0, 1)
+    with wired(browser, refresh_every=None) as wire:
+        wire.page.clock.run_for(600_000)
+        assert wire.sent() == []
 
 
 def test_a_new_rubric_is_shown_beside_what_is_typed(wire: Wire) -> None:

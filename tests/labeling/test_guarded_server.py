@@ -46,7 +46,6 @@ def test_the_life_of_a_judge_on_a_server_with_users(
     view = View(panel.session)
     view.act(view.save(0, "good", "as it is"))
     assert panel.labels["value"].tolist() == ["good"]
-    panel.close()
     pairs = workbench.pair(judge, imported)
     assert len(pairs) == 14
     assert workbench.annotator_agreement(pairs).shared_items == 14

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -13,12 +14,12 @@ from labeling_helpers import (
     SCALE,
     MemoryStore,
     MemoryTraces,
+    View,
     begin,
     delete,
     imported,
     in_memory,
     label,
-    wait_until,
 )
 from mlflow.exceptions import MlflowException
 from mlflow.genai import label_schemas, review_queues
@@ -45,38 +46,38 @@ def status(queue: workbench.ReviewQueue, trace_id: str) -> str:
 # -- by itself ------------------------------------------------------------------------------
 
 
+def by_the_clock(view: View) -> list[dict[str, Any]]:
+    """What the view is told when it asks for what was done elsewhere."""
+    before = len(view.told)
+    (answer,) = view.send(type="refresh", stay=True)
+    assert answer["type"] == "read"
+    return view.told[before:-1]
+
+
 def test_what_is_done_elsewhere_shows_up_by_itself(store: str) -> None:
     """A label and its withdrawal, and traces that join; nothing that is not new is told."""
     imported(4)
-    view = begin(refresh_every=0.05)
-    view.send(type="hello", pending=[])
+    view = begin()
     first, second = view.session.trace_ids[:2]
     label(first, "ana")
-    wait_until(lambda: view.session.position == 1)
-    wait_until(lambda: any(m["type"] == "saved" for m in view.told))
-    (told,) = [m for m in view.told if m["type"] == "saved"]
-    assert told["ids"] == []
+    (told,) = by_the_clock(view)
+    assert view.session.position == 1
+    assert (told["type"], told["ids"]) == ("saved", [])
     answers = told["statuses"][first]["done"]["answers"]
     assert answers["quality"] == {"value": "yes", "abstain": False}
     (made,) = fetch_traces([first], spans=False)[0].info.assessments
     mlflow.delete_assessment(trace_id=first, assessment_id=made.assessment_id)
-    wait_until(lambda: view.session.position == 0)
+    by_the_clock(view)
+    assert view.session.position == 0
     imported(2, "new")
-    wait_until(lambda: view.session.progress["total"] == 6)
-    wait_until(lambda: any(m["type"] == "queue" for m in view.told))
-    before = len(view.told)
-    time.sleep(0.5)
-    assert len(view.told) == before
+    (told,) = by_the_clock(view)
+    assert told == {"type": "queue", "total": 6, "position": 0, "stay": True}
+    assert by_the_clock(view) == []
     assert second in view.session.trace_ids
     workbench.set_rubric("quality", "Facts first.")
-    wait_until(lambda: len(view.told) > before)
-    assert view.told[before] == {"type": "queue", "total": 6, "position": 0, "stay": True}
+    (told,) = by_the_clock(view)
+    assert told == {"type": "queue", "total": 6, "position": 0, "stay": True}
     assert view.session.setup()["questions"][0]["rubric"] == "Facts first."
-    view.session.close()
-    time.sleep(0.2)
-    label(second, "ana")
-    time.sleep(0.5)
-    assert view.session.progress["labelled"] == 0
 
 
 def test_a_store_that_fails_meanwhile_is_read_again() -> None:
@@ -90,26 +91,32 @@ def test_a_store_that_fails_meanwhile_is_read_again() -> None:
             return super().infos(*given, **how)
 
     store = Failing(MemoryStore(["t0"]))
-    view = in_memory(1, store=store, refresh_every=0.01)
-    view.send(type="hello", pending=[])
-    wait_until(lambda: store.reads > 4)
-    view.session.close()
+    view = in_memory(1, store=store)
+    for _ in range(3):
+        assert by_the_clock(view) == []
+    assert store.reads == 4
 
 
-def test_a_cell_that_is_run_again_reads_for_one(store: str) -> None:
-    """The session that it has made before is no longer on the page, and stops; others do not."""
-    one, *_ = imported(2)
-    views = [
-        begin(refresh_every=9),
-        begin(annotator="ben", refresh_every=9),
-        begin([one], refresh_every=9),
-        begin(refresh_every=9),
-    ]
-    for view in views:
-        view.send(type="hello", pending=[])
-    assert [view.session._closed.is_set() for view in views] == [True, False, False, False]
-    for view in views:
-        view.session.close()
+def test_a_store_that_is_not_active_is_not_read(store: str, tmp_path: Path) -> None:
+    (trace_id,) = imported(1)
+    view = begin()
+    label(trace_id, "ana")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'other.db'}")
+    assert by_the_clock(view) == []
+    mlflow.set_tracking_uri(store)
+    assert len(by_the_clock(view)) == 1
+
+
+def test_a_twentieth_of_the_time_at_most_is_spent_on_reading() -> None:
+    """The answer says when to ask again; the first time the setup does."""
+    slow = in_memory(1, refresh_every=0.01)
+    assert slow.session.setup()["refresh_every"] == 0.01
+    read = slow.session.reread
+    slow.session.reread = lambda: (time.sleep(0.1), read())  # type: ignore[method-assign,assignment,union-attr]
+    (answer,) = slow.send(type="refresh", stay=True)
+    assert answer["wait"] >= 2
+    (answer,) = in_memory(1, refresh_every=30.0).send(type="refresh", stay=True)
+    assert answer["wait"] == 30
 
 
 def test_of_traces_that_were_named_one_may_be_deleted_meanwhile(store: str) -> None:
@@ -121,15 +128,6 @@ def test_of_traces_that_were_named_one_may_be_deleted_meanwhile(store: str) -> N
     view.session.reread()
     assert view.session.progress["labelled"] == 1
     assert set(view.session.trace_ids) == {first, second, third}
-
-
-def test_nothing_is_read_before_a_view_is_there_or_where_it_is_switched_off(store: str) -> None:
-    imported(2)
-    quiet, off = begin(refresh_every=0.05), begin(refresh_every=None)
-    off.send(type="hello", pending=[])
-    label(quiet.session.trace_ids[0], "ana")
-    time.sleep(0.5)
-    assert quiet.session.progress["labelled"] == off.session.progress["labelled"] == 0
 
 
 def test_what_was_read_before_a_label_was_saved_does_not_take_it_back() -> None:

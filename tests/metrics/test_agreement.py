@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import subprocess
@@ -328,6 +329,24 @@ def test_kappa_is_symmetric_bounded_and_equals_sklearns(rows: Rows) -> None:
     assert table.sum() == found.per_class["support"].sum() == len(rows) == found.n
     assert np.trace(table) / len(rows) == pytest.approx(found.accuracy)
     assert 0 <= found.mean_distance <= 1 - found.accuracy + 1e-9
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        GRADES,
+        Scale.of([6, 4, 1], ordered=True),
+        Scale.of(["red", "blue", "green"]),
+        Scale("numeric", low=0, high=10),
+        Scale("numeric"),
+    ],
+)
+def test_the_mean_distance_is_that_of_the_scale(scale: Scale) -> None:
+    values = scale.values or (0.0, 2.5, 4.0, 12.0)
+    human, judge = zip(*itertools.product(values, values), strict=True)
+    found = agreement(make_pairs(human, judge, scale), resamples=10)
+    measure = scale.with_range(values).distance
+    assert found.mean_distance == pytest.approx(np.mean([*map(measure, human, judge)]))
 
 
 def gwet_by_items(rows: Rows, *, quadratic: bool) -> float:

@@ -28,11 +28,11 @@ from stubs import (
 from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Usage
-from workbench.simba.candidate import Candidate, WorkedExample
+from workbench.simba.candidate import Candidate, Learned, WorkedExample
 from workbench.simba.forecast import most_calls
 from workbench.simba.items import Item
 from workbench.simba.reflection import Reflection, Request
-from workbench.simba.search import Optimised, Search
+from workbench.simba.search import Search
 from workbench.simba.selection import Ask
 from workbench.simba.settings import FEW, Settings
 from workbench.store.traces import Example
@@ -48,7 +48,7 @@ def run(
     ask: Ask = always_good,
     reflect: Any = None,
     **options: Any,
-) -> Optimised:
+) -> Learned:
     train = items(20) if train is None else train
     dev = items(10, start=100) if dev is None else dev
     reflect = reflect or Reflecting()

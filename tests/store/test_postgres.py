@@ -43,9 +43,7 @@ def label_all(annotator: str, imported: workbench.Imported) -> list[str]:
         trace_id = panel.session.trace_ids[position]
         good = imported.trace_ids.index(trace_id) % 2
         view.act(view.save(position, "good" if good else "poor", f"{annotator}: ünïcode ✓"))
-    values = list(panel.labels["value"])
-    panel.close()
-    return values
+    return list(panel.labels["value"])
 
 
 def test_the_life_of_a_judge_behind_a_server(postgres_server: str, tmp_path: Path) -> None:

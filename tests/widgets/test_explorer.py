@@ -173,7 +173,6 @@ def test_who_opened_an_item_gives_no_blind_label_later(traces: list[str]) -> Non
     assert panel.session.flush(30)
     after = panel.labels.set_index("trace_id")["after_verdict"]
     assert (bool(after[traces[2]]), bool(after[traces[3]])) == (True, False)
-    panel.close()
 
 
 def test_items_are_sent_to_the_label_queue(traces: list[str]) -> None:

@@ -39,8 +39,8 @@ class Alignment:
         Held-out pairs with the verdicts of the original and of the proposed judge, the agreement
         of both with people on these, and their comparison.
     history, evidence
-        One row per candidate (see `workbench.simba.Optimised`), and learned rule -> ids of the
-        train traces that it was made from; empty for other optimizers.
+        One row per candidate (see `workbench.simba.candidate.Learned`), and learned rule -> ids
+        of the train traces that it was made from; empty for other optimizers.
     looks
         The largest number of judges that one held-out item has scored so far, this judge
         included; 0 where nothing was tested.

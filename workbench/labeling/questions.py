@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlflow.entities import TraceInfo
+from mlflow.entities import Trace
 from mlflow.genai.judges import Judge
 from mlflow.genai.label_schemas import LabelSchema
 
 from workbench.errors import ArgumentError, ScaleError
 from workbench.formatting import storable
+from workbench.judging.verdicts import recorded_verdicts
+from workbench.pairing.consensus import observed_scale
 from workbench.scale import ABSTAIN, Scale, is_abstention, scale_of
 from workbench.store.rubrics import RubricHistory
 from workbench.store.schemas import asks_for_feedback, find_schema
@@ -161,16 +163,16 @@ def session_questions(
     judge_or_name: Judge | str | None,
     questions: Sequence[LabelQuestion | LabelSchema | str] | None,
     scale: Scale | None,
-    infos: Iterable[TraceInfo],
+    traces: Sequence[Trace],
     experiment: str,
 ) -> tuple[LabelQuestion, ...]:
     """Return the questions of a session from its arguments (see `workbench.LabelPanel`)."""
     if questions is None and judge_or_name is None:
         raise ArgumentError("There is nothing to ask. Give a judge, its name, or questions=.")
     if questions is None:
-        return (as_question(judge_or_name, experiment, scale=scale, infos=infos),)
+        return (as_question(judge_or_name, experiment, scale=scale, traces=traces),)
     several = questions if isinstance(questions, (list, tuple)) else [questions]
-    asked = tuple(as_question(one, experiment, infos=infos) for one in several)
+    asked = tuple(as_question(one, experiment, traces=traces) for one in several)
     names = [question.name for question in asked]
     if len(set(names)) < len(names) or not any(question.required for question in asked):
         raise ArgumentError(
@@ -181,7 +183,7 @@ def session_questions(
 
 
 def as_question(  # noqa: C901  # a line for each kind of question
-    given: Any, experiment: str, *, scale: Scale | None = None, infos: Iterable[TraceInfo] = ()
+    given: Any, experiment: str, *, scale: Scale | None = None, traces: Sequence[Trace] = ()
 ) -> LabelQuestion:
     """Return the question of a judge, of a label schema, or of the name of either.
 
@@ -213,22 +215,20 @@ def as_question(  # noqa: C901  # a line for each kind of question
                 asked = in_schema
             elif asked.scale in (None, in_schema.scale):
                 asked = replace(asked, scale=in_schema.scale, labels=in_schema.labels)
-    found = scale or asked.scale or _observed_scale(asked.name, infos)
+    found = scale or asked.scale or _observed_scale(asked.name, traces)
     # Another scale has other words.
     return replace(asked, scale=found, labels=asked.labels if found == asked.scale else None)
 
 
-def _observed_scale(name: str, infos: Iterable[TraceInfo]) -> Scale:
-    given = [a for info in infos for a in info.assessments or [] if a.name == name and a.feedback]
-    seen = [a.feedback.value for a in given if a.feedback.error is None]
-    try:
-        return Scale.from_values(v for v in seen if not isinstance(v, (list, dict)))
-    except ScaleError:
-        raise ArgumentError(
-            f"No scale is known for {name!r}: there is no label schema {name!r} that tells it. "
-            "Give one, for instance workbench.Scale.of(['no', 'yes']), as scale= or in a "
-            "LabelQuestion, or a judge with a feedback_value_type such as Literal['yes', 'no']."
-        ) from None
+def _observed_scale(name: str, traces: Sequence[Trace]) -> Scale:
+    verdicts = [v.value for trace in traces for v in recorded_verdicts(trace, name) if v.usable]
+    if found := observed_scale(name, traces, verdicts):
+        return found
+    raise ArgumentError(
+        f"No scale is known for {name!r}: there is no label schema {name!r} that tells it. "
+        "Give one, for instance workbench.Scale.of(['no', 'yes']), as scale= or in a "
+        "LabelQuestion, or a judge with a feedback_value_type such as Literal['yes', 'no']."
+    )
 
 
 def with_rubric(question: LabelQuestion, history: RubricHistory) -> LabelQuestion:

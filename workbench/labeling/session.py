@@ -10,6 +10,8 @@ is written is told later, by ``on_message``, from another thread:
   tried again; false: it never will be saved, see ``session.unsaved``);
 - ``reveal`` (``trace_id``): ``revealed``;
 - ``refresh`` and ``offer_again``: ``queue``. One that nobody asked for has ``"stay": true``;
+- ``refresh`` with ``"stay": true``, by the clock: ``read`` (``wait``: seconds until the next one),
+  and before it what has changed;
 - ``keep`` (``trace_id``): nothing. What is offered again stays as it is.
 
 What cannot be done, or is malformed, is answered by a ``problem`` (``error``, ``about``). Items
@@ -352,9 +354,6 @@ class Session:
         if action.kind != "undo":  # of which nothing is lost: what it was to take back stays
             self._refused[action.id] = (action, error)
         return _unsaved(action.id, error)
-
-    def close(self) -> None:
-        """End what goes on in the background; what waits to be written is written."""
 
     def flush(self, seconds: float | None = None) -> bool:
         """Wait until all is written, ``seconds`` at most; return whether all is written."""

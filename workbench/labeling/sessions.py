@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from functools import partial
 from typing import Any
-from weakref import WeakSet
 
 import pandas as pd
 from mlflow.entities import Feedback, TraceInfo
@@ -52,14 +50,13 @@ _COLUMNS = [
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
-_reading: WeakSet[LabelSession] = WeakSet()  # those that read the store by themselves
 
 
 class LabelSession(Session):
     """The labelling of one annotator on one or several questions (see `workbench.LabelPanel`).
 
-    Once a view has said hello the store is read again every ``refresh_every`` seconds, less often
-    where reading takes long.
+    A view asks for what was done elsewhere every ``refresh_every`` seconds, less often where
+    reading takes long.
     """
 
     def __init__(
@@ -83,7 +80,6 @@ class LabelSession(Session):
         check_text("annotator", annotator)
         self._judge, self._traces = judge_or_name, traces
         self.reveal, self._refresh_every = reveal, refresh_every
-        self._closed = threading.Event()
         left_out: list[str] = []
         # Where it is settled who labels what, or how many label an item, all have one order, so
         # that what several label can be compared soon. Elsewhere they would do the same items.
@@ -97,8 +93,8 @@ class LabelSession(Session):
         super().__init__(annotator, store or TraceStore(experiment))
         self._read = partial(read_workload, self.store, annotator, traces, assign)
         work = self._read()
-        where = self.store.experiment
-        self.ask(session_questions(judge_or_name, questions, scale, work.infos.values(), where))
+        seen, where = [*map(without_spans, work.infos.values())], self.store.experiment
+        self.ask(session_questions(judge_or_name, questions, scale, seen, where))
         self.title = title or ", ".join(q.title or q.name for q in self.questions)
         given: dict[str, Any] = {"order": order, "seed": seed, "random_share": random_share}
         self._queue = LabelQueue(
@@ -116,19 +112,12 @@ class LabelSession(Session):
         if kind == "reveal":
             self._reveal(message["trace_id"])
             return []
-        if kind == "hello" and self._refresh_every is not None:
-            every, self._refresh_every = self._refresh_every, None
-            # A cell that is run again makes another session, and the older one is out of sight.
-            for older in [one for one in _reading if one.identity == self.identity]:
-                older.close()
-            _reading.add(self)
-            threading.Thread(target=self._keep_reading, args=[every], daemon=True).start()
+        if kind == "refresh" and message.get("stay"):
+            return [self._read_in_time()]
         return super().answer(kind, message)
 
-    @property
-    def identity(self) -> tuple[str, Set[str]]:
-        """What tells it from other panels in one notebook: its key, and its traces."""
-        return self.setup()["panel_key"], self.items.keys()
+    def setup(self) -> Message:
+        return {**super().setup(), "refresh_every": self._refresh_every}
 
     def prepare(self, action: Action) -> Callable[[], TraceInfo]:
         store, questions, annotator = self.store, self.questions, self.annotator
@@ -215,21 +204,17 @@ class LabelSession(Session):
                     messages.append(self.queue_message(stay=True))
         self.tell(*messages)
 
-    def _keep_reading(self, every: float) -> None:
-        wait = every
-        while not self._closed.wait(wait):
-            began = time.monotonic()
-            try:
-                if self.store.is_active:
-                    self.reread()
-            except Exception:
-                _log.debug("the store could not be read again", exc_info=True)
-            # A twentieth of the time at most is spent on reading.
-            wait = max(every, 20 * (time.monotonic() - began))
-
-    def close(self) -> None:
-        """Stop reading the store again; what waits to be written is written."""
-        self._closed.set()
+    def _read_in_time(self) -> Message:
+        """Read the store again if that is possible; the answer says when to ask for it again."""
+        began = time.monotonic()
+        try:
+            if self.store.is_active:
+                self.reread()
+        except Exception:
+            _log.debug("the store could not be read again", exc_info=True)
+        # A twentieth of the time at most is spent on reading.
+        wait = max(self._refresh_every or 0.0, 20 * (time.monotonic() - began))
+        return {"type": "read", "wait": wait}
 
     @property
     def labels(self) -> pd.DataFrame:

@@ -286,8 +286,8 @@ def _pairwise(votes: Votes, options: dict[str, Any]) -> pd.DataFrame:
         rated = one[order], two[order], numbered(votes.groups[both][order])
         labels = tuple(each.tobytes() for each in rated)
         if labels not in known:
-            sample = Sample(Coded(votes.scale, votes.values, *rated), **options)
-            known[labels] = sample.figures(*measures)
+            coded = Coded(votes.scale, votes.values, *rated, votes.positions)
+            known[labels] = Sample(coded, **options).figures(*measures)
         row = {"annotator_a": names[a], "annotator_b": names[b], "n": len(one)}
         for name, found in known[labels].items():
             row |= with_ends(name.replace("kappa (quadratic)", "weighted_kappa"), *found)

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -65,6 +65,7 @@ class Coded:
     """Pairs as numbers: each side is the position of its value in ``values``.
 
     Rows with the same number in ``groups`` belong together: repetitions are no more evidence.
+    ``positions`` is the rank of each value from worst to best; a number is its own rank.
     """
 
     scale: Scale
@@ -72,6 +73,7 @@ class Coded:
     human: Array
     judge: Array
     groups: Array
+    positions: Array
 
     @classmethod
     def of(cls, pairs: Rated, *more: Rated) -> Coded:
@@ -90,18 +92,14 @@ class Coded:
         human, judge = (
             np.array([position[v] for v in pairs.table[side]], dtype=int) for side in sides
         )
-        return cls(scale, values, human, judge, numbered(pairs.clusters))
+        ranks = np.array([scale.rank(v) for v in values] or [0.0])
+        return cls(scale, values, human, judge, numbered(pairs.clusters), ranks)
 
     def where(self, rows: Array) -> Coded:
         """Return some of the rows."""
         return replace(
             self, human=self.human[rows], judge=self.judge[rows], groups=self.groups[rows]
         )
-
-    @cached_property
-    def positions(self) -> Array:
-        """Rank of each value from worst to best; a number is its own rank."""
-        return np.array([self.scale.rank(v) for v in self.values] or [0.0])
 
     @property
     def errors(self) -> Array:
@@ -133,9 +131,10 @@ class Coded:
 
     def distances(self, human: Array, judge: Array) -> Array:
         """Return `Scale.distance` of each two codes."""
-        between = self.scale.distance
-        gaps = [between(self.values[h], self.values[j]) for h, j in zip(human, judge, strict=True)]
-        return np.array(gaps, dtype=float)
+        if not self.scale.ordered:
+            return np.asarray(human != judge, dtype=float)
+        gaps = np.abs(self.positions[human] - self.positions[judge])
+        return np.asarray(np.minimum(gaps / (self.span or 1.0), 1.0))
 
     def shown(self) -> tuple[list[Any], Array, Array]:
         """Return the rows of a confusion matrix, and the row of each label and of each verdict.

@@ -147,20 +147,24 @@ def decisions_by_trace(traces: Sequence[Trace], name: str) -> dict[str, Decision
 def known_scale(
     judge_or_name: Judge | str, traces: Sequence[Trace], verdicts: Iterable[Any] = ()
 ) -> Scale | None:
-    """Return the scale of the judge's type, else of its label schema, else of the values seen.
-
-    The values are the single ones of labels and decisions on the traces, and those of the given
-    ``verdicts`` unless these would blur it. None where they make no scale.
-    """
+    """Return the scale of the judge's type, else of its label schema, else of the values seen."""
     name = name_of(judge_or_name)
     experiments = {ExperimentId(trace.info.experiment_id) for trace in traces}
     where = experiments.pop() if len(experiments) == 1 else None
     typed = None if isinstance(judge_or_name, str) else scale_of(judge_or_name)
     known = typed or schema_scale(name, experiment=where)
-    if known is not None:
-        return known
+    return known or observed_scale(name, traces, verdicts)
+
+
+def observed_scale(
+    name: str, traces: Sequence[Trace], verdicts: Iterable[Any] = ()
+) -> Scale | None:
+    """Return the scale of the single values of labels and decisions on the traces, and of the given
+    ``verdicts`` unless these would blur it. None where they make no scale.
+    """
     given = (*label_records(traces, name), *decision_records(traces, name))
     labelled = [one.value for one in given if not is_several(one.value)]
+    verdicts = [value for value in verdicts if not is_several(value)]
     alone = both = None
     with suppress(ScaleError):
         alone = Scale.from_values(labelled)

@@ -226,6 +226,12 @@ class Learned:
 
     ``known`` counts answers from the cache, ``usage`` is what was paid to all models, ``stopped``
     says why learning ended, and ``evidence`` maps each rule to the trace ids that it was made from.
+
+    Of SIMBA, ``best`` is the original if nothing scored higher; ``best.dropped`` lists the rules
+    that were dropped, with the reasons. ``history`` has a row for each candidate: its ``dev_score``
+    is nan if it dropped out early, ``best`` says whether it took the place of the best one,
+    ``calls`` counts judge calls until then. ``original_score`` and ``best_score`` are on items that
+    the best one does not show.
     """
 
     judge: Any = None
@@ -240,3 +246,6 @@ class Learned:
     failures: int = 0
     reflection_failures: int = 0
     notes: tuple[str, ...] = ()
+    best: Candidate = Candidate("")
+    original_score: float = math.nan
+    best_score: float = math.nan

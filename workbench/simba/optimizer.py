@@ -35,7 +35,7 @@ on the items that neither shows as worked examples.
 Train items may be selected on, so the score is no estimate of accuracy. `workbench.align` tests
 the result on held-out items that no part of the search has seen.
 
-`workbench.simba.settings.most_calls` is the upper bound. Usually it is far less: about 180 judge
+`workbench.simba.forecast.most_calls` is the upper bound. Usually it is far less: about 180 judge
 calls and 3 reflections for 50 labels, 500 and 5 for 200, in ``tests/benchmarks/bench_simba.py``.
 The calls of a rung run in parallel, so an alignment takes about ten times the model's latency.
 """
@@ -70,11 +70,11 @@ from workbench.pairing.consensus import (
 )
 from workbench.pairing.splits import default_groups, stratified
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate
+from workbench.simba.candidate import Candidate, Learned
 from workbench.simba.forecast import forecast
 from workbench.simba.items import Case, Item, judge_fields
 from workbench.simba.reflector import Reflector
-from workbench.simba.search import Optimised, Search
+from workbench.simba.search import Search
 from workbench.simba.settings import MINIMUM_LABELS, Settings
 from workbench.store.traces import as_example, item_digest
 
@@ -132,7 +132,7 @@ class SIMBA(AlignmentOptimizer):
     Attributes
     ----------
     last
-        `Optimised`, what the last run found; None before.
+        What the last run found, see `workbench.simba.candidate.Learned`; None before.
     on_step
         Called after each step with a dict: ``step``, ``best_score``, ``calls``,
         ``reflections``, ``failures``, ``best`` (instructions). None for nothing.
@@ -181,7 +181,7 @@ class SIMBA(AlignmentOptimizer):
             max_failure_share=max_failure_share,
             class_weight=class_weight,
         )
-        self.last: Optimised | None = None
+        self.last: Learned | None = None
 
     def align(self, judge: Judge, traces: list[Trace]) -> Judge:
         """MLflow's entry: learn from the human labels on the traces and return a new judge.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import pandas as pd
@@ -44,22 +43,6 @@ ORDER_NOTE: Final = (
 MIN_WRONG: Final = 2  # total weight of disagreements that are asked about: one may be chance
 GOOD: Final = 0.8  # accuracy from which no other order of rationale and rating is tried
 MAX_REORDERED: Final = 2  # candidates of a step in vain that are tried with the rationale first
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimised(Learned):
-    """Result of a search.
-
-    ``best`` is the original if nothing scored higher; ``best.dropped`` lists the rules that were
-    dropped, with the reasons. ``history`` has a row for each candidate: its ``dev_score`` is nan
-    if it dropped out early, ``best`` says whether it took the place of the best one, ``calls``
-    counts judge calls until then. ``original_score`` and ``best_score`` are on items that the best
-    one does not show.
-    """
-
-    best: Candidate
-    original_score: float
-    best_score: float
 
 
 class Search:
@@ -110,7 +93,7 @@ class Search:
         self.evidence: dict[str, list[str]] = {}
         self.reflections = self.cached_reflections = self.reflection_failures = 0
 
-    def run(self) -> Optimised:
+    def run(self) -> Learned:
         batch = self.minibatch()
         self.board.judge((self.original, item) for item in [*self.board.items, *batch])
         self.board.remove_failed()
@@ -128,7 +111,7 @@ class Search:
             stopped = "the budget is spent"
         except CancelledError:
             stopped = "it was cancelled"
-        return Optimised(
+        return Learned(
             best=self.best,
             original_score=self.board.score(self.original, self.board.hidden_from([self.best]))[0],
             best_score=self.score(self.best),

@@ -133,12 +133,6 @@ class SessionPanel(View):
                 self._timer.daemon = True
                 self._timer.start()
 
-    def close(self) -> None:
-        """End the view and what goes on behind it; what waits to be written is written."""
-        if hasattr(self, "session"):  # also called for one that could not be made
-            self.session.close()
-        super().close()
-
     # -- in a notebook ----------------------------------------------------------------------
 
     def _ipython_display_(self) -> None:

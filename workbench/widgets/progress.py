@@ -10,7 +10,7 @@ import traitlets
 
 from workbench.alignment.background import BackgroundAlignment
 from workbench.formatting import counted, html_table, html_text
-from workbench.widgets.panels import HERE, View, read_files
+from workbench.widgets.panels import View, read_files
 
 SECONDS_BETWEEN: Final = 0.3
 """At least, between two updates of the view."""
@@ -28,7 +28,7 @@ class AlignmentView(View):
     """
 
     _esm = read_files("js", "content", "progress")
-    _css = HERE / "progress.css"
+    _css = read_files("css", "label", "progress")
 
     state = traitlets.Dict().tag(sync=True)
     parts: Any = traitlets.List().tag(sync=True)

@@ -144,6 +144,7 @@ class Store {
     };
     for (const [name, handler] of Object.entries(handlers)) this.model.on(name, handler);
     const timer = setInterval(() => this.onTimer(), 1000);
+    this.readNext(this.setup.refresh_every);
     this.send({ type: "hello", pending: this.outbox.actions });
     this.sent.set("act", performance.now()); // with it
     this.ask();
@@ -168,6 +169,7 @@ class Store {
     else if (type === "saved") this.onSaved(message);
     else if (type === "unsaved") this.onUnsaved(message);
     else if (type === "queue") this.onQueue(message);
+    else if (type === "read") this.readNext(message.wait);
     else if (type === "problem") this.say(String(message.error));
     else if (type === "revealed") {
       this.revealed.set(message.trace_id, message);
@@ -269,7 +271,16 @@ class Store {
       this.ask();
     }
     if (isOverdue("reveal")) this.askReveal();
+    if (performance.now() > this.readAt && !document.hidden) {
+      this.readNext(null); // one at a time
+      this.send({ type: "refresh", stay: true });
+    }
     this.paintSaving();
+  }
+
+  /** Have the store read again in so many seconds, for what is done elsewhere; null: not at all. */
+  readNext(seconds) {
+    this.readAt = performance.now() + 1000 * (seconds ?? Infinity);
   }
 
   // -- items and their labels
