@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta, norm
 from scipy.stats import t as student
 from statsmodels.regression.linear_model import OLS
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
 from workbench.metrics.intervals import (
     Bootstrap,
     Interval,
-    adjusted,
     effective_size,
     figure,
     full_agreement,
@@ -35,16 +32,6 @@ def test_wilson_equals_statsmodels() -> None:
         reference = proportion_confint(successes, n, alpha=0.05, method="wilson")
         assert wilson(successes, n) == pytest.approx(reference, abs=1e-12)
     assert math.isnan(wilson(0, 0).low)
-
-
-@given(st.lists(st.floats(0, 1), min_size=1), st.integers(0, 3))
-def test_holm_equals_statsmodels(p_values: list[float], undefined: int) -> None:
-    """What is undefined is no test, and stays undefined."""
-    given = pd.Series([math.nan] * undefined + p_values)
-    found = adjusted(given)
-    reference = multipletests(p_values, method="holm")[1]
-    assert found[undefined:].to_list() == pytest.approx(list(reference), abs=1e-12)
-    assert found[:undefined].isna().all()
 
 
 @given(st.integers(1, 400), st.data(), st.floats(0.5, 0.999))

@@ -210,7 +210,7 @@ class _Benchmark:
         table = table.astype(kinds)
         table["words more"] -= table["words more"].iloc[0]
         if tested := list(self.comparisons):
-            table.loc[tested, "p adjusted"] = adjusted(table.loc[tested, "p"])
+            table.loc[tested, "p adjusted"] = adjusted(table.loc[tested, "p"], "holm")
         ordered = self.data.split.test.scale.ordered
         return table if ordered else table.drop(columns=table.filter(like="mean distance"))
 

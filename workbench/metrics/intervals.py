@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterable, Mapping
 from statistics import NormalDist
@@ -95,18 +96,18 @@ def figure_table(rows: Mapping[str, Iterable[Any]], *more: str) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()), index=list(rows), columns=columns)
 
 
-def adjusted(p_values: pd.Series[float]) -> pd.Series[float]:
-    """Return p-values that hold for all tests together; nan stays nan.
+def adjusted(p_values: pd.Series[float], method: str) -> pd.Series[float]:
+    """Return p-values that hold for all tests together, by statsmodels' name; nan stays nan."""
+    tested, found = p_values.notna(), pd.Series(math.nan, index=p_values.index)
+    if tested.any():
+        from statsmodels.stats.multitest import multipletests
 
-    Source: Holm (1979), Scandinavian Journal of Statistics 6, 65-70.
-    """
-    # By the formula: statsmodels' looks for garbage in all that is in memory, which takes long.
-    each, n = p_values.to_numpy(dtype=float), p_values.count()
-    order = np.argsort(each)  # nan comes last
-    steps = each[order] * np.arange(n, n - len(each), -1)
-    found = np.empty(len(each))
-    found[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return pd.Series(found, p_values.index)
+        gc.freeze()  # else it looks for garbage in all that is in memory
+        try:
+            found[tested] = multipletests(p_values[tested], method=method)[1]
+        finally:
+            gc.unfreeze()
+    return found
 
 
 def normal_quantile(confidence: float) -> float:

@@ -256,7 +256,7 @@ def _shifts(verdicts: pd.DataFrame, *, numeric: bool) -> pd.DataFrame:
         rows[one] = (len(own), *found)
     columns = ["verdicts", "shift", "shift_p", "note"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("week")
-    return table.assign(shift_p=adjusted(table["shift_p"]))
+    return table.assign(shift_p=adjusted(table["shift_p"], "holm"))
 
 
 def _of_counts(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float, str]:
