@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 from mlflow.genai import label_schemas
-from mlflow.genai.label_schemas import InputText
+from mlflow.genai.label_schemas import InputCategorical, InputText
 from mlflow.tracing.client import TracingClient
 
 from workbench.errors import ArgumentError, StoreError
@@ -65,6 +65,9 @@ def test_what_no_schema_can_be_is_refused(store: str) -> None:
     label_schemas.create_label_schema("answer", type="expectation", input=InputText())
     with pytest.raises(ArgumentError, match=r"'answer' is there already.*expectation"):
         make_schema("answer", None)
+    due = InputCategorical(options=["low", "mid", "high"])
+    label_schemas.create_label_schema("due", type="expectation", input=due)
+    assert schema_scale("due") is None
 
 
 def test_a_store_without_schemas_says_so(store: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,10 +59,12 @@ def asks_for_one(schema: LabelSchema) -> bool:
 
 
 def schema_scale(name: str, *, experiment: str | None = None) -> Scale | None:
-    """Return the rating scale of the label schema of a name; None where there is none."""
+    """Return the rating scale of the label schema of a name; None where it asks for no rating."""
     schema = find_schema(name, experiment=experiment)
+    if schema is None or not asks_for_feedback(schema):
+        return None
     with suppress(ArgumentError):  # several values at once: no scale of single ratings
-        return None if schema is None else Scale.from_schema(schema)
+        return Scale.from_schema(schema)
     return None
 
 
