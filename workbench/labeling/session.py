@@ -355,6 +355,10 @@ class Session:
             self._refused[action.id] = (action, error)
         return _unsaved(action.id, error)
 
+    def close(self) -> None:
+        """Write what waits to be written; nothing else goes on in the background."""
+        self.flush()
+
     def flush(self, seconds: float | None = None) -> bool:
         """Wait until all is written, ``seconds`` at most; return whether all is written."""
         return self.writer.flush(seconds)
