@@ -126,7 +126,9 @@ def test_a_judge_that_answers_only_where_it_is_sure_does_not_pass() -> None:
 # -- on a store -----------------------------------------------------------------------------
 
 
-def test_of_an_alignment_the_held_out_test_counts(store: str) -> None:
+def test_of_an_alignment_the_held_out_test_counts(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The aligned judge where it was taken, the original where it was not, each look counted."""
     judge = biased_judge()
     labelled(60, judge)
@@ -143,6 +145,15 @@ def test_of_an_alignment_the_held_out_test_counts(store: str) -> None:
     runs = len(mlflow.search_runs())
     again = workbench.certify(alignment, accuracy=0.5)  # the same look, which align has counted
     assert (again.looks, len(mlflow.search_runs())) == (1, runs)
+
+    def locked(**_: Any) -> None:
+        raise OSError("database is locked")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(mlflow, "search_runs", locked)
+        unknown = workbench.certify(alignment, accuracy=0.5)
+    assert unknown.looks is None
+    assert "database is locked" in unknown.notes[-1]
 
     other = workbench.align(judge, None, Proposing(WORSE), progress=False)
     assert other.status == "rejected"

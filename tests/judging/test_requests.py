@@ -13,6 +13,7 @@ from loopback import Loopback
 from mlflow.entities import Feedback
 from mlflow.genai.judges import Judge
 
+import workbench
 from workbench import make_judge
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import Asker, answers_from, say_where
@@ -145,7 +146,7 @@ def test_answers_of_a_judge_that_is_not_known_whole_are_not_kept(tmp_path: Path)
 
 
 def test_where_a_judges_model_is_reached_is_printed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def said(judge: Judge) -> str:
         say_where(judge)
@@ -157,3 +158,7 @@ def test_where_a_judges_model_is_reached_is_printed(
     assert said(judge_of("openai:/m")).endswith("at its provider's public address\n")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:9000/v1")
     assert said(judge_of("openai:/m")).endswith("openai:/m at http://localhost:9000/v1\n")
+    with workbench.recording(tmp_path / "answers.jsonl"):
+        run(judge_of(MODEL), [ITEM])
+    with workbench.replaying(tmp_path / "answers.jsonl"):
+        assert said(judge_of("openai:/m")) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -45,6 +46,19 @@ def test_a_split_is_stable_for_its_seed() -> None:
     assert many().split(seed=0).digest == many().split(seed=0).digest
     assert parts(many().split()) == parts(many().split(seed=0))
     assert len({many().split(seed=seed).digest for seed in range(5)}) == 5
+
+
+def test_a_labelled_copy_that_makes_no_pair_changes_no_split() -> None:
+    """Its id differs from store to store."""
+    pairs = many()
+    content = {i: (i, "") for i in pairs.trace_ids}
+    group = {i: f"user {n % 12}" for n, i in enumerate(pairs.trace_ids)}
+    alone = parts(replace(pairs, content=content).split(groups=group))
+    for copy in ("a", "tr-03", "z"):
+        votes = {**pairs.all_votes, copy: {"ana": "yes", "ben": "no"}}
+        same = {**content, copy: content[pairs.trace_ids[0]]}
+        beside = replace(pairs, content=same, all_votes=votes)
+        assert parts(beside.split(groups=group)) == alone
 
 
 def test_without_a_dev_part() -> None:

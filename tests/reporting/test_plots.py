@@ -131,6 +131,7 @@ def test_comparison_tells_judges_that_differ_from_those_that_may_not() -> None:
         "original": row(BEFORE, "reference", math.nan, None),
         "SIMBA": row(AFTER, "improved", 0.001, 160),
         "few-shot": row(BEFORE, "unchanged", 0.6, 0),
+        "idle": row(BEFORE, "unchanged", math.nan, 9),
         "other": row(None, "failed", math.nan, None),
     }
     table = pd.DataFrame.from_dict(rows, orient="index").astype({"judge calls": "Int64"})
@@ -140,8 +141,8 @@ def test_comparison_tells_judges_that_differ_from_those_that_may_not() -> None:
     labels = [t.get_text() for t in ax.get_yticklabels()]
     assert labels[:2] == ["original\nas given", "SIMBA\n163 calls (+ 2 known), 12 s"]
     assert {"failed", "accuracy on 40 held-out pairs, 95 % interval"} <= set(texts(ax))
-    faces = [line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"][:3]
-    assert faces == ["black", drawing.AFTER, "white"]
+    faces = [line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"][:4]
+    assert faces == ["black", drawing.AFTER, "white", "white"]
 
 
 @pytest.mark.parametrize(

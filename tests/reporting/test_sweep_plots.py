@@ -54,6 +54,9 @@ def test_learning_curve_shows_mean_range_ceiling_and_baseline() -> None:
     assert ax.get_xlabel() == "labels (1 run without a value left out)"
     alone = plot_learning_curve(RUNS.dropna().drop_duplicates("n_labels"), ax=axes())
     assert legend(alone) == ["aligned judge"]
+    own = RUNS.assign(labels="by people")
+    curve = plot_learning_curve(own, metric="held-out accuracy", ax=axes())
+    assert curve.lines[0].get_xdata().tolist() == [10, 40]
     with pytest.raises(ArgumentError, match="n_labels"):
         plot_learning_curve(pd.DataFrame({"labels": [1], "value": [1.0]}))
     with pytest.raises(ArgumentError, match="holds no value"):

@@ -225,6 +225,25 @@ def test_the_later_of_two_answers_counts_and_the_earlier_is_listed(tmp_path: Pat
     assert found.problems["reason"].tolist() == ["2 was replaced by the later answer 4"]
 
 
+def test_a_reason_that_is_a_question_of_its_own_goes_with_the_answer_it_was_given_with(
+    tmp_path: Path,
+) -> None:
+    """Two annotations by one person, the later one without a reason."""
+
+    def result(name: str, kind: str, value: Any) -> dict[str, Any]:
+        return {"from_name": name, "type": kind, "value": {kind: value}}
+
+    given = [result("quality", "choices", ["bad"]), result("why", "choices", ["rude"])]
+    later = [result("quality", "choices", ["good"])]
+    made = [{"completed_by": 1, "result": results} for results in (given, later)]
+    record = {"id": 1, "data": {"prompt": "a", "answer": "b"}, "annotations": made}
+    found = read(tmp_path, [record], question="quality", rationale="why")
+    assert found.table[["label: 1", "rationale: 1"]].to_numpy().tolist() == [["good", None]]
+    made.pop()
+    found = read(tmp_path, [record], question="quality", rationale="why")
+    assert found.table["rationale: 1"].tolist() == ["rude"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

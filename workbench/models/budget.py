@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from workbench.compat import token_prices
 from workbench.errors import ArgumentError, BudgetError
+from workbench.models.catalog import token_prices
 
 FREE: Final = "offline:/"
 """How the URI of the embedded model begins, which costs nothing."""

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from mlflow.genai.judges import Judge
 
-from workbench.compat import context_window, endpoint
+from workbench.compat import endpoint
 from workbench.credentials import (
     credentials_of,
     redact,
@@ -25,6 +25,7 @@ from workbench.models import client
 from workbench.models.answers import AnswerError, without_thoughts
 from workbench.models.budget import UNPAID
 from workbench.models.cache import question_key
+from workbench.models.catalog import context_window
 from workbench.models.client import ANSWER_SECONDS, TIMEOUT_VARIABLE, Outcome
 from workbench.models.offline import MODEL, SCHEME, register
 from workbench.models.runner import Runner
