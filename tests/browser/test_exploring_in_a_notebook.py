@@ -55,6 +55,11 @@ def cell(root: Locator, human: str, judge: str) -> Locator:
     return root.get_by_role("button", name=re.compile(f"^human {human}, judge.* {judge}:"))
 
 
+def in_order(root: Locator, order: str) -> None:
+    root.get_by_label("Order").select_option(order)
+    expect(root.locator(".wbx-items")).to_have_attribute("aria-busy", "false")
+
+
 def focused(page: Page) -> str:
     """What a screen reader says of what has the focus."""
     return str(
@@ -143,6 +148,33 @@ def test_judges_changes_slices_and_search_narrow_the_matrix(desk: Desk, store: s
         expect(root.locator(".wbx-items")).to_contain_text("No item is left")
 
 
+def test_an_open_item_keeps_its_place_in_another_order(desk: Desk, store: str) -> None:
+    """Its neighbours are those of the list as it is now, also once filters leave the item out."""
+    ids = sorted(judged([f"Q{i}" for i in range(12)], human=HUMAN, before=BEFORE, after=AFTER))
+    with desk.shows([connected(store), EXPLORER]) as notebook:
+        notebook.run(0, 1)
+        page, root = notebook.page, shown(notebook.page)
+        rows, heading = root.locator(".wbx-row"), root.locator(".wbx-which").get_by_role("heading")
+        first = rows.first.get_attribute("data-trace") or ""
+        assert first != ids[0]
+        rows.first.click()
+        expect(heading).to_have_text("Item 1 of 12")
+        in_order(root, "id")
+        place = ids.index(first)
+        expect(heading).to_have_text(f"Item {place + 1} of 12")
+        heading.focus()
+        page.keyboard.press("ArrowLeft")
+        expect(heading).to_have_text(f"Item {place} of 12")
+        expect(heading).to_be_focused()
+        expect(root.locator(".wbx-detail")).to_have_attribute("data-trace", ids[place - 1])
+        root.get_by_label("Search texts and reasons").fill("nothing like it")
+        expect(heading).to_have_text("Item outside the list")
+        heading.focus()
+        page.keyboard.press("ArrowRight")  # there is none
+        root.get_by_role("button", name="Show all").click()
+        expect(heading).to_have_text(f"Item {place} of 12")
+
+
 def test_a_label_a_note_and_the_queue_are_in_the_store(desk: Desk, store: str) -> None:
     """What is said to be in the store is there; a second explorer knows it."""
     ids = judged([f"Q{i}" for i in range(12)], human=HUMAN, before=BEFORE, after=AFTER)
@@ -205,7 +237,7 @@ def test_no_trace_runs_anything_in_the_explorer(desk: Desk, store: str) -> None:
         notebook.run(0, 1)
         root = shown(notebook.page)
         expect(root.get_by_label("Slice by")).to_be_visible()
-        root.get_by_label("Order").select_option("id")
+        in_order(root, "id")
         root.locator(".wbx-row").first.click()
         for item in range(n):
             heading = root.get_by_role("heading", name=f"Item {item + 1} of {n}")

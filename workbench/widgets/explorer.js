@@ -77,11 +77,13 @@ class Explorer {
     this.root.dataset.total = this.total = page.total;
     this.list.setAttribute("aria-busy", "false");
     this.rows = page.rows;
+    this.place = this.rows.findIndex((row) => row.trace_id === this.opened);
     this.paintMatrix(page);
     this.paintList();
     const { openNext } = this;
     this.openNext = null;
     if (openNext && this.rows.length) this.open(openNext > 0 ? 0 : this.rows.length - 1);
+    else this.heading?.replaceChildren(this.standing());
   }
 
   onSlices({ slices, problem }) {
@@ -150,7 +152,7 @@ class Explorer {
     this.list = h("ul", { class: "wbx-items", "aria-label": "Items" });
     this.everything = small("Show all", () => {
       this.search.value = this.field.value = "";
-      this.ask({ ...NOTHING, judge: this.query.judge });
+      this.ask({ ...NOTHING, judge: this.query.judge, order: this.query.order });
     });
     const turn = (sign, label, step) => small(sign, () => this.ask({ start: this.query.start + step * this.setup.page }), { "aria-label": label, title: label });
     this.pages = [turn("←", "Previous page", -1), turn("→", "Next page", 1)];
@@ -271,14 +273,19 @@ class Explorer {
     (row ?? this.cell)?.focus();
   }
 
+  /** Where the open item stands in the list. */
+  standing() {
+    return this.place < 0 ? "Item outside the list" : `Item ${number(this.query.start + this.place + 1)} of ${number(this.total)}`;
+  }
+
   paintItem(item) {
     const isNew = this.detail.hidden || this.detail.dataset.trace !== item.trace_id;
     const top = isNew ? 0 : this.detail.querySelector(".wbx-reading")?.scrollTop;
     const name = (control) => control.getAttribute("aria-label") ?? control.textContent;
     const held = this.detail.contains(document.activeElement) ? document.activeElement : null;
+    const atHeading = isNew || held === this.heading;
     this.item = item;
-    const place = this.query.start + this.place + 1;
-    this.heading = h("strong", { tabindex: -1, role: "heading", "aria-level": 3 }, `Item ${number(place)} of ${number(this.total)}`);
+    this.heading = h("strong", { tabindex: -1, role: "heading", "aria-level": 3 }, this.standing());
     const id = h("input", { class: "wbx-id", readonly: true, value: item.trace_id, "aria-label": "Trace id", size: Math.min(item.trace_id.length, 36) });
     const load = () => this.send({ type: "item", trace_id: item.trace_id, full: true });
     this.detail.dataset.trace = item.trace_id;
@@ -292,7 +299,7 @@ class Explorer {
         h("div", { class: "wbx-aside" }, item.voices.map((voice) => this.voice(voice)), this.form(item))));
     this.detail.hidden = false;
     this.detail.querySelector(".wbx-reading").scrollTop = top;
-    const focused = isNew ? this.heading : held && [...this.detail.querySelectorAll(held.tagName)].find((each) => name(each) === name(held));
+    const focused = atHeading ? this.heading : held && [...this.detail.querySelectorAll(held.tagName)].find((each) => name(each) === name(held));
     focused?.focus({ preventScroll: true });
     if (focused?.matches("input, textarea")) focused.setSelectionRange(held.selectionStart, held.selectionEnd);
     if (isNew) this.detail.scrollIntoView({ block: "nearest" });
