@@ -172,19 +172,21 @@ def labelled(table: pd.DataFrame = TABLE) -> workbench.Imported:
 def test_few_labels_are_replayed_in_another_store(
     tmp_path: Path, elsewhere: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cross-validation asks the same whatever the ids of traces are."""
+    """Cross-validation asks the same whatever the ids of traces are, so many at once."""
     path = tmp_path / "answers.jsonl"
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("WORKBENCH_MODEL", "openai:/simulated")
 
     def few() -> str:
         traces, judge = labelled(TABLE[:24]), judge_of()
-        workbench.assess(judge, traces, progress=False)
-        return workbench.align(judge, traces, gate="none", progress=False).judge.instructions
+        workbench.assess(judge, traces, concurrency=3, progress=False)
+        simba = workbench.SIMBA(concurrency=3, progress=False)
+        return workbench.align(judge, traces, simba, gate="none", progress=False).judge.instructions
 
     with Simulation() as server, recording(path):
         monkeypatch.setenv("OPENAI_API_BASE", server.url)
         before = few()
+        assert server.stats()["most_at_once"] <= 3
     assert before != INSTRUCTIONS
     elsewhere()
     with replaying(path):

@@ -588,9 +588,10 @@ def ended(threads: list[threading.Thread], seconds: float) -> bool:
 
 
 def opened(most: int) -> Throttle:
-    """One whose first call was answered."""
+    """One of whose calls enough were answered."""
     throttle = Throttle(most)
-    throttle.speed_up()
+    for _ in range(most):
+        throttle.speed_up()
     return throttle
 
 
@@ -638,19 +639,24 @@ def test_slots_come_back_one_by_one_and_no_further() -> None:
     assert throttle.limit == 8
 
 
-def test_a_slow_server_gets_more_calls_one_by_one_and_fewer_where_they_wait() -> None:
-    """All slots open at once only where an answer is prompt; long waits halve them, to a floor."""
+def after(*seconds: float, timeout: float = 300.0) -> int:
+    """Slots after answers that took so long."""
     throttle = Throttle(64)
-    for _ in range(8):
-        throttle.speed_up(time.monotonic() - 6.0)
-    assert throttle.limit == FIRST_CALLS + 8
-    throttle.speed_up(time.monotonic() - 150.0)
-    assert throttle.limit == FIRST_CALLS - 4
-    throttle.speed_up(time.monotonic() - 150.0)
-    assert throttle.limit == FIRST_CALLS - 4
-    prompt = Throttle(64)
-    prompt.speed_up(time.monotonic() - 0.3)
-    assert prompt.limit == 64
+    for each in seconds:
+        throttle.speed_up(time.monotonic() - each, timeout)
+    return throttle.limit
+
+
+def test_a_server_gets_more_calls_one_by_one_and_fewer_where_they_wait() -> None:
+    """None more while they wait for each other; long waits halve them, to a floor."""
+    assert after(*[0.3] * 8) == after(*[6.0] * 8) == FIRST_CALLS + 8
+    assert after(*[0.3] * 99) == 64
+    assert after(6.0, 12.0, 17.0, 19.0, 60.0) == FIRST_CALLS + 3
+    assert after(0.0, 1.9, 2.1) == FIRST_CALLS + 2  # one may come from a cache of the server
+    waited = [6.0] * 8 + [150.0]
+    assert after(*waited) == after(*waited, 150.0) == (FIRST_CALLS + 8) // 2
+    assert after(6.0, 6.0, timeout=12.0) == FIRST_CALLS
+    assert after(1.0, 1.0, 5.0, timeout=12.0) == (FIRST_CALLS + 2) // 2
 
 
 def test_all_wait_together() -> None:
@@ -685,7 +691,7 @@ def test_whoever_waits_leaves_when_it_is_over() -> None:
 
 
 def test_the_first_call_has_a_head_start() -> None:
-    """Few follow it when it takes long, and all once there was an answer."""
+    """Few follow it when it takes long, and more once there was an answer."""
     throttle = Throttle(64)
     assert throttle.limit == 1
     throttle.sent()
@@ -693,7 +699,7 @@ def test_the_first_call_has_a_head_start() -> None:
     time.sleep(HEAD_START + 0.02)
     assert throttle.limit == FIRST_CALLS
     throttle.speed_up()
-    assert throttle.limit == 64
+    assert throttle.limit == FIRST_CALLS + 1
 
 
 # -- threads --------------------------------------------------------------------------------

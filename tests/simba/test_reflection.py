@@ -140,6 +140,13 @@ def test_rules_that_say_nothing_new_are_dropped() -> None:
         "Rate good what is rated good by the annotators.",
         "The judge's verdict must be changed where it is poor.",
         "Follow the disagreements.",
+        "When the judge and the human disagree, rate good.",
+        "If the label is good, rate it good.",
+        "The judge does not agree with the cases labeled as poor.",
+        "The judge should provide a clear and concise answer.",
+        "Where the humans' label differs, rate poor.",
+        "If a rule and the text above differ, the rule counts.",
+        "The output is good, the output is good, the output is good.",
         "it is 0 cm",  # an item's text
         "seems poor",  # what the judge said of it
         "Rate good " + "if it is polite and " * 20,
@@ -147,8 +154,12 @@ def test_rules_that_say_nothing_new_are_dropped() -> None:
 )
 def test_a_rule_that_cannot_be_followed_is_dropped(useless: str) -> None:
     """It needs what the judge does not see, repeats a case, or runs on."""
-    rule = "Rate poor if the customer is sent to a human agent against the lease agreement."
-    assert request().usable_rules([useless, rule]) == [rule]
+    rules = [
+        "Rate poor if the customer is sent to a human agent against the lease agreement.",
+        "If the agreement between the parties is named, the judge must rate it good.",
+        "Judge what is promised: an output that must be labelled as a joke is good.",
+    ]
+    assert request().usable_rules([useless, *rules]) == rules
 
 
 def test_a_rule_that_speaks_of_a_single_item_is_dropped() -> None:
@@ -182,6 +193,9 @@ def test_a_description_that_names_the_topic_of_one_item_is_dropped() -> None:
         '{"good": "It states the size.", "poor": "It promises a lot."}',
         "- **Poor**: It promises a lot.\n- **Good** – It states the size.\nThat is all.",
         "1. poor: It promises a lot.\n2. good: It states the size.",
+        "### Poor\nIt promises a lot.\n\n### Good\nIt states the size.",
+        "| rating | it |\n|---|---|\n| poor | It promises a lot. |\n| good | It states the size. |",
+        "**Rating poor**:\n\n- It promises a lot.\n\n**Rating good**: It states the size.",
         "poor: perhaps it does so.</think>poor: It promises a lot.\ngood: It states the size.",
         "<think>poor: perhaps it does so.</think>\n'poor': 'It promises a lot.',\n"
         "'good': 'It states the size.'",
@@ -191,6 +205,16 @@ def test_descriptions_are_read_as_a_model_writes_them(answer: str) -> None:
     """As lines, as a list or as JSON; in the order of the scale."""
     one = replace(request(), blind=True, describes=("poor", "good"))
     assert one.rules_in(answer) == ["poor: It promises a lot.", "good: It states the size."]
+
+
+def test_a_rating_is_known_as_a_model_spells_it() -> None:
+    """With spaces in place of what joins its words."""
+    one = replace(request(), describes=("full_refusal", "no-answer"))
+    said = "Full refusal: It says no.\nNo answer: It says nothing at all."
+    assert one.rules_in(said) == [
+        "full_refusal: It says no.",
+        "no-answer: It says nothing at all.",
+    ]
 
 
 def test_a_description_alone_tells_nothing_apart() -> None:

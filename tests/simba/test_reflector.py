@@ -24,7 +24,7 @@ from workbench.models.runner import Runner
 from workbench.scale import Scale
 from workbench.simba import reflector
 from workbench.simba.items import Case, Item
-from workbench.simba.reflection import Request
+from workbench.simba.reflection import Request, whole_lines
 from workbench.store.traces import Example
 
 SCALE = Scale.of(["poor", "fair", "good"])
@@ -148,6 +148,7 @@ class Moody(http.server.BaseHTTPRequestHandler):
     says = "I'm sorry, but I can't assist with that."
     status = 200
     context = 10**9  # tokens, of four characters each
+    refusal = "request exceeds the available context size ({} tokens)"
     asked = 0
 
     def do_POST(self) -> None:
@@ -163,8 +164,8 @@ class Moody(http.server.BaseHTTPRequestHandler):
             "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
         }  # fmt: skip
         if len(body) / 4 > self.context:
-            status, said = 400, f"exceeds the available context size ({self.context} tokens)"
-            told = {"error": {"message": f"request {said}", "type": "exceed_context_size_error"}}
+            status, said = 400, self.refusal.format(self.context)
+            told = {"error": {"message": said, "type": "exceed_context_size_error"}}
         elif status != 200:
             told = {"error": {"message": f"the provider says {status}"}}
         data = json.dumps(told).encode()
@@ -355,7 +356,8 @@ def test_an_answer_is_limited_and_the_limit_can_be_set(loopback: Callable[..., L
         body: dict[str, Any] = server.stats()["body"]
         return body
 
-    assert sent()["max_completion_tokens"] == 600
+    # Some servers read one name alone.
+    assert sent()["max_completion_tokens"] == sent()["max_tokens"] == 600
     more = sent(inference_params={"max_tokens": 50, "temperature": 0.5})
     assert (more["max_completion_tokens"], more["temperature"]) == (50, 0.5)
 
@@ -400,3 +402,41 @@ def test_a_prompt_too_long_for_the_server_is_made_smaller(
     assert (state.asked, reflector.context) == (2, 3000)
     assert reflector.propose([request(n=201)], 1)[0].rules == ("Be strict on promises.",)
     assert state.asked == 3
+
+
+@pytest.mark.parametrize(
+    ("refusal", "context"),
+    [
+        ("`inputs` tokens + `max_new_tokens` must be <= {}. Given: 9000", 3000),
+        ("decoder prompt is longer than the maximum model length of {}.", 3000),
+        ("The input token count (9000) exceeds the maximum number of tokens allowed ({}).", 3000),
+        ("Please reduce the length of the prompt.", 3000),
+        ("The context window is 6,000 tokens.", 3000),  # so it is thought: more than was estimated
+    ],
+)
+def test_whatever_a_server_says_of_a_prompt_too_long(
+    refusal: str, context: int, moody: Callable[..., tuple[type[Moody], str]]
+) -> None:
+    """Its number is taken where there is one that is smaller, else half of what was thought."""
+    _, url = moody(context=3000, refusal=refusal)
+    reflector = Reflector(judge("openai:/m", base_url=url), SCALE)
+    assert reflector.propose([request(n=200)], 0)[0].rules == ("Be strict on promises.",)
+    assert reflector.context == context
+
+
+def test_a_prompt_that_is_always_too_long_is_an_error(
+    moody: Callable[..., tuple[type[Moody], str]],
+) -> None:
+    """After a few smaller ones, in the server's words."""
+    state, url = moody(context=1, refusal="This prompt is too long.")
+    with pytest.raises(ModelError, match="This prompt is too long"):
+        Reflector(judge("openai:/m", base_url=url), SCALE).propose([request(n=200)], 0)
+    assert state.asked <= 4
+
+
+def test_of_an_answer_that_was_cut_the_half_line_is_left_out() -> None:
+    """Unless it ended a sentence, or is of JSON."""
+    whole = "1. Be strict on promises.\n2. Be kind to jokes"
+    assert whole_lines(whole) == "1. Be strict on promises."
+    assert whole_lines(whole + ".") == whole + "."
+    assert whole_lines('["Be strict on promises.", "Be ki') == '["Be strict on promises.", "Be ki'

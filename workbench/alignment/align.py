@@ -150,7 +150,9 @@ def align(
     name = type(optimizer).__name__
     with watch.run as run:
         run.begin(f"align {judge.name}", data, learned.judge, optimizer=name, seed=seed)
-        tested = score_held_out(data, learned.judge, whole, progress=progress)
+        tested = score_held_out(
+            data, learned.judge, whole, concurrency=concurrency_of(optimizer), progress=progress
+        )
         looks, earlier = count_looks(run, data, fingerprint(learned.judge))
         result = _result(
             data, probe, learned, tested, gate, earlier,
@@ -158,6 +160,11 @@ def align(
             seconds=time.monotonic() - started,
         )  # fmt: skip
         return finish_run(run, result)
+
+
+def concurrency_of(*optimizers: AlignmentOptimizer) -> int:
+    """Return how many calls may be under way in a test: no more than where SIMBA learns."""
+    return min((one.concurrency for one in optimizers if isinstance(one, SIMBA)), default=64)
 
 
 def budgets_of(optimizer: AlignmentOptimizer, budget: Budget | int | None) -> tuple[Budget, Budget]:

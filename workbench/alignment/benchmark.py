@@ -19,7 +19,7 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
-from workbench.alignment.align import budgets_of, learn
+from workbench.alignment.align import budgets_of, concurrency_of, learn
 from workbench.alignment.heldout import decide, read_data, score_held_out
 from workbench.alignment.preflight import probed
 from workbench.alignment.result import COUNTS, OptimizerComparison
@@ -105,7 +105,8 @@ def compare_optimizers(
     with run:
         names = ", ".join(by_name)
         run.begin(f"compare optimizers of {judge.name}", data, optimizers=names, seed=seed)
-        bench, probe = _Benchmark(data, run, gate), probed(data, data.split.train)
+        bench = _Benchmark(data, run, gate, concurrency_of(*by_name.values()))
+        probe = probed(data, data.split.train)
         # As many examples as SIMBA's, so that more of them are not what decides.
         most_shown = [
             one.settings.max_examples for one in by_name.values() if isinstance(one, SIMBA)
@@ -139,8 +140,10 @@ def compare_optimizers(
 class _Benchmark:
     """The rows, judges and comparisons found on one split; the references come first."""
 
-    def __init__(self, data: AlignmentData, run: AlignmentRun, gate: Gate) -> None:
-        self.data, self.run, self.gate = data, run, gate
+    def __init__(
+        self, data: AlignmentData, run: AlignmentRun, gate: Gate, concurrency: int
+    ) -> None:
+        self.data, self.run, self.gate, self.concurrency = data, run, gate, concurrency
         self.judges: dict[str, Judge] = {"original": data.judge}
         self.comparisons: dict[str, Comparison] = {}
         self.notes: list[str] = []
@@ -175,7 +178,7 @@ class _Benchmark:
         judge, split = learned.judge, self.data.split
         with self.run.below() as run:
             run.begin(name, self.data, judge, optimizer=name, seed=split.seed)
-            tested = score_held_out(self.data, judge, budget)
+            tested = score_held_out(self.data, judge, budget, concurrency=self.concurrency)
             row, n = _row(tested.comparison, judge), len(tested.verdicts)
             used = sum((verdict.usage for verdict in tested.verdicts), tested.embeddings)
             row["later calls"] += round(tested.embeddings.requests / max(1, n))

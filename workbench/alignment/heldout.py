@@ -156,7 +156,12 @@ class HeldOutTest:
 
 
 def score_held_out(
-    data: AlignmentData, proposed: Judge, budget: Budget | None = None, *, progress: bool = False
+    data: AlignmentData,
+    proposed: Judge,
+    budget: Budget | None = None,
+    *,
+    concurrency: int = 64,
+    progress: bool = False,
 ) -> HeldOutTest:
     """Score both judges once on test; the original's verdicts are those of the pairs."""
     test, seed = data.split.test, data.split.seed
@@ -166,7 +171,7 @@ def score_held_out(
     with (
         metered_embeddings(proposed, budget) as embedding,
         AnswerCache() as cache,
-        Runner(cache=cache, budget=budget, proven=True) as runner,
+        Runner(cache=cache, budget=budget, concurrency=concurrency, proven=True) as runner,
         # Where more is used than was reserved for it, what was answered is a test all the same.
         suppress(BudgetError),
     ):

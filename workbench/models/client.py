@@ -109,6 +109,7 @@ class Client:
     """Pooled connections for up to ``connections`` simultaneous calls, from any thread."""
 
     def __init__(self, connections: int = 64) -> None:
+        self.timeout = ANSWER_SECONDS  # of the last request
         self._session = requests.Session()
         adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=connections)
         self._session.mount("http://", adapter)
@@ -236,6 +237,7 @@ class _UnderWay:
         """POST one chat request; its own ``timeout``, in seconds, is not sent."""
         seconds = payload.get("timeout") or os.environ.get(TIMEOUT_VARIABLE) or ANSWER_SECONDS
         payload = {name: value for name, value in payload.items() if name != "timeout"}
+        self.client.timeout = float(seconds)
         for name, value in headers.items():
             if name.lower() not in ("content-type", "accept", "user-agent"):
                 self.credentials += [value, value.split(" ")[-1]]

@@ -51,7 +51,7 @@ class Runner(AbstractContextManager["Runner"]):
     gives up after ``patience`` seconds of rate limits without a success, to which the longest pause
     that the provider asked for is added. A model that has ``answered`` so often before is known to
     answer: requests that it refuses and answers that are unusable end no run. To one that is
-    ``proven`` all calls go at once as well. ``throttle`` has the slots where they are not this
+    ``proven`` the first call has no head start. ``throttle`` has the slots where they are not this
     runner's alone. ``used`` is what all requests so far have cost.
     """
 
@@ -206,7 +206,7 @@ class Runner(AbstractContextManager["Runner"]):
             self.unusable += fault is not None and fault.kind == "answer"
         if fault is None:
             self.last_progress = time.monotonic()
-            self.throttle.speed_up(asked_at)
+            self.throttle.speed_up(asked_at, self.client.timeout)
         elif not self.answered and (fault.permanent or self.unusable >= FAILURES_TO_STOP):
             stopped.set()
 

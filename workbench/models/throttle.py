@@ -13,29 +13,28 @@ FIRST_CALLS: Final = 16  # under way at most until something was answered
 
 HEAD_START: Final = 0.1  # seconds from the first request to the others, if not answered before
 
-PROMPT: Final = 2.0  # seconds; a model that answers faster gets all calls at once
+PROMPT: Final = 2.0  # seconds; calls that are answered faster do not wait for each other
 
-LONG_WAIT: Final = 100.0
-"""Seconds after which an answer shows that calls wait for each other at the server.
+FASTEST: Final = 0.5  # seconds; what is answered sooner may come from a cache of the server
+MOST_WAIT: Final = 3.0  # times as long as the fastest answer: calls wait at the server
 
-A third of the time after which a call is given up, so that fewer go out before any is lost.
-"""
+LONG_WAIT: Final = 1 / 3  # of the timeout: fewer calls go out before any is lost
 
 
 class Throttle:
     """Slots for calls, shared by the threads of a run: additive increase, halved by rate limits.
 
     Until something was answered there are few slots, and the very first call has a head start, so
-    that a wrong key or a dead endpoint usually costs one call. Then all slots open if the answer
-    was prompt, else one more with each answer. A server that lets calls wait too long gets fewer. A
-    call that meets a rate limit lets all calls wait together.
+    that a wrong key or a dead endpoint usually costs one call. Then each answer opens one more,
+    unless calls seem to wait for each other at the server: where they wait too long, it gets fewer.
+    A call that meets a rate limit lets all calls wait together.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._limit = float(min(most, FIRST_CALLS))
         self._opened = False
-        self._sent_at = math.inf
+        self._sent_at = self._fastest = math.inf
         self._active = 0
         self._resume_at = self._slowed_at = 0.0
         self.longest_pause = 0.0  # seconds
@@ -81,19 +80,19 @@ class Throttle:
             self._resume_at = max(self._resume_at, now + seconds)
             self.longest_pause = max(self.longest_pause, seconds)
 
-    def speed_up(self, asked_at: float = math.inf) -> None:
-        """Open slots after a usable answer to what was asked then; fewer if it took too long.
+    def speed_up(self, asked_at: float = math.inf, timeout: float = math.inf) -> None:
+        """Open a slot after a usable answer to what was asked then; fewer if it took too long.
 
-        All of them if the answer was prompt. Once calls were slowed down, one more for as many
-        answers as there are slots.
+        Once calls were slowed down, one more for as many answers as there are slots. ``timeout`` is
+        the number of seconds after which a call is given up.
         """
-        seconds = time.monotonic() - asked_at
-        if seconds > LONG_WAIT and self.limit > FIRST_CALLS:  # fewer are not what takes so long
+        seconds = max(FASTEST, time.monotonic() - asked_at)
+        if seconds > LONG_WAIT * timeout and self.limit > FIRST_CALLS:  # fewer are not what is slow
             self.slow_down(0.0, asked_at)
         with self._changed:
-            if self._slowed_at:
-                more = 1.0 / self._limit if seconds <= LONG_WAIT else 0.0
-            else:
-                more = math.inf if seconds < PROMPT else 1.0
-            self._limit, self._opened = min(float(self.most), self._limit + more), True
+            self._fastest = min(self._fastest, seconds)
+            if seconds <= min(max(PROMPT, MOST_WAIT * self._fastest), LONG_WAIT * timeout):
+                more = 1.0 / self._limit if self._slowed_at else 1.0
+                self._limit = min(float(self.most), self._limit + more)
+            self._opened = True
             self._changed.notify_all()

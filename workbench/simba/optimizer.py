@@ -54,7 +54,13 @@ from mlflow.entities import Trace
 from mlflow.genai.judges.base import AlignmentOptimizer, Judge
 
 from workbench.compat import options
-from workbench.errors import ArgumentError, CancelledError, NoLabelsError, TooFewPairsError
+from workbench.errors import (
+    ArgumentError,
+    CancelledError,
+    NoLabelsError,
+    TooFewPairsError,
+    check_whole,
+)
 from workbench.formatting import bar, say
 from workbench.judging.judge import with_instructions
 from workbench.judging.requests import judge_many
@@ -164,6 +170,8 @@ class SIMBA(AlignmentOptimizer):
     ) -> None:
         if not 0 < dev_size < 1:
             raise ArgumentError(f"dev_size={dev_size} must lie in (0, 1).")
+        if reflection_context is not None:
+            check_whole("reflection_context", reflection_context)
         self.model, self.budget, self.seed = model, budget, seed
         self.base_url = base_url.strip() if base_url else None
         self.inference_params = dict(inference_params or {})
@@ -295,7 +303,7 @@ class _Models:
         self.reflector = Reflector(
             judge,
             scale,
-            stack.enter_context(Runner(concurrency=8, **shared)),
+            stack.enter_context(Runner(concurrency=min(8, simba.concurrency), **shared)),
             model=simba.model,
             base_url=simba.base_url,
             inference_params=simba.inference_params,

@@ -19,7 +19,14 @@ from workbench.formatting import read_literal
 from workbench.models.answers import json_in, without_thoughts
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
-from workbench.simba.candidate import MAX_FIELD, one_line, one_line_json, shortened_json, words_of
+from workbench.simba.candidate import (
+    MAX_FIELD,
+    RULES_HEADING,
+    one_line,
+    one_line_json,
+    shortened_json,
+    words_of,
+)
 from workbench.simba.items import Case
 
 ANSWER_TOKENS: Final = 600  # of an answer, unless ``inference_params`` set ``max_tokens``
@@ -30,13 +37,23 @@ MAX_WORDS: Final = 60  # of a rule; what is longer has run on
 QUOTED_WORDS: Final = 6  # in a row; a rule that shares them with one item alone speaks of that item
 TOPIC_WORDS, TOPIC_LETTERS = 2, 4  # words so long by which a description names one item's topic
 
+_WHO = r"(?:humans?|annotators?|raters?|labell?ers?|judge)"
+_OWN = r"(?:s?['’]s?)?[ _-]"
 _HIDDEN: Final = re.compile(
-    r"\bhumans?(?:['’]s)?[ _](?:label|rat(?:ing|ionale)|verdict|reason|annotat|evaluat|reviewe?r)"
-    r"|\bjudge(?:['’]s)?[ _](?:verdict|rat(?:ing|ionale)|label)|\bthe (?:dis)?agreements?\b"
-    r"|\b(?:rated|labell?ed)(?: \S+){0,2} by (?:a |the )?(?:humans?|people|annotators?|judge)\b",
+    rf"\b{_WHO}{_OWN}(?:label|rat(?:ing|ionale)|verdict|reason|annotat|evaluat|reviewe?r)"
+    rf"|\b(?:rated|labell?ed)(?: \S+){{0,2}} by (?:a |the )?(?:{_WHO}|people)\b"
+    r"|\b(?:cases?|items?|outputs?|those) (?:rated|labell?ed) "
+    rf"|\b(?:when|if|where) (?:the )?(?:{_WHO}|people)(?: and (?:the )?{_WHO})?"
+    r" (?:rate|label|agree|disagree|differ)"
+    rf"|\b(?:when|if|where) (?:the )?{_WHO} (?:say|said|think)"
+    r"|\b(?:when|if|where) the (?:label|rating|verdict) (?:is|was)\b"
+    r"|\b(?:correct|true|gold|expected) (?:label|rating|verdict)\b"
+    r"|\bthe (?:dis)?agreements?\b(?! (?:between|of|with)\b)"
+    r"|(?:^|, )(?:the|an?) (?:LLM )?judge (?!(?:should|must) (?:\w+ly )?"
+    r"(?:rate|give|choose|use|label|score)\b)",
     re.IGNORECASE,
 )
-"""What a judge does not see when it rates an item."""
+"""What a judge does not see when it rates an item, and what tells it to do something else."""
 
 TASK: Final = """\
 An LLM judge rates items by its instructions, but people rate some of them differently.
@@ -101,17 +118,20 @@ class Request:
         """What the model is told to do."""
         return DESCRIPTION_TASK if self.describes else TASK
 
-    def as_inputs(self, scale: Scale, context: int | None = None) -> dict[str, str]:
+    def as_inputs(
+        self, scale: Scale, context: int | None = None, answer: int = ANSWER_TOKENS
+    ) -> dict[str, str]:
         """Return the input fields of the dspy program.
 
-        With ``context``, the number of tokens that prompt and answer may have, texts are
-        shortened and cases left out until they fit: those without a rationale first.
+        With ``context``, the number of tokens that prompt and answer may have, of which the answer
+        may take so many, texts are shortened and cases left out until they fit: those without a
+        rationale first.
         """
         values = json.dumps(allowed_values(scale), ensure_ascii=False)
         focus = self.focus or "All disagreements."
         room = math.inf
         if context is not None:
-            room = context - ANSWER_TOKENS - FRAME_TOKENS
+            room = context - min(answer, context // 2) - FRAME_TOKENS
             room -= sum(map(tokens_in, (self.task, self.instructions, values, focus)))
         wrong, right = self._fitting_cases(room)
         if self.describes:
@@ -150,6 +170,7 @@ class Request:
         for rule in stated:
             words = words_of(rule)
             is_new = words and f" {words} " not in shown and not _HIDDEN.search(rule)
+            is_new = is_new and not (_repeats_itself(words) or _is_like_a_heading(words))
             is_general = not (_quotes_one(words, items) or self._names_a_topic(words))
             if is_new and len(words.split()) <= MAX_WORDS and is_general:
                 kept.setdefault(frozenset(words.split()), rule.strip())
@@ -191,6 +212,19 @@ class Request:
             shown["human_rationale"] = case.item.rationale
         short = {name: json.loads(shortened_json(value, limit)) for name, value in shown.items()}
         return one_line_json(short)
+
+
+def _repeats_itself(words: str) -> bool:
+    """Whether a rule says fewer than half as many different words as it has."""
+    said = words.split()
+    return len(said) > 2 * MIN_WORDS and 2 * len(set(said)) < len(said)
+
+
+def _is_like_a_heading(words: str) -> bool:
+    """Whether a rule is one of our own sentences about rules, in nearly the same words."""
+    said = set(words.split())
+    headings = (set(words_of(one).split()) for one in RULES_HEADING.split(". "))
+    return any(4 * len(said & one) >= 3 * len(said | one) for one in headings)
 
 
 def _quotes_one(words: str, items: Sequence[str]) -> bool:
@@ -274,6 +308,18 @@ def rules_in(text: str) -> list[str] | None:
     return list(dict.fromkeys(filter(_is_sentence, map(one_line, lines)))) or None
 
 
+def whole_lines(text: str) -> str:
+    """Leave out the line at which an answer was cut, unless that ended a sentence.
+
+    Of cut JSON the texts are read that stand whole.
+
+    >>> whole_lines("1. Be strict on promises.\\n2. Be kind to jokes unless")
+    '1. Be strict on promises.'
+    """
+    before, _, last = text.rstrip().rpartition("\n")
+    return text if '"' in last or last.endswith((".", "!", "?")) else before
+
+
 def descriptions_in(text: str, values: Sequence[Any]) -> list[str]:
     """Return ``value: sentence`` for each value that an answer describes; none for one alone.
 
@@ -281,16 +327,28 @@ def descriptions_in(text: str, values: Sequence[Any]) -> list[str]:
     ['poor: It is wrong.', 'good: It is right.']
     """
     described: dict[Any, str] = {}
+    heads = {
+        value: rf"[\W_]*(?:\d+[.)]\s+)?[\W_]*(?:rating )?{_spelled(value)}[\"'*`]*\s*"
+        r"(?:[:=|–-]+[\s\"'*|]*|$)"
+        for value in values
+    }
+    titled: Any = None  # the value that a line before names alone, as a heading does
     for line in re.split(r"\n|(?<=[\"']),\s*(?=[\"'])", without_thoughts(text)):
-        for value in values:
-            head = rf"[\W_]*(?:\d+[.)]\s+)?[\W_]*{re.escape(str(value))}[\"'*`]*\s*[:=–-]+[\s\"'*]*"
-            if found := re.match(head, line, re.IGNORECASE):
-                sentence = line[found.end() :].strip().rstrip("\"'},").strip()
-                if _is_sentence(sentence):
-                    described.setdefault(value, f"{value}: {sentence}")
+        headed = ((v, re.match(head, line, re.IGNORECASE)) for v, head in heads.items())
+        value, head = next(((v, one) for v, one in headed if one), (titled, None))
+        said = line[head.end() :] if head else line
+        sentence = _BULLET.sub("", said.strip()).rstrip("\"'}|,").strip()
+        if value is not None and _is_sentence(sentence):
+            described.setdefault(value, f"{value}: {sentence}")
+        titled = value if not said.strip() else None
     # One alone tells nothing apart.
     stated = [described[value] for value in values if value in described]
     return stated if len(stated) > 1 else []
+
+
+def _spelled(value: Any) -> str:
+    """A pattern of a value as models write it: ``full_refusal`` may be "Full refusal"."""
+    return re.sub(r"[_\s-]|\\ |\\-", r"[_\\s-]", re.escape(str(value)))
 
 
 def is_refusal(line: str) -> bool:

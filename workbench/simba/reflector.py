@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -40,6 +41,7 @@ from workbench.simba.reflection import (
     Reflection,
     Request,
     is_refusal,
+    whole_lines,
 )
 
 # As long as others succeed, fewer failed requests, or a smaller share, are no reason to give up.
@@ -62,9 +64,16 @@ _ADVICE: Final = (
 _OF_CONNECTION: Final = {"timeout", "api_key"}
 
 _CONTEXT: Final = re.compile(
-    r"context (?:length|size|window)\D{0,40}(\d{3,8})|n_ctx\D{0,4}(\d{3,8})|> ?(\d{3,8}) maximum",
+    r"(?:(?:context|model|sequence) (?:length|size|window)\D{0,40}|n_ctx\D{0,4}|limit is |> ?|<= ?"
+    r"|allowed \D{0,8})(\d[\d,]{2,9})",
     re.IGNORECASE,
 )
+_TOO_LONG: Final = re.compile(
+    r"context|too long|too large|(?:input|prompt|max|maximum) .{0,20}(?:length|tokens)"
+    r"|length of the (?:input|prompt|messages)",
+    re.IGNORECASE,
+)
+MIN_CONTEXT: Final = 1000  # tokens; smaller requests are of no use
 
 
 class Reflector:
@@ -138,11 +147,18 @@ class Reflector:
         return self._run(requests, step) if any(map(self._fits_into, refused)) else outcomes
 
     def _fits_into(self, message: str) -> bool:
-        """Take the context from a server's refusal; whether it is smaller than what was thought."""
-        told = context_told(message)
-        if told is None or (self.context is not None and told >= self.context):
+        """Take the context from a server's refusal; whether it is smaller than what was thought.
+
+        Half of that where the server names none, or one that should have been enough: the number of
+        tokens in a text is an estimate.
+        """
+        known, told = self.context or DEFAULT_CONTEXT, context_told(message)
+        if told is None and not _TOO_LONG.search(message):
             return False
-        self.context = told
+        smaller = told if told is not None and told < known else known // 2
+        if smaller < MIN_CONTEXT:
+            return False
+        self.context = smaller
         return True
 
     def _check(self, outcomes: Sequence[Outcome]) -> None:
@@ -158,12 +174,13 @@ class Reflector:
             raise ModelError(
                 f"{self.failures} of {self.asked} requests to the reflection model {self.model} "
                 f"had no usable answer; {allowed:.0%} are allowed, and no refused key or model. "
-                f"One of them: {faults[0].message}. {_ADVICE} Or allow more with "
+                f"One of them: {faults[0].message.rstrip('.')}. {_ADVICE} Or allow more with "
                 "SIMBA(max_failure_share=...)."
             )
 
     def _request(self, request: Request, step: int) -> client.Request:
-        inputs = request.as_inputs(self.scale, self.context)
+        answer = int(self.params.get("max_tokens", ANSWER_TOKENS))
+        inputs = request.as_inputs(self.scale, self.context, answer)
         params = without_secret_params(self.params)
         key = (TASK_DIGEST, inputs, step, *([params] if params else []))
         return client.Request(
@@ -189,6 +206,7 @@ class Reflector:
         make = functools.partial(dspy.LM, engine.model, engine=engine, cache=False, num_retries=0)
         try:
             lm = make(**limits)
+            engine.limits_twice = bool(self.base_url)
         except LMConfigurationError:  # a reasoning model, which takes neither
             limits["max_tokens"] = max(limits["max_tokens"], REASONING_TOKENS)
             lm = make(**{**limits, "temperature": None})
@@ -205,7 +223,8 @@ class Reflector:
         return engine
 
     def _read(self, request: Request, engine: _Engine) -> dict[str, Any]:
-        stated = request.rules_in(engine.said)
+        said = whole_lines(engine.said) if engine.was_cut else engine.said
+        stated = request.rules_in(said)
         none = stated is None or (not stated and bool(request.describes))
         if none and engine.was_cut:
             raise AnswerError(
@@ -274,7 +293,7 @@ def context_told(message: str) -> int | None:
     200000
     """
     found = _CONTEXT.search(message)
-    return int(next(filter(None, found.groups()))) if found else None
+    return int(found[1].replace(",", "")) if found else None
 
 
 class _Engine:
@@ -282,9 +301,13 @@ class _Engine:
 
     def __init__(self, inner: Any) -> None:
         self.inner, self.model, self.said, self.was_cut = inner, inner.model, "", False
+        self.limits_twice = False  # as ``max_tokens`` too, the only name that some servers read
 
     def complete(self, request: Any) -> Any:
         """Send a ``dspy.lm15.Request`` and return the ``dspy.lm15.Response``."""
+        if self.limits_twice:
+            told = {**(request.config.extensions or {}), "max_tokens": request.config.max_tokens}
+            request = replace(request, config=replace(request.config, extensions=told))
         messages = [str(message) for message in (request.system, *request.messages)]
         payload = {"messages": messages, "max_tokens": request.config.max_tokens}
         response = client.ask(payload, functools.partial(self._send, request))
