@@ -807,7 +807,8 @@ class _Model(Behaviour):
 
     def stats(self) -> dict[str, Any]:
         names = ("judge", "reflection", "embedding", "other", "failed", "words")
-        return {name: self.counts[name] for name in names}
+        counts = {name: self.counts[name] for name in names}
+        return {**counts, "most_at_once": self.most_at_once}
 
     def control(self, changes: dict[str, Any]) -> None:
         super().control(changes)
