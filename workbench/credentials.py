@@ -64,16 +64,21 @@ def redact(text: str, credentials: Iterable[str], *, shortest: int = SHORTEST) -
     return text
 
 
+def environment_keys(provider: str | None = None) -> list[str]:
+    """Return the keys, tokens and passwords in the environment.
+
+    With a ``provider`` only those of variables that begin with its name (``OPENAI_API_KEY``), which
+    its client reads by itself.
+    """
+    start = "" if provider is None else provider.upper().replace("-", "_") + "_"
+    variables = [n for n in os.environ if n.startswith(start) and _SECRET_VARIABLE.search(n)]
+    return [os.environ[name] for name in variables]
+
+
 def credentials_of(
-    base_url: str | None = None, headers: Mapping[str, str] | None = None, params: Any = None
-) -> tuple[str, ...]:
-    """Return the credentials that a request to a model carries, and the keys in the environment,
-    which a provider's client reads by itself."""
-    keys = [value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)]
-    return tuple(dict.fromkeys([*_secrets(base_url, headers, params), *filter(None, keys)]))
-
-
-def _secrets(base_url: str | None, headers: Mapping[str, str] | None, params: Any) -> list[str]:
+    base_url: str | None, headers: Mapping[str, str] | None, params: Any
+) -> list[str]:
+    """Return the credentials in the options of a judge, which its requests carry."""
     found = [part for v in (headers or {}).values() for part in (v, v.split(" ")[-1])]
     found += [str(value) for _, value in secret_params(params)]
     parts = urlsplit(base_url or "")
@@ -130,7 +135,7 @@ def scrubbed(text: str, uri: str) -> str:
     text = _PAGE.sub("a page of HTML", text)
     text = urls_without_credentials(text.replace(uri, without_credentials(uri)))
     # Drivers may repeat a password by itself. Very short ones would blot out ordinary words.
-    return redact(text, _secrets(uri, None, None), shortest=6)
+    return redact(text, credentials_of(uri, None, None), shortest=6)
 
 
 def public_query(url: str) -> tuple[str, ...]:
@@ -175,7 +180,7 @@ def withhold(options: Mapping[str, Any]) -> tuple[dict[str, Any], Withheld, list
     clean = {**options, "extra_headers": None, "inference_params": without_secret_params(params)}
     if url:
         clean["base_url"] = without_credentials(url) + "?" * bool(public) + "&".join(public)
-    return clean, withheld, _secrets(url, headers, params)
+    return clean, withheld, credentials_of(url, headers, params)
 
 
 def without_secret_params(params: Any) -> Any:

@@ -328,18 +328,16 @@ def test_the_scale_is_that_of_the_type() -> None:
 # -- secrets --------------------------------------------------------------------------------
 
 
-def test_credentials_of_a_judge_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Header values, those of the address and of parameters, and the key of its provider."""
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-environment")
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "enabled-parallelism")
+def test_credentials_of_a_judge_are_redacted() -> None:
+    """Header values, those of the address and of parameters."""
     judge = plain(
         base_url="https://me:pass-word-123@h/v1?key=in-query-1234",
         extra_headers={"Authorization": "Bearer in-header-1234"},
         inference_params={"api_key": "in-params-1234"},
     )
     text = (
-        "401 for sk-environment, pass-word-123, in-query-1234, Bearer in-header-1234, "
-        "in-header-1234, in-params-1234, with enabled-parallelism"
+        "401 for pass-word-123, in-query-1234, Bearer in-header-1234, in-header-1234, "
+        "in-params-1234"
     )
     said = redact(text, judge_credentials(judge))
-    assert said == "401 for ***, ***, ***, ***, ***, ***, with enabled-parallelism"
+    assert said == "401 for ***, ***, ***, ***, ***"

@@ -25,7 +25,7 @@ from workbench.alignment.preflight import probed
 from workbench.alignment.result import COUNTS, OptimizerComparison
 from workbench.alignment.runs import AlignmentData, AlignmentRun, Gate, count_looks
 from workbench.compat import options
-from workbench.credentials import redact
+from workbench.credentials import environment_keys, redact
 from workbench.errors import ArgumentError, ReplayError, one_of
 from workbench.formatting import plain, say
 from workbench.judging.judge import fingerprint, judge_credentials, with_instructions
@@ -165,7 +165,8 @@ class _Benchmark:
         except ReplayError:
             raise
         except Exception as error:
-            text = " ".join(redact(str(error), judge_credentials(self.data.judge)).split())
+            keys = (*judge_credentials(self.data.judge), *environment_keys())
+            text = " ".join(redact(str(error), keys).split())
             reason = (text or type(error).__name__)[:600]
             seconds = time.monotonic() - started
             self.rows[name] = {"status": "failed", "reason": reason, "seconds": seconds}

@@ -27,7 +27,6 @@ from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench import compat
 from workbench.alignment.runs import AlignmentData
-from workbench.credentials import redact
 from workbench.errors import BudgetError, CancelledError, ScaleError
 from workbench.judging.judge import judge_credentials, with_instructions
 from workbench.judging.requests import answers_from
@@ -105,9 +104,7 @@ def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter
         for attribute, model in own.items():
             setattr(optimizer, attribute, model)
     if type(proposed) is InstructionsJudge:
-        # It is shown, logged and registered; a gateway may put into it what it was sent.
-        text = redact(proposed.instructions, judge_credentials(judge))
-        return with_instructions(judge, text)
+        return with_instructions(judge, proposed.instructions)
     return compat.rename_models(proposed, meter.real, like=judge)
 
 

@@ -195,8 +195,8 @@ def fingerprint_of(judge_or_name: Judge | str) -> str:
 
 
 def judge_credentials(judge: Judge) -> tuple[str, ...]:
-    """The credentials that a judge's requests carry, to be redacted from messages."""
-    return credentials_of(*endpoint(judge))
+    """The credentials in a judge's options, to be redacted from messages and answers."""
+    return tuple(credentials_of(*endpoint(judge)))
 
 
 def is_cacheable(judge: Judge) -> bool:

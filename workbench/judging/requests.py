@@ -17,7 +17,7 @@ from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.judges.utils import get_default_model
 
 from workbench.compat import endpoint, prepared, unknown_seams
-from workbench.credentials import public_query, redact, without_credentials
+from workbench.credentials import public_query, without_credentials
 from workbench.errors import BudgetError, ScaleError
 from workbench.formatting import say, storable
 from workbench.judging.judge import fingerprint, is_cacheable, judge_credentials
@@ -84,7 +84,6 @@ class Asker:
         self.mark = fingerprint(judge)
         self.portable_mark = fingerprint(judge, place=False)
         self.fields = tuple(sorted(judge.template_variables)) if made else _accepted_fields(judge)
-        self.credentials = judge_credentials(judge)
         # What else decides its answers; None where they are not kept.
         origin = question_key(answers_from(model, base_url)) if is_cacheable(judge) else None
         self._question = functools.partial(
@@ -95,7 +94,7 @@ class Asker:
             sender=f"Judge {judge.name!r}",
             place=without_credentials(base_url or ""),
             origin=origin,
-            credentials=self.credentials,
+            credentials=judge_credentials(judge),
             metered=not why_unmeasurable(judge),
         )
 
@@ -122,11 +121,9 @@ class Asker:
         feedback = ratings[0]
         if feedback.error is not None:
             raise AnswerError(feedback.error.error_message or feedback.error.error_code)
-        # A gateway may put into it what it was sent.
-        rationale = redact(feedback.rationale or "", self.credentials)
         value = feedback.value
         value = storable(value) if isinstance(value, str) else value
-        return {"value": value, "rationale": storable(rationale)}
+        return {"value": value, "rationale": storable(feedback.rationale or "")}
 
     def canonical(self, value: Any) -> Any:
         """A value as the scale has it; "N/A" for an abstention; `AnswerError` if it has none."""

@@ -13,12 +13,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 from mlflow.genai.judges import Judge
 
 from workbench.compat import endpoint
-from workbench.credentials import (
-    credentials_of,
-    redact,
-    without_credentials,
-    without_secret_params,
-)
+from workbench.credentials import credentials_of, without_credentials, without_secret_params
 from workbench.errors import ModelError
 from workbench.judging.requests import answers_from
 from workbench.models import client
@@ -100,7 +95,8 @@ class Reflector:
             own_url, headers, params = base_url, {}, {}
         self.base_url = own_url
         self.options = reached_by(own_url, headers, params)
-        self.credentials = credentials_of(own_url, headers, {"judge": params, "own": self.params})
+        own = {"judge": params, "own": self.params}
+        self.credentials = tuple(credentials_of(own_url, headers, own))
         self._lock = threading.Lock()
         self._connected: Any = None
 
@@ -212,12 +208,10 @@ class Reflector:
                 "its answer was cut before it had stated a rule; raise max_tokens with "
                 "SIMBA(inference_params={'max_tokens': ...})"
             )
-        # Rules are shown, logged and registered, and a gateway may repeat what it was sent.
-        rules = [redact(rule, self.credentials) for rule in stated or ()]
         refused = none and is_refusal(without_thoughts(engine.said))
-        if stated is None or refused or (rules and all(map(is_refusal, rules))):
+        if stated is None or refused or (stated and all(map(is_refusal, stated))):
             raise AnswerError(f"it stated no rule but {engine.said[:300]!r}")
-        return {"rules": request.usable_rules(rules)}
+        return {"rules": request.usable_rules(stated)}
 
     def _connection(self) -> Any:
         """dspy's language model that sends the requests."""
