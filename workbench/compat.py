@@ -244,7 +244,7 @@ class _Interception:
 
     def __init__(self) -> None:
         self._sender: ContextVar[Sender | None] = ContextVar("workbench_sender", default=None)
-        self._default: Callable[[], Sender | None] = lambda: None
+        self.otherwise: Callable[[], Sender | None] = lambda: None  # where a context has no sender
         self._users = 0
         self._undo = ExitStack()
 
@@ -252,7 +252,7 @@ class _Interception:
     def __call__(self, sender: Sender | None) -> Iterator[None]:
         token = self._sender.set(sender)
         try:
-            self._enter()
+            self.enter()
             yield
         finally:
             self._sender.reset(token)
@@ -261,16 +261,12 @@ class _Interception:
                 if not self._users:
                     self._undo.close()
 
-    def always(self, sender: Callable[[], Sender | None]) -> None:
-        """From now on, as long as the process lives, others' calls pass ``sender()``, if any."""
-        self._default = sender
-        self._enter()
-
     def current(self) -> Sender | None:
         """Who sends the request that is under way in this context."""
-        return self._sender.get() or self._default()
+        return self._sender.get() or self.otherwise()
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
+        """Replace the senders; for as long as the process lives where nothing puts them back."""
         with _lock:
             self._users += 1
             if self._users > 1:
