@@ -392,23 +392,25 @@ def embedder_of(judge: Any) -> Any:
     return getattr(judge, "_embedder", None)
 
 
-@contextmanager
-def candidates_made_by(optimizer: Any, make: Callable[[str], Any]) -> Iterator[None]:
-    """Let an optimizer of MLflow on dspy make its judges from instructions by ``make``.
+def with_models(
+    optimizer: Any, rename: Callable[[str, str], str], make: Callable[[str], Any]
+) -> Any:
+    """Return a copy of an optimizer of MLflow that asks its models by other names; others as is.
 
-    MLflow makes them from name, model and value type alone: without the judge's other options.
+    ``rename`` gets a model's use and name. Judges on dspy, which MLflow makes from name, model and
+    value type alone, are made from their instructions by ``make``, with all options.
     """
-    name = "_create_judge_from_dspy_program"
-    original = getattr(optimizer, name, None)
-    if original is None:
-        yield
-        return
+    uses, method = models_of_optimizer(optimizer), "_create_judge_from_dspy_program"
+    original = getattr(optimizer, method, None)
+    if not uses and original is None:
+        return optimizer
+    copied = copy.copy(optimizer)
+    for attribute, use in uses.items():
+        setattr(copied, attribute, rename(use, getattr(optimizer, attribute)))
 
     def create(optimized_program: Any, original_judge: Any) -> Any:
         return make(original(optimized_program, original_judge).instructions)
 
-    setattr(optimizer, name, create)
-    try:
-        yield
-    finally:
-        delattr(optimizer, name)
+    if original is not None:
+        setattr(copied, method, create)
+    return copied

@@ -92,17 +92,11 @@ def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter
     """Let judge and optimizer use metered names, and return the proposed judge with real ones."""
     name = meter.model("judge", str(judge.model))
     metered = judge if name == judge.model else compat.reached_elsewhere(judge, name)
-    kinds = compat.models_of_optimizer(optimizer)
-    own = {attribute: getattr(optimizer, attribute) for attribute in kinds}
-    try:
-        for attribute, kind in kinds.items():
-            setattr(optimizer, attribute, meter.model(kind, own[attribute]))
-        # MLflow's dspy optimizers rebuild the judge from name, instructions, model and type alone.
-        with compat.candidates_made_by(optimizer, lambda text: with_instructions(metered, text)):
-            proposed = metered.align(traces, optimizer)
-    finally:
-        for attribute, model in own.items():
-            setattr(optimizer, attribute, model)
+    # A copy, since the optimizer may serve several alignments at once.
+    copied = compat.with_models(
+        optimizer, meter.model, lambda text: with_instructions(metered, text)
+    )
+    proposed = metered.align(traces, copied)
     if type(proposed) is InstructionsJudge:
         return with_instructions(judge, proposed.instructions)
     return compat.rename_models(proposed, meter.real, like=judge)
