@@ -7,6 +7,7 @@ import copy
 import functools
 import importlib
 import inspect
+import json
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -322,6 +324,32 @@ def _invoke(sender: Sender, original: Any, given: Mapping[str, Any]) -> Any:
     payload |= given.get("inference_params") or {}
     response = sender.ask(payload, lambda: original(**{**given, "num_retries": 0}))
     return sender.read(response, tools=bool(payload["tools"]))
+
+
+# -- litellm --------------------------------------------------------------------------------
+
+
+def add_provider(name: str, handler: Any) -> None:
+    """Let a handler answer litellm's requests to ``name/...``, beside the handlers of the user.
+
+    Seen in litellm 1.110.2. Without it neither the embedded model nor optimizers can be asked.
+    """
+    import litellm
+
+    others = [one for one in litellm.custom_provider_map if one.get("provider") != name]
+    litellm.custom_provider_map = [*others, {"provider": name, "custom_handler": handler}]
+    litellm.utils.custom_llm_setup()
+
+
+@functools.cache
+def litellm_prices() -> Mapping[str, Any]:
+    """Read litellm 1.110.2's list from its file, since to import litellm takes seconds."""
+    spec = find_spec("litellm")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        with suppress(OSError, ValueError):
+            listed = Path(folder, "model_prices_and_context_window_backup.json")
+            return dict(json.loads(listed.read_text("utf-8")))
+    return {}
 
 
 # -- optimizers of MLflow -------------------------------------------------------------------

@@ -356,7 +356,7 @@ _METERS: dict[str, Meter] = {}  # by id
 
 @functools.cache
 def _register_provider() -> None:
-    """Put the handler into litellm's list of providers, beside those of the user."""
+    """Let litellm give requests to metered names to their meters."""
     import litellm
 
     class MeteredModel(litellm.CustomLLM):  # type: ignore[misc]  # litellm publishes no types
@@ -371,6 +371,4 @@ def _register_provider() -> None:
             run, _kind, real = model.removeprefix(f"{SCHEME}/").split("/", 2)
             return _METERS[run].embed(real, input)
 
-    mine = {"provider": SCHEME, "custom_handler": MeteredModel()}
-    litellm.custom_provider_map = [*litellm.custom_provider_map, mine]
-    litellm.utils.custom_llm_setup()
+    compat.add_provider(SCHEME, MeteredModel())
