@@ -138,28 +138,38 @@ def one_transaction(store: Any) -> Iterator[None]:
     is no database, this is an AttributeError before anything is written.
     """
     with _lock:
-        if not getattr(store.ManagedSessionMaker, "of_workbench", False):
-            store.ManagedSessionMaker = _sharing(store, store.ManagedSessionMaker)
-    with store.ManagedSessionMaker(read_only=False) as session:
-        token = _session.set((store, session))
-        try:
-            yield
-        finally:
-            _session.reset(token)
+        maker = store.ManagedSessionMaker
+        if not isinstance(maker, _SharingMaker):
+            maker = store.ManagedSessionMaker = _SharingMaker(store, maker)
+        maker.users += 1
+    try:
+        with maker(read_only=False) as session:
+            token = _session.set((store, session))
+            try:
+                yield
+            finally:
+                _session.reset(token)
+    finally:
+        with _lock:
+            maker.users -= 1
+            if not maker.users:
+                store.ManagedSessionMaker = maker.original
 
 
-def _sharing(store: Any, make: Any) -> Any:
+class _SharingMaker:
+    """Makes sessions as the original does, but for threads that share one now."""
+
+    def __init__(self, store: Any, original: Any) -> None:
+        self.store, self.original, self.users = store, original, 0
+
     @contextmanager
-    def maker(read_only: bool = True) -> Iterator[Any]:
-        current = _session.get()
-        if current is not None and current[0] is store:
-            yield current[1]
-            return
-        with make(read_only=read_only) as session:
+    def __call__(self, read_only: bool = True) -> Iterator[Any]:
+        store, session = _session.get() or (None, None)
+        if store is self.store:
             yield session
-
-    maker.of_workbench = True  # type: ignore[attr-defined]  # a mark on a plain function
-    return maker
+            return
+        with self.original(read_only=read_only) as session:
+            yield session
 
 
 def add_review_queue_items(queue_id: str, trace_ids: Sequence[str]) -> None:
