@@ -22,6 +22,7 @@ from statsmodels.stats.proportion import proportion_confint
 import workbench
 from workbench.alignment.certificate import check_registered
 from workbench.alignment.registry import load_judge
+from workbench.alignment.runs import ALIGNED_TAG
 from workbench.cli import main
 from workbench.errors import ArgumentError, TooFewPairsError
 from workbench.judging.judge import fingerprint, with_instructions
@@ -193,6 +194,19 @@ def test_of_pairs_those_learned_from_are_left_out(store: str) -> None:
         workbench.certify(alignment.pairs.subset(alignment.split.train.trace_ids).with_verdicts(
             dict.fromkeys(alignment.split.train.trace_ids, ("yes", "")), found.fingerprint
         ))  # fmt: skip
+
+
+def test_a_judge_whose_timeout_counted_once_is_known(store: str) -> None:
+    """Earlier versions of the workbench gave it another fingerprint; it is the same judge."""
+    judge = biased_judge(inference_params={"timeout": 60})
+    labelled(60, judge)
+    alignment = workbench.align(judge, None, Proposing(CURED), progress=False)
+    earlier = fingerprint(alignment.judge, timeout=True)
+    assert earlier != fingerprint(alignment.judge)
+    mlflow.MlflowClient().set_tag(alignment.run_id, ALIGNED_TAG, earlier)
+    workbench.assess(alignment.judge, progress=False)
+    found = workbench.certify(workbench.pair(alignment.judge), accuracy=0.5)
+    assert found.n == len(alignment.split.test)
 
 
 def test_a_certificate_of_the_original_does_not_spoil_a_later_alignment(store: str) -> None:

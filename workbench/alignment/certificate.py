@@ -21,7 +21,7 @@ from workbench.alignment.runs import (
 from workbench.errors import ArgumentError, TooFewPairsError
 from workbench.formatting import counted, html_text
 from workbench.judging.assessment import assess
-from workbench.judging.judge import fingerprint
+from workbench.judging.judge import fingerprints_of
 from workbench.judging.verdicts import why_unusable
 from workbench.metrics.agreement import Agreement, agreement, without_contested
 from workbench.metrics.intervals import Interval, Result, check_confidence, figure
@@ -213,7 +213,7 @@ def check_registered(
     found = fetch_traces(spans=False)
     labelled = [*{**labels_by_trace(found, judge.name), **decisions_by_trace(found, judge.name)}]
     by_id = {one.trace_id: one for one in examples(labelled)}
-    lineage = read_lineage(fingerprint(judge), {}, by_id)
+    lineage = read_lineage(fingerprints_of(judge), {}, by_id)
     fresh = [i for i in labelled if i not in lineage.learned]
     if labelled and not fresh:
         raise TooFewPairsError(f"Judge {name!r} learned from all labelled traces. Label new ones.")
@@ -248,7 +248,8 @@ def _not_learned(pairs: Pairs, by_id: Mapping[str, Example]) -> tuple[Pairs, lis
             "Which judge gave the verdicts is not known, so that items which it learned from may "
             "be among these."
         ]
-    learned = read_lineage(pairs.fingerprint, {}, by_id).learned & by_id.keys()
+    known_as = (pairs.fingerprint, pairs.earlier_fingerprint)
+    learned = read_lineage(known_as, {}, by_id).learned & by_id.keys()
     note = f"Left out, since the judge learned from them: {counted(len(learned), 'trace')}."
     left_out = pairs.excluded[~pairs.excluded["trace_id"].isin(learned)]
     return replace(pairs.subset(by_id.keys() - learned), excluded=left_out), [note] * bool(learned)

@@ -16,7 +16,7 @@ from scipy.stats.contingency import expected_freq
 
 from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError
 from workbench.formatting import counted, html_lines, html_table
-from workbench.judging.judge import fingerprint_of
+from workbench.judging.judge import fingerprints_of
 from workbench.judging.verdict_folder import Scored
 from workbench.metrics.agreement import agreement
 from workbench.metrics.figures import Coded
@@ -119,7 +119,7 @@ def monitor(
     given = [scored] if isinstance(scored, (Scored, str, Path)) else list(scored or ())
     opened = [one if isinstance(one, Scored) else Scored.open(one) for one in given]
     folders = list({one.folder.resolve(): one for one in opened}.values())  # each counts once
-    mark, marks = fingerprint_of(judge), {one.fingerprint for one in folders}
+    mark, marks = fingerprints_of(judge)[0], {one.fingerprint for one in folders}
     name, names = name_of(judge), sorted({one.name for one in folders})
     if names != [name] or len(marks) != 1 or (mark and mark not in marks):
         raise ArgumentError(
