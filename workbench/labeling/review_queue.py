@@ -113,10 +113,14 @@ class ReviewQueue:
     @property
     def schemas(self) -> list[LabelSchema]:
         """The label schemas of its questions that ask for feedback, a single value each."""
-        return [one for one in self.every_schema() if asks_for_one(one)]
+        return [one for one in self._every_schema() if asks_for_one(one)]
 
-    def every_schema(self) -> list[LabelSchema]:
-        """Return its label schemas, also those that panels do not ask (see `schemas`)."""
+    @property
+    def left_out(self) -> list[str]:
+        """The names of its other label schemas, which no panel asks."""
+        return [one.name for one in self._every_schema() if not asks_for_one(one)]
+
+    def _every_schema(self) -> list[LabelSchema]:
         found = every_schema(experiment=self.experiment_id)
         queue = review_queues.get_review_queue(self.queue_id)
         if str(queue.queue_type) == "user":  # a person's own list asks all of the experiment's
