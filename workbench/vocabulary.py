@@ -1,4 +1,7 @@
-"""How people, tables and models write rating values: words, numbers, signs, and nothing at all."""
+"""How people, tables and models write rating values: words, numbers, signs, and nothing at all.
+
+And the headings of what instructions have learned, which SIMBA writes and models read.
+"""
 
 from __future__ import annotations
 
@@ -65,6 +68,12 @@ _LADDERS: Final = (
     ("not helpful", "unhelpful", "somewhat helpful", "helpful", "very helpful"),
     ("fail", "partial", "pass"),
 )  # fmt: skip
+
+RULES_HEADING: Final = (
+    "People who rated items of this kind go by the rules below. Where a rule and the text above "
+    "differ, the rule counts."
+)
+EXAMPLES_HEADING: Final = "Items that people rated, with their reasons:"
 
 _NUMERAL = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)")
 # With three digits behind it, the comma may as well be one of thousands.
