@@ -147,8 +147,11 @@ def public_query(url: str) -> tuple[str, ...]:
 
 
 class Withheld(BaseModel, frozen=True):
-    """Names of what was taken out, and never the values: of headers, whether the base URL had a
-    user, of its query parameters, and paths within the inference parameters."""
+    """What was taken out of a judge's options, without the values.
+
+    The names of the headers and of the base URL's query parameters, whether that URL had a user,
+    and the paths of inference parameters.
+    """
 
     headers: tuple[str, ...] = ()
     url_user: bool = False

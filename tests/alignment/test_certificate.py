@@ -77,7 +77,7 @@ def test_it_says_why_not_and_what_it_is_not() -> None:
     assert workbench.certify(from_confusion([[8, 0], [0, 8]]), accuracy=0.8).passed
     assert not workbench.certify(from_confusion([[8, 0], [0, 7]]), accuracy=0.8).passed
     low = workbench.certify(from_confusion([[5, 5], [5, 5]]), accuracy=0.6)
-    assert "which is not above 0.6 for sure" in " ".join(low.notes)
+    assert "the lower end of its interval is not above 0.6" in " ".join(low.notes)
     one_class = workbench.certify(from_confusion([[40, 0], [0, 0]]), sensitivity=0.5, kappa=0.5)
     assert not one_class.passed
     assert one_class.table["value"].isna().all()

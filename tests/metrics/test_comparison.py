@@ -71,7 +71,7 @@ def test_how_sure_a_change_is_is_said() -> None:
     assert "fewer than 6" in found.power_note
     found = compare(make_pairs(human[:16], human[15::-1]), make_pairs(human[:16], human[:16]))
     assert (found.significant, found.enough) == (True, False)
-    assert "hardly luck" in found.power_note
+    assert "hardly due to chance" in found.power_note
     assert "may be luck" not in str(found)
     before = ["no" if i < 12 else v for i, v in enumerate(human)]  # 6 wrong
     after = ["no" if 50 <= i < 54 else v for i, v in enumerate(human)]  # 2 others wrong

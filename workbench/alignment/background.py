@@ -24,8 +24,8 @@ class AlignmentState:
     """What an alignment is doing.
 
     Figures are None before learning, and for optimizers other than `SIMBA`. ``best_score`` is the
-    mean credit of the best instructions so far on the selection items, less a small price for
-    length; ``calls`` and ``spent`` (in words) are charged to the budget by whatever shares it,
+    mean credit of the best instructions so far on the selection items, minus a small penalty
+    for length; ``calls`` and ``spent`` (in words) are charged to the budget by whatever shares it,
     ``share_spent`` in [0, 1] is the largest share of one of its limits; ``failures`` are judge
     calls without a usable answer. ``message`` says how it ended.
     """

@@ -245,8 +245,8 @@ def _not_learned(pairs: Pairs, by_id: Mapping[str, Example]) -> tuple[Pairs, lis
     """The pairs that no alignment on the way to this judge has learned from, and notes."""
     if not pairs.fingerprint:
         return pairs, [
-            "Which judge gave the verdicts is not known, so that items which it learned from may "
-            "be among these."
+            "It is not known which judge gave the verdicts, so these items may include some that "
+            "it learned from."
         ]
     known_as = (pairs.fingerprint, pairs.earlier_fingerprint)
     learned = read_lineage(known_as, {}, by_id).learned & by_id.keys()
@@ -289,18 +289,19 @@ def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:
 
 
 def _why(name: Any, row: pd.Series[Any]) -> str:
-    """Why a figure is not above its threshold for sure."""
+    """Why a figure does not pass."""
     found = figure(row["value"], Interval(row["low"], row["high"]))
     few = " Label more." if row["value"] > row["threshold"] else ""
-    return f"Not passed: {name} is {found}, which is not above {row['threshold']:g} for sure.{few}"
+    low = f"the lower end of its interval is not above {row['threshold']:g}"
+    return f"Not passed: {name} is {found}, and {low}.{few}"
 
 
 def _limits(n: int, looks: int | None) -> list[str]:
     """What a certificate is not."""
     said = [
-        f"It speaks of one test set of {counted(n, 'item')} with these labels, and of items from "
-        "the same population: not of other applications, of later ones, or of what the labels get "
-        "wrong."
+        f"It holds for a test set of {counted(n, 'item')} with these labels and for items from "
+        "the same population, but not for other applications or later items, and it does not "
+        "cover errors of the labels."
     ]
     if looks is None:
         said.append("How often these items were used before is not known.")

@@ -202,14 +202,15 @@ def assess(
 
 
 def _needed(budget: Budget, verdicts: int, asked: int) -> str:
-    """What so many verdicts take, where those that were ``asked`` for took what is spent."""
+    """Estimate what all verdicts take from what those that were ``asked`` for have spent."""
     share, least = verdicts / max(asked, 1), counted(verdicts, "call")
     if budget.tokens is not None and budget.spent_tokens:
         least = f"{math.ceil(share * budget.spent_tokens):,} tokens"
     elif budget.usd is not None and budget.spent_usd:
         least = f"${share * budget.spent_usd:.2f}"
     return (
-        f"A budget for all has at least {least}, more where calls fail or an alignment shares it."
+        f"All of them take at least {least}, and more where calls fail or an alignment shares the "
+        "budget."
     )
 
 

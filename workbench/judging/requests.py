@@ -168,7 +168,7 @@ def why_unmeasurable(judge: Judge) -> str:
     if unknown_seams():
         return f"this version of MLflow has no {', '.join(unknown_seams())}"
     if not type(judge).__module__.startswith(("mlflow.", "workbench.")):
-        return f"how {type(judge).__name__} calls its model is its own affair"
+        return f"the requests of a {type(judge).__name__} to its model cannot be seen"
     if model == "databricks" or model.partition(":/")[0] in ("databricks", "endpoints"):
         return f"requests to {model} are made by Databricks' own client"
     return ""

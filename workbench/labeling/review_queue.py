@@ -91,7 +91,7 @@ class ReviewQueue:
     """A review queue of MLflow's, and how its items are shared out (see `workbench.review_queue`).
 
     Everything but the settings is read from the store whenever it is asked for. Without
-    ``annotators`` the items are for whoever comes. ``order`` holds the ids of the label schemas in
+    ``annotators`` anyone may label the items. ``order`` holds the ids of the label schemas in
     the order of the questions, which MLflow does not keep.
     """
 
@@ -277,7 +277,7 @@ class ReviewQueue:
         return done
 
     def __repr__(self) -> str:
-        team = ", ".join(self.annotators) or "whoever comes"
+        team = ", ".join(self.annotators) or "anyone"
         overlap = f"{self.each} each" + (f", {self.share:.0%} by all" if self.share else "")
         return f"<ReviewQueue {self.name!r}: {team}; {overlap}>"
 

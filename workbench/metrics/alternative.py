@@ -303,8 +303,8 @@ def _notes(human: Array, judge: Array, tested: Array, left_out: int) -> list[str
         notes.append("No annotator has enough items that others labelled too: no test.")
     elif 0 < tested.sum() < 3:
         notes.append(
-            "With fewer than three annotators there is no consensus to be near to; the test then "
-            "tells hardly more than with whom the judge agrees."
+            "With fewer than three annotators there is no consensus to compare with: the test then "
+            "tells little more than which of them the judge agrees with."
         )
     if left_out:
         notes.append(f"Left out: {counted(left_out, 'item')} without a verdict or two labels.")

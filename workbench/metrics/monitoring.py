@@ -320,9 +320,12 @@ def _advised(
         worst = shifted["shift"].idxmax()
         return "label", (
             f"Verdicts of {worst} differ from those of the other weeks by "
-            f"{shifted['shift'].max():.0%}, and agreement does not tell why. Label more of that "
-            "week: either the answers have changed, or the judge judges otherwise."
+            f"{shifted['shift'].max():.0%}, and the labels do not tell why. Label more of that "
+            "week: either the answers have changed, or the judge has."
         )
     if math.isnan(agreement_p):
         return "none", "There is nothing to compare with yet: score and label another week."
-    return "none", "Neither agreement nor verdicts have changed by more than luck and a little."
+    return "none", (
+        "Agreement has not fallen significantly, and in no week have the verdicts shifted "
+        f"significantly by {SHIFT:.0%} or more."
+    )

@@ -145,8 +145,8 @@ class Recorder:
                 if len(text) > LARGEST_FILE:
                     raise ReplayError(
                         f"With {len(entries):,} answers {self.path} would have more than "
-                        f"{LARGEST_FILE:,} bytes, and could not be read again. It is left as it "
-                        "was. Record to another file, or less in one."
+                        f"{LARGEST_FILE:,} bytes, and could not be read again. The file "
+                        "is unchanged. Record to another one, or record less."
                     )
                 packed = self.path.suffix == ".gz"
                 write_whole(self.path, gzip.compress(text, mtime=0) if packed else text)

@@ -153,7 +153,8 @@ class Reflector:
         if faults and (hopeless or many):
             raise ModelError(
                 f"{self.failures} of {self.asked} requests to the reflection model {self.model} "
-                f"had no usable answer; {allowed:.0%} are allowed, and no refused key or model. "
+                f"had no usable answer. At most {allowed:.0%} may fail, and none for a refused key "
+                "or model. "
                 f"One of them: {faults[0].message}. {_ADVICE} Or allow more with "
                 "SIMBA(max_failure_share=...)."
             )
