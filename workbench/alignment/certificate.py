@@ -262,13 +262,14 @@ def _looks(
 
     None where earlier runs could not be searched.
     """
-    run, mark = AlignmentRun(), pairs.fingerprint
+    run, fingerprint = AlignmentRun(), pairs.fingerprint
     known = judges_by_item(run, pairs, by_id)
-    if any(mark not in judges for judges in known):
+    if any(fingerprint not in judges for judges in known):
         with run.keeping_fault():
-            run.create(f"certify {pairs.name}", {CERTIFIED_TAG: mark, **item_tags(pairs, by_id)})
+            tags = {CERTIFIED_TAG: fingerprint, **item_tags(pairs, by_id)}
+            run.create(f"certify {pairs.name}", tags)
         run.finish({"workbench.status": "passed" if passed else "not passed"}, {}, {})
-    looks = None if run.unsearched else max(len(judges | {mark}) for judges in known)
+    looks = None if run.unsearched else max(len(judges | {fingerprint}) for judges in known)
     return looks, run.fault_notes("The certificate")
 
 

@@ -81,8 +81,8 @@ class Asker:
         model = getattr(judge, "model", None)
         made = isinstance(judge, InstructionsJudge)
         self.scale, self.call = scale or scale_of(judge), prepared(judge)
-        self.mark = fingerprint(judge)
-        self.portable_mark = fingerprint(judge, place=False)
+        self.fingerprint = fingerprint(judge)
+        self.portable_fingerprint = fingerprint(judge, place=False)
         self.fields = tuple(sorted(judge.template_variables)) if made else _accepted_fields(judge)
         # What else decides its answers; None where they are not kept.
         origin = question_key(answers_from(model, base_url)) if is_cacheable(judge) else None
@@ -103,7 +103,7 @@ class Asker:
         digest = item_digest(item, [name for name in self.fields if name != "trace"])
         if "trace" in self.fields:
             digest += _content(mlflow.get_tracking_uri(), item.trace_id)
-        key = question_key("judge", self.portable_mark, digest, sample)
+        key = question_key("judge", self.portable_fingerprint, digest, sample)
         return self._question(key, call=lambda: self._ask(item), about=f"trace {item.trace_id}")
 
     def _ask(self, item: Example) -> Any:
@@ -145,7 +145,7 @@ class Asker:
             value=None if outcome.answer is None else self.canonical(answer.get("value")),
             rationale=str(answer.get("rationale") or ""),
             error=None if outcome.fault is None else outcome.fault.message,
-            fingerprint=self.mark,
+            fingerprint=self.fingerprint,
             cached=outcome.cached,
             calls=outcome.paid.requests,
             usage=outcome.usage,

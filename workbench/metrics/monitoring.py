@@ -119,12 +119,12 @@ def monitor(
     given = [scored] if isinstance(scored, (Scored, str, Path)) else list(scored or ())
     opened = [one if isinstance(one, Scored) else Scored.open(one) for one in given]
     folders = list({one.folder.resolve(): one for one in opened}.values())  # each counts once
-    mark, marks = fingerprints_of(judge)[0], {one.fingerprint for one in folders}
+    asked, found = fingerprints_of(judge)[0], {one.fingerprint for one in folders}
     name, names = name_of(judge), sorted({one.name for one in folders})
-    if names != [name] or len(marks) != 1 or (mark and mark not in marks):
+    if names != [name] or len(found) != 1 or (asked and asked not in found):
         raise ArgumentError(
-            f"scored: the verdicts are of {names} with fingerprints {sorted(marks)}, and {name!r} "
-            f"with {mark or 'any one'} is asked for. Monitor each version of a judge by itself."
+            f"scored: the verdicts are of {names} with fingerprints {sorted(found)}, and {name!r} "
+            f"with {asked or 'any one'} is asked for. Monitor each version of a judge by itself."
         )
     verdicts = pd.concat(map(_dated, folders), ignore_index=True)
     if verdicts.empty:
@@ -173,7 +173,7 @@ def _dated(scored: Scored) -> pd.DataFrame:
     return table.assign(week=days.map(weeks), trace_id=table["row"].map(traces))
 
 
-def _paired(judge: Judge | str, labels: Any, sample: pd.DataFrame, mark: str) -> Pairs:
+def _paired(judge: Judge | str, labels: Any, sample: pd.DataFrame, fingerprint: str) -> Pairs:
     """The labels joined with the verdicts on the sample, with the ``week`` of each."""
     ids = set(sample["trace_id"])
     if not ids:
@@ -186,10 +186,10 @@ def _paired(judge: Judge | str, labels: Any, sample: pd.DataFrame, mark: str) ->
         pairs, given = _joined(judge, labels, sample), labels["trace_id"]
     else:
         pairs, given = labels, labels.trace_ids
-    if pairs.fingerprint not in ("", mark):
+    if pairs.fingerprint not in ("", fingerprint):
         raise ArgumentError(
             f"labels: the pairs are of the version with fingerprint {pairs.fingerprint!r}, and "
-            f"{mark!r} scored. Give the judge that scored in place of its name, which stands for "
+            f"{fingerprint!r} scored. Give the judge that scored in place of its name, which means "
             "the version that judged last, and its pairs: workbench.pair(judge, scored)."
         )
     if not ids & set(pairs.trace_ids):
