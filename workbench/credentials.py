@@ -65,10 +65,9 @@ def redact(text: str, credentials: Iterable[str], *, shortest: int = SHORTEST) -
 
 
 def environment_keys(provider: str | None = None) -> list[str]:
-    """Return the keys, tokens and passwords in the environment.
+    """Return the keys and passwords in the environment: all, or those of a provider's variables.
 
-    With a ``provider`` only those of variables that begin with its name (``OPENAI_API_KEY``), which
-    its client reads by itself.
+    These begin with its name (``OPENAI_API_KEY``), and its client reads them by itself.
     """
     start = "" if provider is None else provider.upper().replace("-", "_") + "_"
     variables = [n for n in os.environ if n.startswith(start) and _SECRET_VARIABLE.search(n)]
@@ -77,7 +76,7 @@ def environment_keys(provider: str | None = None) -> list[str]:
 
 def credentials_of(
     base_url: str | None, headers: Mapping[str, str] | None, params: Any
-) -> list[str]:
+) -> tuple[str, ...]:
     """Return the credentials in the options of a judge, which its requests carry."""
     found = [part for v in (headers or {}).values() for part in (v, v.split(" ")[-1])]
     found += [str(value) for _, value in secret_params(params)]
@@ -86,7 +85,7 @@ def credentials_of(
     # A user is a secret where it stands alone, as a token does.
     found += [user, user.partition(":")[2], parts.fragment]
     found += [each.partition("=")[2] or each for each in _split_query(parts.query)[1]]
-    return [one for one in found if one]
+    return tuple(filter(None, found))
 
 
 def _split_query(query: str) -> tuple[list[str], list[str]]:
@@ -166,7 +165,7 @@ class Withheld(BaseModel, frozen=True):
         return self.model_dump(exclude_defaults=True)
 
 
-def withhold(options: Mapping[str, Any]) -> tuple[dict[str, Any], Withheld, list[str]]:
+def withhold(options: Mapping[str, Any]) -> tuple[dict[str, Any], Withheld, tuple[str, ...]]:
     """Return a judge's options without secrets, the names of these, and their values.
 
     The values are for checking that they appear nowhere; do not keep them.

@@ -18,15 +18,14 @@ from mlflow.genai.judges.model_api import ModelAPI
 from mlflow.genai.scorers import Guidelines
 from pydantic import PrivateAttr
 
-from workbench.compat import options
-from workbench.credentials import redact
+from workbench.compat import endpoint, options
+from workbench.credentials import credentials_of, redact
 from workbench.errors import ArgumentError
 from workbench.judging.judge import (
     chat_endpoint,
     fingerprint,
     from_options,
     is_cacheable,
-    judge_credentials,
     make_judge,
     with_instructions,
 )
@@ -339,5 +338,5 @@ def test_credentials_of_a_judge_are_redacted() -> None:
         "401 for pass-word-123, in-query-1234, Bearer in-header-1234, in-header-1234, "
         "in-params-1234"
     )
-    said = redact(text, judge_credentials(judge))
+    said = redact(text, credentials_of(*endpoint(judge)))
     assert said == "401 for ***, ***, ***, ***, ***"

@@ -24,11 +24,11 @@ from workbench.alignment.heldout import decide, read_data, score_held_out
 from workbench.alignment.preflight import probed
 from workbench.alignment.result import COUNTS, OptimizerComparison
 from workbench.alignment.runs import AlignmentData, AlignmentRun, Gate, count_looks
-from workbench.compat import options
-from workbench.credentials import environment_keys, redact
+from workbench.compat import endpoint, options
+from workbench.credentials import credentials_of, environment_keys, redact
 from workbench.errors import ArgumentError, ReplayError, one_of
 from workbench.formatting import plain, say
-from workbench.judging.judge import fingerprint, judge_credentials, with_instructions
+from workbench.judging.judge import fingerprint, with_instructions
 from workbench.metrics.comparison import Comparison, compare
 from workbench.metrics.intervals import holm
 from workbench.models.budget import Budget
@@ -165,7 +165,7 @@ class _Benchmark:
         except ReplayError:
             raise
         except Exception as error:
-            keys = (*judge_credentials(self.data.judge), *environment_keys())
+            keys = (*credentials_of(*endpoint(self.data.judge)), *environment_keys())
             text = " ".join(redact(str(error), keys).split())
             reason = (text or type(error).__name__)[:600]
             seconds = time.monotonic() - started

@@ -27,8 +27,9 @@ from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench import compat
 from workbench.alignment.runs import AlignmentData
+from workbench.credentials import credentials_of
 from workbench.errors import BudgetError, CancelledError, ScaleError
-from workbench.judging.judge import judge_credentials, with_instructions
+from workbench.judging.judge import with_instructions
 from workbench.judging.requests import answers_from
 from workbench.models import client, recording
 from workbench.models.answers import AnswerError, readable
@@ -268,7 +269,7 @@ class Meter:
             call=lambda: client.ask(question, send),
             read=functools.partial(self._read, kind),
             sender=f"The {kind} model of an optimizer",
-            credentials=judge_credentials(self.judge),
+            credentials=credentials_of(*compat.endpoint(self.judge)),
         )
         fault = Fault("refused", "no further request is sent")
         with suppress(StoppedError, CancelledError):

@@ -16,13 +16,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from workbench.compat import endpoint, options
-from workbench.credentials import (
-    credentials_of,
-    public_query,
-    without_credentials,
-    without_secret_params,
-)
+from workbench.compat import options
+from workbench.credentials import public_query, without_credentials, without_secret_params
 from workbench.errors import ArgumentError
 from workbench.models.offline import MODEL, register
 from workbench.models.recording import MODEL_VARIABLE, replayed
@@ -198,11 +193,6 @@ def fingerprints_of(judge_or_name: Judge | str) -> tuple[str, str]:
     if isinstance(judge_or_name, str):
         return "", ""
     return fingerprint(judge_or_name), fingerprint(judge_or_name, timeout=True)
-
-
-def judge_credentials(judge: Judge) -> tuple[str, ...]:
-    """The credentials in a judge's options, to be redacted from messages and answers."""
-    return tuple(credentials_of(*endpoint(judge)))
 
 
 def is_cacheable(judge: Judge) -> bool:

@@ -17,10 +17,10 @@ from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.judges.utils import get_default_model
 
 from workbench.compat import endpoint, prepared, unknown_seams
-from workbench.credentials import public_query, without_credentials
+from workbench.credentials import credentials_of, public_query, without_credentials
 from workbench.errors import BudgetError, ScaleError
 from workbench.formatting import say, storable
-from workbench.judging.judge import fingerprint, is_cacheable, judge_credentials
+from workbench.judging.judge import fingerprint, is_cacheable
 from workbench.judging.verdicts import Verdict
 from workbench.models.answers import AnswerError
 from workbench.models.cache import question_key
@@ -77,7 +77,7 @@ class Asker:
     """One judge, made ready to be asked many times; the scale is its own when None."""
 
     def __init__(self, judge: Judge, scale: Scale | None = None) -> None:
-        base_url, _, _ = endpoint(judge)
+        base_url, headers, params = endpoint(judge)
         model = getattr(judge, "model", None)
         made = isinstance(judge, InstructionsJudge)
         self.scale, self.call = scale or scale_of(judge), prepared(judge)
@@ -94,7 +94,7 @@ class Asker:
             sender=f"Judge {judge.name!r}",
             place=without_credentials(base_url or ""),
             origin=origin,
-            credentials=judge_credentials(judge),
+            credentials=credentials_of(base_url, headers, params),
             metered=not why_unmeasurable(judge),
         )
 

@@ -95,8 +95,7 @@ class Reflector:
             own_url, headers, params = base_url, {}, {}
         self.base_url = own_url
         self.options = reached_by(own_url, headers, params)
-        own = {"judge": params, "own": self.params}
-        self.credentials = tuple(credentials_of(own_url, headers, own))
+        self.credentials = credentials_of(own_url, headers, {"judge": params, "own": self.params})
         self._lock = threading.Lock()
         self._connected: Any = None
 
