@@ -353,7 +353,10 @@ def add_provider(name: str, handler: Any) -> None:
 
 @functools.cache
 def litellm_prices() -> Mapping[str, Any]:
-    """Read litellm 1.110.2's list from its file, since to import litellm takes seconds."""
+    """Read litellm 1.110.2's list from its file, since to import litellm takes seconds.
+
+    Without it some models have no known price.
+    """
     spec = find_spec("litellm")
     for folder in (spec and spec.submodule_search_locations) or ():
         with suppress(OSError, ValueError):
@@ -430,12 +433,10 @@ def embedder_of(judge: Any) -> Any:
     return getattr(judge, "_embedder", None)
 
 
-def with_models(
-    optimizer: Any, rename: Callable[[str, str], str], make: Callable[[str], Any]
-) -> Any:
+def with_models(optimizer: Any, name: Callable[[str, str], str], make: Callable[[str], Any]) -> Any:
     """Return a copy of an optimizer of MLflow that asks its models by other names; others as is.
 
-    ``rename`` gets a model's use and name. Judges on dspy, which MLflow makes from name, model and
+    ``name`` gets a model's use and name. Judges on dspy, which MLflow makes from name, model and
     value type alone, are made from their instructions by ``make``, with all options.
     """
     uses, method = models_of_optimizer(optimizer), "_create_judge_from_dspy_program"
@@ -444,7 +445,7 @@ def with_models(
         return optimizer
     copied = copy.copy(optimizer)
     for attribute, use in uses.items():
-        setattr(copied, attribute, rename(use, getattr(optimizer, attribute)))
+        setattr(copied, attribute, name(use, getattr(optimizer, attribute)))
 
     def create(optimized_program: Any, original_judge: Any) -> Any:
         return make(original(optimized_program, original_judge).instructions)

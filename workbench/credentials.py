@@ -64,12 +64,12 @@ def redact(text: str, credentials: Iterable[str], *, shortest: int = SHORTEST) -
     return text
 
 
-def environment_keys(provider: str | None = None) -> list[str]:
-    """Return the keys and passwords in the environment: all, or those of a provider's variables.
+def environment_keys(model: str | None = None) -> list[str]:
+    """Return the keys and passwords in the environment: all, or those for a model (``openai:/m``).
 
-    These begin with its name (``OPENAI_API_KEY``), and its client reads them by itself.
+    Their variables begin with its provider's name, whose client reads them by itself.
     """
-    start = "" if provider is None else provider.upper().replace("-", "_") + "_"
+    start = "" if model is None else model.partition(":")[0].upper().replace("-", "_") + "_"
     variables = [n for n in os.environ if n.startswith(start) and _SECRET_VARIABLE.search(n)]
     return [os.environ[name] for name in variables]
 

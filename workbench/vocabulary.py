@@ -1,7 +1,4 @@
-"""How people, tables and models write rating values: words, numbers, signs, and nothing at all.
-
-And the headings of what instructions have learned, which SIMBA writes and models read.
-"""
+"""How people, tables and models write rating values: words, numbers, signs, and nothing at all."""
 
 from __future__ import annotations
 
@@ -69,6 +66,7 @@ _LADDERS: Final = (
     ("fail", "partial", "pass"),
 )  # fmt: skip
 
+# What SIMBA writes above learned rules and examples, and the embedded model looks for.
 RULES_HEADING: Final = (
     "People who rated items of this kind go by the rules below. Where a rule and the text above "
     "differ, the rule counts."

@@ -93,11 +93,9 @@ def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter
     """Let judge and optimizer use metered names, and return the proposed judge with real ones."""
     name = meter.model("judge", str(judge.model))
     metered = judge if name == judge.model else compat.reached_elsewhere(judge, name)
-    # A copy, since the optimizer may serve several alignments at once.
-    copied = compat.with_models(
-        optimizer, meter.model, lambda text: with_instructions(metered, text)
-    )
-    proposed = metered.align(traces, copied)
+    # A copy of the optimizer, since it may serve several alignments at once.
+    make = functools.partial(with_instructions, metered)
+    proposed = metered.align(traces, compat.with_models(optimizer, meter.model, make))
     if type(proposed) is InstructionsJudge:
         return with_instructions(judge, proposed.instructions)
     return compat.rename_models(proposed, meter.real, like=judge)

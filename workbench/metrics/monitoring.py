@@ -325,7 +325,4 @@ def _advised(
         )
     if math.isnan(agreement_p):
         return "none", "There is nothing to compare with yet: score and label another week."
-    return "none", (
-        "Agreement has not fallen significantly, and in no week have the verdicts shifted "
-        f"significantly by {SHIFT:.0%} or more."
-    )
+    return "none", "Neither agreement nor the verdicts have changed enough to act on."

@@ -216,8 +216,7 @@ class _UnderWay:
         self.client, self.request, self.budget, self.is_over = client, request, budget, is_over
         self.usage = Usage()
         # A client of a provider, as litellm's is, reads the provider's keys by itself.
-        keys = environment_keys(request.model.partition(":")[0])
-        self.credentials = [*request.credentials, *keys]
+        self.credentials = [*request.credentials, *environment_keys(request.model)]
         self._unmetered: Reservation | None = None
 
     def make(self) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class Pairs:
         table["judge"] = pd.Series([value for value, _ in answers], dtype=object)
         table["judge_rationale"] = [rationale for _, rationale in answers]
         excluded = pd.concat([self.excluded, rest], ignore_index=True)
-        made_by = {"fingerprint": fingerprint, "earlier_fingerprint": ""}
+        made_by: dict[str, Any] = {"fingerprint": fingerprint, "earlier_fingerprint": ""}
         return replace(self, table=table, excluded=excluded, **made_by)
 
     @property
