@@ -160,7 +160,7 @@ def test_a_gain_on_few_numbers_that_most_pay_for_is_not_certain() -> None:
     before, after = [90.0] * 6 + [50.1] * 54, [50.0] * 6 + [51.0] * 54
     found = compare(make_pairs(human, before, scale), make_pairs(human, after, scale))
     assert (found.improved, found.significant, found.certain) == (True, True, False)
-    assert "more are farther" in str(found.notes)
+    assert "more moved away" in str(found.notes)
 
 
 @given(st.permutations([0, 1, 1, 1, 2, 3, 0, 0, 2, 1, 0, 0]))
