@@ -20,7 +20,6 @@ if not os.environ.get("WORKBENCH_ALLOW_LOOKUPS"):
 
 _NAMES = {
     "alignment.align": ["align", "alignment_improvement"],
-    "alignment.background": ["BackgroundAlignment", "align_in_background"],
     "alignment.benchmark": ["compare_optimizers"],
     "alignment.certificate": ["Certificate", "certify"],
     "alignment.registry": ["diff", "history", "load_judge", "register", "roll_back"],
@@ -79,6 +78,7 @@ _NAMES = {
     "store.rubrics": ["earlier_labels", "rubric", "rubric_history", "set_rubric"],
     "widgets.explorer": ["Explorer"],
     "widgets.panels": ["AdjudicationPanel", "LabelPanel"],
+    "widgets.progress": ["BackgroundAlignment", "align_in_background"],
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 

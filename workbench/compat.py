@@ -7,6 +7,7 @@ import copy
 import functools
 import importlib
 import inspect
+import json
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -136,28 +138,38 @@ def one_transaction(store: Any) -> Iterator[None]:
     is no database, this is an AttributeError before anything is written.
     """
     with _lock:
-        if not getattr(store.ManagedSessionMaker, "of_workbench", False):
-            store.ManagedSessionMaker = _sharing(store, store.ManagedSessionMaker)
-    with store.ManagedSessionMaker(read_only=False) as session:
-        token = _session.set((store, session))
-        try:
-            yield
-        finally:
-            _session.reset(token)
+        maker = store.ManagedSessionMaker
+        if not isinstance(maker, _SharingMaker):
+            maker = store.ManagedSessionMaker = _SharingMaker(store, maker)
+        maker.users += 1
+    try:
+        with maker(read_only=False) as session:
+            token = _session.set((store, session))
+            try:
+                yield
+            finally:
+                _session.reset(token)
+    finally:
+        with _lock:
+            maker.users -= 1
+            if not maker.users:
+                store.ManagedSessionMaker = maker.original
 
 
-def _sharing(store: Any, make: Any) -> Any:
+class _SharingMaker:
+    """Makes sessions as the original does, but for threads that share one now."""
+
+    def __init__(self, store: Any, original: Any) -> None:
+        self.store, self.original, self.users = store, original, 0
+
     @contextmanager
-    def maker(read_only: bool = True) -> Iterator[Any]:
-        current = _session.get()
-        if current is not None and current[0] is store:
-            yield current[1]
-            return
-        with make(read_only=read_only) as session:
+    def __call__(self, read_only: bool = True) -> Iterator[Any]:
+        store, session = _session.get() or (None, None)
+        if store is self.store:
             yield session
-
-    maker.of_workbench = True  # type: ignore[attr-defined]  # a mark on a plain function
-    return maker
+            return
+        with self.original(read_only=read_only) as session:
+            yield session
 
 
 def add_review_queue_items(queue_id: str, trace_ids: Sequence[str]) -> None:
@@ -244,7 +256,7 @@ class _Interception:
 
     def __init__(self) -> None:
         self._sender: ContextVar[Sender | None] = ContextVar("workbench_sender", default=None)
-        self._default: Callable[[], Sender | None] = lambda: None
+        self.otherwise: Callable[[], Sender | None] = lambda: None  # where a context has no sender
         self._users = 0
         self._undo = ExitStack()
 
@@ -252,7 +264,7 @@ class _Interception:
     def __call__(self, sender: Sender | None) -> Iterator[None]:
         token = self._sender.set(sender)
         try:
-            self._enter()
+            self.enter()
             yield
         finally:
             self._sender.reset(token)
@@ -261,16 +273,12 @@ class _Interception:
                 if not self._users:
                     self._undo.close()
 
-    def always(self, sender: Callable[[], Sender | None]) -> None:
-        """From now on, as long as the process lives, others' calls pass ``sender()``, if any."""
-        self._default = sender
-        self._enter()
-
     def current(self) -> Sender | None:
         """Who sends the request that is under way in this context."""
-        return self._sender.get() or self._default()
+        return self._sender.get() or self.otherwise()
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
+        """Replace the senders; for as long as the process lives where nothing puts them back."""
         with _lock:
             self._users += 1
             if self._users > 1:
@@ -326,6 +334,35 @@ def _invoke(sender: Sender, original: Any, given: Mapping[str, Any]) -> Any:
     payload |= given.get("inference_params") or {}
     response = sender.ask(payload, lambda: original(**{**given, "num_retries": 0}))
     return sender.read(response, tools=bool(payload["tools"]))
+
+
+# -- litellm --------------------------------------------------------------------------------
+
+
+def add_provider(name: str, handler: Any) -> None:
+    """Let a handler answer litellm's requests to ``name/...``, beside the handlers of the user.
+
+    Seen in litellm 1.110.2. Without it neither the embedded model nor optimizers can be asked.
+    """
+    import litellm
+
+    others = [one for one in litellm.custom_provider_map if one.get("provider") != name]
+    litellm.custom_provider_map = [*others, {"provider": name, "custom_handler": handler}]
+    litellm.utils.custom_llm_setup()
+
+
+@functools.cache
+def litellm_prices() -> Mapping[str, Any]:
+    """Read litellm 1.110.2's list from its file, since to import litellm takes seconds.
+
+    Without it some models have no known price.
+    """
+    spec = find_spec("litellm")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        with suppress(OSError, ValueError):
+            listed = Path(folder, "model_prices_and_context_window_backup.json")
+            return dict(json.loads(listed.read_text("utf-8")))
+    return {}
 
 
 # -- optimizers of MLflow -------------------------------------------------------------------
@@ -396,23 +433,23 @@ def embedder_of(judge: Any) -> Any:
     return getattr(judge, "_embedder", None)
 
 
-@contextmanager
-def candidates_made_by(optimizer: Any, make: Callable[[str], Any]) -> Iterator[None]:
-    """Let an optimizer of MLflow on dspy make its judges from instructions by ``make``.
+def with_models(optimizer: Any, name: Callable[[str, str], str], make: Callable[[str], Any]) -> Any:
+    """Return a copy of an optimizer of MLflow that asks its models by other names; others as is.
 
-    MLflow makes them from name, model and value type alone: without the judge's other options.
+    ``name`` gets a model's use and name. Judges on dspy, which MLflow makes from name, model and
+    value type alone, are made from their instructions by ``make``, with all options.
     """
-    name = "_create_judge_from_dspy_program"
-    original = getattr(optimizer, name, None)
-    if original is None:
-        yield
-        return
+    uses, method = models_of_optimizer(optimizer), "_create_judge_from_dspy_program"
+    original = getattr(optimizer, method, None)
+    if not uses and original is None:
+        return optimizer
+    copied = copy.copy(optimizer)
+    for attribute, use in uses.items():
+        setattr(copied, attribute, name(use, getattr(optimizer, attribute)))
 
     def create(optimized_program: Any, original_judge: Any) -> Any:
         return make(original(optimized_program, original_judge).instructions)
 
-    setattr(optimizer, name, create)
-    try:
-        yield
-    finally:
-        delattr(optimizer, name)
+    if original is not None:
+        setattr(copied, method, create)
+    return copied

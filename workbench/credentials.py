@@ -64,16 +64,20 @@ def redact(text: str, credentials: Iterable[str], *, shortest: int = SHORTEST) -
     return text
 
 
+def environment_keys(model: str | None = None) -> list[str]:
+    """Return the keys and passwords in the environment: all, or those for a model (``openai:/m``).
+
+    Their variables begin with its provider's name, whose client reads them by itself.
+    """
+    start = "" if model is None else model.partition(":")[0].upper().replace("-", "_") + "_"
+    variables = [n for n in os.environ if n.startswith(start) and _SECRET_VARIABLE.search(n)]
+    return [os.environ[name] for name in variables]
+
+
 def credentials_of(
-    base_url: str | None = None, headers: Mapping[str, str] | None = None, params: Any = None
+    base_url: str | None, headers: Mapping[str, str] | None, params: Any
 ) -> tuple[str, ...]:
-    """Return the credentials that a request to a model carries, and the keys in the environment,
-    which a provider's client reads by itself."""
-    keys = [value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)]
-    return tuple(dict.fromkeys([*_secrets(base_url, headers, params), *filter(None, keys)]))
-
-
-def _secrets(base_url: str | None, headers: Mapping[str, str] | None, params: Any) -> list[str]:
+    """Return the credentials in the options of a judge, which its requests carry."""
     found = [part for v in (headers or {}).values() for part in (v, v.split(" ")[-1])]
     found += [str(value) for _, value in secret_params(params)]
     parts = urlsplit(base_url or "")
@@ -81,7 +85,7 @@ def _secrets(base_url: str | None, headers: Mapping[str, str] | None, params: An
     # A user is a secret where it stands alone, as a token does.
     found += [user, user.partition(":")[2], parts.fragment]
     found += [each.partition("=")[2] or each for each in _split_query(parts.query)[1]]
-    return [one for one in found if one]
+    return tuple(filter(None, found))
 
 
 def _split_query(query: str) -> tuple[list[str], list[str]]:
@@ -130,7 +134,7 @@ def scrubbed(text: str, uri: str) -> str:
     text = _PAGE.sub("a page of HTML", text)
     text = urls_without_credentials(text.replace(uri, without_credentials(uri)))
     # Drivers may repeat a password by itself. Very short ones would blot out ordinary words.
-    return redact(text, _secrets(uri, None, None), shortest=6)
+    return redact(text, credentials_of(uri, None, None), shortest=6)
 
 
 def public_query(url: str) -> tuple[str, ...]:
@@ -142,8 +146,11 @@ def public_query(url: str) -> tuple[str, ...]:
 
 
 class Withheld(BaseModel, frozen=True):
-    """Names of what was taken out, and never the values: of headers, whether the base URL had a
-    user, of its query parameters, and paths within the inference parameters."""
+    """What was taken out of a judge's options, without the values.
+
+    The names of the headers and of the base URL's query parameters, whether that URL had a user,
+    and the paths of inference parameters.
+    """
 
     headers: tuple[str, ...] = ()
     url_user: bool = False
@@ -158,7 +165,7 @@ class Withheld(BaseModel, frozen=True):
         return self.model_dump(exclude_defaults=True)
 
 
-def withhold(options: Mapping[str, Any]) -> tuple[dict[str, Any], Withheld, list[str]]:
+def withhold(options: Mapping[str, Any]) -> tuple[dict[str, Any], Withheld, tuple[str, ...]]:
     """Return a judge's options without secrets, the names of these, and their values.
 
     The values are for checking that they appear nowhere; do not keep them.
@@ -175,7 +182,7 @@ def withhold(options: Mapping[str, Any]) -> tuple[dict[str, Any], Withheld, list
     clean = {**options, "extra_headers": None, "inference_params": without_secret_params(params)}
     if url:
         clean["base_url"] = without_credentials(url) + "?" * bool(public) + "&".join(public)
-    return clean, withheld, _secrets(url, headers, params)
+    return clean, withheld, credentials_of(url, headers, params)
 
 
 def without_secret_params(params: Any) -> Any:

@@ -66,6 +66,13 @@ _LADDERS: Final = (
     ("fail", "partial", "pass"),
 )  # fmt: skip
 
+# What SIMBA writes above learned rules and examples, and the embedded model looks for.
+RULES_HEADING: Final = (
+    "People who rated items of this kind go by the rules below. Where a rule and the text above "
+    "differ, the rule counts."
+)
+EXAMPLES_HEADING: Final = "Items that people rated, with their reasons:"
+
 _NUMERAL = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)")
 # With three digits behind it, the comma may as well be one of thousands.
 _DECIMAL_COMMA = re.compile(r"[+-]?(?:(?:0|[1-9]\d*),(?:\d{1,2}|\d{4,})|0,\d{3})")

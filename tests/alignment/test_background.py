@@ -333,6 +333,7 @@ def test_the_view_tells_the_outcome(judge: Any) -> None:
     figures, lines, before = view.parts
     assert alignment._repr_html_() in figures
     assert "<ins" in lines
+    assert [line for line, learned in running.learned() if not learned and line] == [TEXT]
     assert "<table" in before
     assert alignment._repr_html_() in running._repr_mimebundle_()["text/html"]
 

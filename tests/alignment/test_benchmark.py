@@ -50,6 +50,7 @@ def test_all_are_scored_on_the_same_pairs_that_none_has_seen(judge: Any) -> None
     assert list(table["status"]) == [
         "reference", "reference", "reference", "improved", "unchanged", "failed",
     ]  # fmt: skip
+    assert found.seed == found.split.seed
     test = set(found.split.test.trace_ids)
     seen = {trace.info.trace_id for trace in one.seen}
     assert seen == {*found.split.train.trace_ids, *found.split.dev.trace_ids}

@@ -22,6 +22,7 @@ from statsmodels.stats.proportion import proportion_confint
 import workbench
 from workbench.alignment.certificate import check_registered
 from workbench.alignment.registry import load_judge
+from workbench.alignment.runs import ALIGNED_TAG
 from workbench.cli import main
 from workbench.errors import ArgumentError, TooFewPairsError
 from workbench.judging.judge import fingerprint, with_instructions
@@ -76,14 +77,14 @@ def test_it_says_why_not_and_what_it_is_not() -> None:
     assert workbench.certify(from_confusion([[8, 0], [0, 8]]), accuracy=0.8).passed
     assert not workbench.certify(from_confusion([[8, 0], [0, 7]]), accuracy=0.8).passed
     low = workbench.certify(from_confusion([[5, 5], [5, 5]]), accuracy=0.6)
-    assert "which is not above 0.6 for sure" in " ".join(low.notes)
+    assert "the lower end of its interval is not above 0.6" in " ".join(low.notes)
     one_class = workbench.certify(from_confusion([[40, 0], [0, 0]]), sensitivity=0.5, kappa=0.5)
     assert not one_class.passed
     assert one_class.table["value"].isna().all()
     assert "sensitivity is undefined" in " ".join(one_class.notes)
     said = " ".join(workbench.certify(from_confusion(GOOD)).notes)
-    assert "one test set of 400 items" in said
-    assert "Which judge gave the verdicts is not known" in said
+    assert "a test set of 400 items" in said
+    assert "not known which judge gave the verdicts" in said
     assert few.looks is None
     json.dumps(one_class.to_dict(), allow_nan=False)
 
@@ -193,6 +194,19 @@ def test_of_pairs_those_learned_from_are_left_out(store: str) -> None:
         workbench.certify(alignment.pairs.subset(alignment.split.train.trace_ids).with_verdicts(
             dict.fromkeys(alignment.split.train.trace_ids, ("yes", "")), found.fingerprint
         ))  # fmt: skip
+
+
+def test_a_judge_whose_timeout_counted_once_is_known(store: str) -> None:
+    """Earlier versions of the workbench gave it another fingerprint; it is the same judge."""
+    judge = biased_judge(inference_params={"timeout": 60})
+    labelled(60, judge)
+    alignment = workbench.align(judge, None, Proposing(CURED), progress=False)
+    earlier = fingerprint(alignment.judge, timeout=True)
+    assert earlier != fingerprint(alignment.judge)
+    mlflow.MlflowClient().set_tag(alignment.run_id, ALIGNED_TAG, earlier)
+    workbench.assess(alignment.judge, progress=False)
+    found = workbench.certify(workbench.pair(alignment.judge), accuracy=0.5)
+    assert found.n == len(alignment.split.test)
 
 
 def test_a_certificate_of_the_original_does_not_spoil_a_later_alignment(store: str) -> None:

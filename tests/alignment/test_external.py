@@ -8,6 +8,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -242,6 +243,27 @@ class Asking(AlignmentOptimizer):
         for thread in threads:
             thread.join()
         return tried
+
+
+class Waiting(AlignmentOptimizer):
+    """Names its model as MLflow's optimizers do, and waits until another alignment is there."""
+
+    def __init__(self) -> None:
+        self._model, self.seen, self.both = MODEL, set[str](), threading.Barrier(2, timeout=60)
+
+    def align(self, judge: Any, traces: list[Any]) -> Any:
+        self.seen.add(self._model)
+        self.both.wait()
+        return judge
+
+
+def test_one_optimizer_serves_two_alignments_at_once(simulation: Simulation, judge: Any) -> None:
+    """Each is metered by itself, and the object is not changed."""
+    split, optimizer = judged(judge), Waiting()
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda _: proposal(judge, optimizer, split), range(2)))
+    assert len(optimizer.seen) == 2
+    assert optimizer._model == MODEL
 
 
 def test_a_budget_ends_an_optimizer_to_the_call(simulation: Simulation, judge: Any) -> None:

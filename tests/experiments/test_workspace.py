@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -75,6 +76,15 @@ def test_the_environment_names_the_store_unless_the_call_does(
 def test_a_new_store_is_set_up_without_noise(capfd: pytest.CaptureFixture[str]) -> None:
     workbench.use_workspace("out", experiment="align")
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_program_does_not_log_stays_unlogged(tmp_path: Path) -> None:
+    logging.disable(logging.WARNING)
+    try:
+        workbench.use_workspace("out", experiment="align")
+        assert not logging.getLogger().isEnabledFor(logging.WARNING)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def test_the_address_is_kept_without_credentials(

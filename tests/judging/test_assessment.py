@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from asking import OwnJudge
 from loopback import Loopback
-from mlflow.entities import Feedback
+from mlflow.entities import AssessmentSource, Feedback
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges import Judge
 from mlflow.genai.scorers import Correctness, RelevanceToQuery, RetrievalGroundedness
@@ -73,9 +73,11 @@ def test_a_budget_that_is_too_small_says_what_all_takes(store: str, loopback: St
     """In the unit that is limited: 110 tokens a verdict here."""
     judge = judge_at(loopback().url, inference_params={"max_tokens": 10})
     ids = traces(40)
-    with pytest.raises(BudgetError, match=r"of 40 verdicts are given.*at least 4,400 tokens, more"):
+    with pytest.raises(
+        BudgetError, match=r"40 verdicts are given.*at least 4,400 tokens, and"
+    ):
         assess(judge, ids, budget=workbench.Budget(tokens=3000), concurrency=1, progress=False)
-    with pytest.raises(BudgetError, match=r"of 40 verdicts are given.*at least 40 calls, more"):
+    with pytest.raises(BudgetError, match=r"of 40 verdicts are given.*at least 40 calls, and more"):
         assess(judge, ids, budget=1, cache=False, progress=False)
 
 
@@ -136,6 +138,21 @@ def test_every_verdict_is_logged_with_its_version(store: str, loopback: Start) -
         assert one.source.source_id == "openai:/simulated"
         assert one.metadata[FINGERPRINT_KEY] == fingerprint(judge)
         assert one.metadata["guideline"] == judge.instructions
+
+
+def test_a_verdict_from_when_a_timeout_counted_is_not_paid_again(
+    store: str, loopback: Start
+) -> None:
+    """Earlier versions of the workbench gave such a judge another fingerprint."""
+    (trace_id,), judge = traces(1), judge_at(loopback().url, inference_params={"timeout": 60})
+    mlflow.log_feedback(
+        trace_id=trace_id,
+        name="quality",
+        value="good",
+        source=AssessmentSource("LLM_JUDGE", "openai:/simulated"),
+        metadata={FINGERPRINT_KEY: fingerprint(judge, timeout=True)},
+    )
+    assert run(judge).calls == 0
 
 
 @pytest.mark.parametrize(

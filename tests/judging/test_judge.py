@@ -18,15 +18,14 @@ from mlflow.genai.judges.model_api import ModelAPI
 from mlflow.genai.scorers import Guidelines
 from pydantic import PrivateAttr
 
-from workbench.compat import options
-from workbench.credentials import redact
+from workbench.compat import endpoint, options
+from workbench.credentials import credentials_of, redact
 from workbench.errors import ArgumentError
 from workbench.judging.judge import (
     chat_endpoint,
     fingerprint,
     from_options,
     is_cacheable,
-    judge_credentials,
     make_judge,
     with_instructions,
 )
@@ -328,18 +327,16 @@ def test_the_scale_is_that_of_the_type() -> None:
 # -- secrets --------------------------------------------------------------------------------
 
 
-def test_credentials_of_a_judge_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Header values, those of the address and of parameters, and the key of its provider."""
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-environment")
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "enabled-parallelism")
+def test_credentials_of_a_judge_are_redacted() -> None:
+    """Header values, those of the address and of parameters."""
     judge = plain(
         base_url="https://me:pass-word-123@h/v1?key=in-query-1234",
         extra_headers={"Authorization": "Bearer in-header-1234"},
         inference_params={"api_key": "in-params-1234"},
     )
     text = (
-        "401 for sk-environment, pass-word-123, in-query-1234, Bearer in-header-1234, "
-        "in-header-1234, in-params-1234, with enabled-parallelism"
+        "401 for pass-word-123, in-query-1234, Bearer in-header-1234, in-header-1234, "
+        "in-params-1234"
     )
-    said = redact(text, judge_credentials(judge))
-    assert said == "401 for ***, ***, ***, ***, ***, ***, with enabled-parallelism"
+    said = redact(text, credentials_of(*endpoint(judge)))
+    assert said == "401 for ***, ***, ***, ***, ***"

@@ -58,6 +58,14 @@ def test_a_label_is_saved_and_read_back(ids: list[str]) -> None:
     ]
 
 
+def test_what_is_told_later_goes_where_the_session_was_told_to_send_it(ids: list[str]) -> None:
+    told: list[dict[str, Any]] = []
+    session = LabelSession("quality", ids, annotator="ana", scale=SCALE, on_message=told.append)
+    skip = {"id": "a", "kind": "skip", "trace_id": session.trace_ids[0]}
+    assert session.receive({"type": "act", "actions": [skip]}) == []
+    wait_until(lambda: [one["ids"] for one in told if one["type"] == "saved"] == [["a"]])
+
+
 def test_an_abstention_is_an_answer(ids: list[str]) -> None:
     """It finishes the item, is no vote, and reads back as what it is."""
     view = begin()

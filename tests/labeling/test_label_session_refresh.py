@@ -388,6 +388,7 @@ def test_a_question_of_several_values_leaves_the_others_askable(store: str) -> N
     review_queues.add_items_to_review_queue(made.queue_id, item_ids=ids)
     queue = workbench.review_queue("mixed")
     assert queue.open_for("ana") == ids
+    assert queue.left_out == ["tags"]
     session = LabelSession(None, queue, annotator="ana")
     assert [q.name for q in session.questions] == ["safe"]
     assert "'tags'" in session.state()["message"]

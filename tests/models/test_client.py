@@ -229,6 +229,17 @@ def test_a_key_that_was_sent_is_in_no_message(
     assert "Incorrect API key provided: ***" in fault.message
 
 
+def test_a_key_that_a_model_repeats_is_in_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its provider's; a word that is some other program's password stays as it is."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-repeated-0123456")
+    monkeypatch.setenv("GRAFANA_ADMIN_PASSWORD", "administrator")
+    said = {"rationale": ["You sent sk-repeated-0123456.", "The administrator is told."]}
+    request = Request("key", "openai:/m", call=lambda: said, read=lambda given: said)
+    with closing(Client()) as client:
+        answer = client.send(request, Budget()).answer
+    assert answer == {"rationale": ["You sent ***.", "The administrator is told."]}
+
+
 def test_a_short_key_in_the_address_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing listens, the library for HTTP tells the URL with its query."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-any")

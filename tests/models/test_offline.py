@@ -21,9 +21,7 @@ from workbench.models.offline.features import Text, as_item, read_condition
 from workbench.models.offline.provider import answer, ladder_of, read_item
 from workbench.models.offline.reflect import propose
 from workbench.models.offline.rubric import (
-    EXAMPLES_HEADING,
     MOST_VALUES,
-    RULES_HEADING,
     Ladder,
     Rule,
     judge,
@@ -34,11 +32,11 @@ from workbench.models.offline.rubric import (
     score,
     values_in_text,
 )
-from workbench.simba import candidate
 from workbench.simba.candidate import Candidate, WorkedExample
 from workbench.simba.items import Item
 from workbench.store.files import read_table
 from workbench.store.traces import Example
+from workbench.vocabulary import EXAMPLES_HEADING
 
 QUALITY = Literal["excellent", "good", "fair", "poor"]
 LADDER = Ladder(("poor", "fair", "good", "excellent"), ordered=True)
@@ -243,14 +241,6 @@ def taught(outputs: Any, rating: str = "good", why: str = "", **rules_: Any) -> 
     """Instructions with one worked example, as the optimizer writes them."""
     example = WorkedExample.of(Item(Example("tr-1", {}, outputs), rating, why), ["outputs"])
     return Candidate("Rate {{ outputs }}.", examples=(example,), **rules_).text
-
-
-def test_headings_are_those_that_simba_writes() -> None:
-    """SIMBA's candidates and the embedded model each name them, and must agree."""
-    assert (RULES_HEADING, EXAMPLES_HEADING) == (
-        candidate.RULES_HEADING,
-        candidate.EXAMPLES_HEADING,
-    )
 
 
 @pytest.mark.parametrize("end", LINE_ENDS)

@@ -8,8 +8,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -248,20 +248,17 @@ def test_the_environment_names_a_file_too(tmp_path: Path) -> None:
     assert "both set" in of_process(**home, WORKBENCH_REPLAY=path, WORKBENCH_RECORD=path)[0]
 
 
-def test_a_recording_holds_for_its_own_context(tmp_path: Path) -> None:
-    """Another thread is not recorded, unless it runs in a copy of the context."""
-    seen: list[object] = []
-
-    def look() -> None:
-        seen.append(current())
-
-    with recording(tmp_path / "a") as recorder:
-        context = contextvars.copy_context()
-        for target in (look, lambda: context.run(look)):
-            thread = threading.Thread(target=target)
-            thread.start()
-            thread.join()
-    assert seen == [None, recorder]
+def test_a_recording_holds_for_all_threads(tmp_path: Path) -> None:
+    """Until it ends; a thread that runs in a copy of its context is recorded after that, too."""
+    with ThreadPoolExecutor(1) as threads:
+        with recording(tmp_path / "a") as recorder:
+            context = contextvars.copy_context()
+            assert threads.submit(current).result() is recorder
+            with replaying(recorded(tmp_path / "b", entry(A))) as player:
+                assert threads.submit(current).result() is player
+            assert threads.submit(current).result() is recorder
+        assert threads.submit(current).result() is None
+        assert threads.submit(context.run, current).result() is recorder
 
 
 def test_a_model_that_is_not_named_is_that_of_the_recording(
@@ -336,7 +333,7 @@ def test_what_is_missing_is_told(tmp_path: Path, loopback: Start) -> None:
 
 
 def test_a_judge_that_is_called_directly_is_refused(tmp_path: Path, loopback: Start) -> None:
-    """While something is replayed; before and after it answers."""
+    """While something is replayed, in other threads too; before and after it answers."""
     server = loopback()
     judge, path = judge_at(server.url), recorded(tmp_path / "a", entry(A))
     embedded = workbench.make_judge("q", "Rate {{ outputs }}.", model="offline:/rubric")
@@ -344,6 +341,11 @@ def test_a_judge_that_is_called_directly_is_refused(tmp_path: Path, loopback: St
         for one, given in ((judge, {"inputs": {"q": 1}}), (embedded, {})):
             with pytest.raises(Exception, match="where no model is called"):
                 one(outputs="b", **given)
+            with (
+                ThreadPoolExecutor(1) as threads,
+                pytest.raises(Exception, match="where no model is called"),
+            ):
+                threads.submit(one, outputs="b", **given).result()
     assert server.requests == 0
     judge(inputs={"q": 1}, outputs="b")
     assert server.requests == 1

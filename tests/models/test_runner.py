@@ -279,7 +279,7 @@ def test_a_request_that_is_always_refused_ends_the_run(loopback: Start) -> None:
 def test_answers_that_are_never_usable_end_the_run(loopback: Start) -> None:
     """After ten, and not many more have been paid for by then."""
     server = loopback(off_scale_share=1.0)
-    with pytest.raises(ModelError, match=r"none of the first [12]\d.*'purple' is not on the scale"):
+    with pytest.raises(ModelError, match=r"its first [12]\d req.*'purple' is not on the scale"):
         run(judge_at(server.url), items(60))
     assert 10 <= server.requests <= 10 + FIRST_CALLS
 

@@ -121,6 +121,16 @@ def test_verdicts_without_a_mark_count_where_this_version_has_not_judged(store: 
     assert reasons(pair(judge)) == {ids[1]: "verdict of another version of the judge only"}
 
 
+def test_verdicts_from_when_a_timeout_counted_are_this_versions(store: str) -> None:
+    """Earlier versions of the workbench gave such a judge another fingerprint."""
+    ids, judge = sorted(traces(2)), judge_of(inference_params={"timeout": 9})
+    for trace_id, mark in zip(ids, (fingerprint(judge, timeout=True), "other"), strict=True):
+        say(trace_id, "good", "ana")
+        say(trace_id, "fair", metadata={FINGERPRINT_KEY: mark})
+    pairs = pair(judge)
+    assert (pairs.trace_ids, pairs.fingerprint) == (ids[:1], fingerprint(judge))
+
+
 def test_failures_of_a_kind_are_one_reason(store: str) -> None:
     """Whatever the model said; its words stand in the table of what is excluded."""
     ids, judge = sorted(traces(4)), judge_of()

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from mlflow.genai.judges import make_judge
 
 from workbench.simba.candidate import (
-    EXAMPLES_HEADING,
-    RULES_HEADING,
     Candidate,
     WorkedExample,
     one_line_json,
@@ -20,6 +18,7 @@ from workbench.simba.candidate import (
 )
 from workbench.simba.items import Item
 from workbench.store.traces import Example
+from workbench.vocabulary import EXAMPLES_HEADING, RULES_HEADING
 
 BASE = "Rate {{ outputs }} for {{ inputs }}."
 

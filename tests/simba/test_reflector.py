@@ -230,7 +230,7 @@ def test_too_many_refusals_end_it(moody: Callable[..., tuple[type[Moody], str]])
     asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.05)
     asked.propose(focused("good", "bad 1"), 0)
     asked.propose(focused("bad 2"), 0)
-    with pytest.raises(ModelError, match=r"3 of 5 requests.*no usable answer; 33% are allowed"):
+    with pytest.raises(ModelError, match=r"3 of 5 requests.*no usable answer. At most 33%"):
         asked.propose(focused("good", "bad 3"), 0)
     patient = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.75)
     patient.propose(focused("good", "bad 1"), 0)

@@ -61,8 +61,9 @@ def test_what_feedback_says_makes_its_id() -> None:
 
 
 def test_a_transaction_is_seen_at_its_end_or_never(ids: list[str]) -> None:
-    """Also when it is Ctrl-C that ends it; the next write is by itself again."""
+    """Also when it is Ctrl-C that ends it; the next write is by itself, and the store as it was."""
     client = TracingClient()
+    maker = client.store.ManagedSessionMaker
     with one_transaction(client.store), ThreadPoolExecutor() as other:
         for trace_id in ids[:5]:
             client.log_assessment(trace_id, rating(trace_id))
@@ -81,6 +82,7 @@ def test_a_transaction_is_seen_at_its_end_or_never(ids: list[str]) -> None:
     assert count() == 5
     client.log_assessment(ids[5], rating(ids[5]))
     assert count() == 6
+    assert client.store.ManagedSessionMaker is maker
 
 
 def test_many_are_written_once(ids: list[str]) -> None:

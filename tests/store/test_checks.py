@@ -138,7 +138,7 @@ def test_words_among_many_numbers_are_named_with_their_rows() -> None:
         ({"ana": [["good"], *["good", "poor"] * 10]}, {"values": "good, poor"}, "row 0.* a list"),
         ({"Frage (ID)": 1}, {"groups": "Frage (ID)"}, r"not take 'Frage \(ID\)' as a key"),
         ({}, {"annotators": "ana: ana, ben: ana"}, "'ana' is named for several annotators"),
-        ({}, {"inputs": "q, ana"}, "Column 'ana' is the annotators', and the judge is shown it"),
+        ({}, {"inputs": "q, ana"}, "Column 'ana' holds ratings, and the judge is shown it"),
     ],
 )
 def test_what_the_import_would_refuse_is_an_error(

@@ -7,8 +7,7 @@ import threading
 import time
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from importlib import import_module
+from functools import partial
 from typing import Any, Literal
 
 from mlflow.genai.judges import Judge
@@ -17,39 +16,7 @@ from mlflow.genai.judges.base import AlignmentOptimizer
 from workbench.alignment.align import align
 from workbench.alignment.result import Alignment
 from workbench.alignment.runs import Stage, Watch
-from workbench.errors import CancelledError, one_of
-
-
-def align_in_background(
-    judge: Judge,
-    pairs_or_traces: Any = None,
-    optimizer: AlignmentOptimizer | None = None,
-    **options: Any,
-) -> BackgroundAlignment:
-    """Run `workbench.align` in a thread and return once labels and verdicts are read.
-
-    The run is logged where this call was made, whatever experiment is set afterwards, and a
-    recording or replay that is active now is so in the thread. The same call, here or with
-    `workbench.align`, resumes what was cancelled or killed, and pays for no answer twice.
-
-    Parameters
-    ----------
-    judge, pairs_or_traces, optimizer
-        As `workbench.align` takes them. An optimizer serves one alignment at a time. It is ended
-        by `BackgroundAlignment.cancel`; ``SIMBA.stop`` does nothing here.
-    options
-        All other arguments of `workbench.align`; ``progress`` is False unless given. Others are an
-        `ArgumentError`. What `align` raises is raised by `BackgroundAlignment.result`.
-
-    Examples
-    --------
-    >>> running = workbench.align_in_background(judge, pairs)  # doctest: +SKIP
-    >>> running.state.best_score, running.cancel(), running.result()  # doctest: +SKIP
-    """
-    allowed = sorted({*(align.__kwdefaults__ or ())} - {"watch"})
-    for name in options:
-        one_of("an option of align_in_background", name, allowed)
-    return BackgroundAlignment(judge, pairs_or_traces, optimizer, options)
+from workbench.errors import CancelledError
 
 
 @dataclass(frozen=True)
@@ -57,8 +24,8 @@ class AlignmentState:
     """What an alignment is doing.
 
     Figures are None before learning, and for optimizers other than `SIMBA`. ``best_score`` is the
-    mean credit of the best instructions so far on the selection items, less a small price for
-    length; ``calls`` and ``spent`` (in words) are charged to the budget by whatever shares it,
+    mean credit of the best instructions so far on the selection items, minus a small penalty
+    for length; ``calls`` and ``spent`` (in words) are charged to the budget by whatever shares it,
     ``share_spent`` in [0, 1] is the largest share of one of its limits; ``failures`` are judge
     calls without a usable answer. ``message`` says how it ended.
     """
@@ -83,12 +50,8 @@ class AlignmentState:
         return self.stage in ("done", "cancelled", "failed")
 
 
-class BackgroundAlignment(Watch):
-    """An alignment in a thread; made by `align_in_background`. In a notebook it shows a live view.
-
-    ``judge`` is the one that is aligned, which is not changed, and ``preflight`` the table of
-    checks that `align` makes; None until then.
-    """
+class RunningAlignment(Watch):
+    """What `workbench.BackgroundAlignment` is but for its view."""
 
     def __init__(
         self,
@@ -194,12 +157,6 @@ class BackgroundAlignment(Watch):
             # With what was spent and how long it took until now, which stays when it ends.
             self._state = replace(self.state, **changes)
 
-    @cached_property
-    def view(self) -> Any:
-        """The live view, one for all cells that show this."""
-        # Widgets are above this package.
-        return import_module("workbench.widgets.progress").AlignmentView(self)
-
     def __repr__(self) -> str:
         state = self.state
         step = "" if state.step is None else f", step {state.step} of {state.max_steps}"
@@ -207,7 +164,3 @@ class BackgroundAlignment(Watch):
         end = f". {state.message}" if state.message else ""
         figures = f"{state.stage}{step}{spent}, {state.seconds:.0f} s{end}"
         return f"<BackgroundAlignment of {self.judge.name!r}: {figures}>"
-
-    def _repr_mimebundle_(self, **given: Any) -> dict[str, Any]:
-        bundle: dict[str, Any] = self.view._repr_mimebundle_(**given)
-        return bundle

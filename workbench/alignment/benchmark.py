@@ -24,13 +24,13 @@ from workbench.alignment.heldout import decide, read_data, score_held_out
 from workbench.alignment.preflight import probed
 from workbench.alignment.result import COUNTS, OptimizerComparison
 from workbench.alignment.runs import AlignmentData, AlignmentRun, Gate, count_looks
-from workbench.compat import options
-from workbench.credentials import redact
+from workbench.compat import endpoint, options
+from workbench.credentials import credentials_of, environment_keys, redact
 from workbench.errors import ArgumentError, ReplayError, one_of
 from workbench.formatting import plain, say
-from workbench.judging.judge import fingerprint, judge_credentials, with_instructions
+from workbench.judging.judge import fingerprint, with_instructions
 from workbench.metrics.comparison import Comparison, compare
-from workbench.metrics.intervals import adjusted
+from workbench.metrics.intervals import holm
 from workbench.models.budget import Budget
 from workbench.pairing.splits import Groups
 from workbench.simba.candidate import Candidate, Learned, WorkedExample
@@ -168,7 +168,8 @@ class _Benchmark:
         except ReplayError:
             raise
         except Exception as error:
-            text = " ".join(redact(str(error), judge_credentials(self.data.judge)).split())
+            keys = (*credentials_of(*endpoint(self.data.judge)), *environment_keys())
+            text = " ".join(redact(str(error), keys).split())
             reason = (text or type(error).__name__)[:600]
             seconds = time.monotonic() - started
             self.rows[name] = {"status": "failed", "reason": reason, "seconds": seconds}
@@ -213,7 +214,7 @@ class _Benchmark:
         table = table.astype(kinds)
         table["words more"] -= table["words more"].iloc[0]
         if tested := list(self.comparisons):
-            table.loc[tested, "p adjusted"] = adjusted(table.loc[tested, "p"], "holm")
+            table.loc[tested, "p adjusted"] = holm(table.loc[tested, "p"])
         ordered = self.data.split.test.scale.ordered
         return table if ordered else table.drop(columns=table.filter(like="mean distance"))
 

@@ -21,7 +21,7 @@ from workbench.alignment.runs import (
 from workbench.errors import ArgumentError, TooFewPairsError
 from workbench.formatting import counted, html_text
 from workbench.judging.assessment import assess
-from workbench.judging.judge import fingerprint
+from workbench.judging.judge import fingerprints_of
 from workbench.judging.verdicts import why_unusable
 from workbench.metrics.agreement import Agreement, agreement, without_contested
 from workbench.metrics.intervals import Interval, Result, check_confidence, figure
@@ -213,7 +213,7 @@ def check_registered(
     found = fetch_traces(spans=False)
     labelled = [*{**labels_by_trace(found, judge.name), **decisions_by_trace(found, judge.name)}]
     by_id = {one.trace_id: one for one in examples(labelled)}
-    lineage = read_lineage(fingerprint(judge), {}, by_id)
+    lineage = read_lineage(fingerprints_of(judge), {}, by_id)
     fresh = [i for i in labelled if i not in lineage.learned]
     if labelled and not fresh:
         raise TooFewPairsError(f"Judge {name!r} learned from all labelled traces. Label new ones.")
@@ -245,10 +245,11 @@ def _not_learned(pairs: Pairs, by_id: Mapping[str, Example]) -> tuple[Pairs, lis
     """The pairs that no alignment on the way to this judge has learned from, and notes."""
     if not pairs.fingerprint:
         return pairs, [
-            "Which judge gave the verdicts is not known, so that items which it learned from may "
-            "be among these."
+            "It is not known which judge gave the verdicts, so these items may include some that "
+            "it learned from."
         ]
-    learned = read_lineage(pairs.fingerprint, {}, by_id).learned & by_id.keys()
+    known_as = (pairs.fingerprint, pairs.earlier_fingerprint)
+    learned = read_lineage(known_as, {}, by_id).learned & by_id.keys()
     note = f"Left out, since the judge learned from them: {counted(len(learned), 'trace')}."
     left_out = pairs.excluded[~pairs.excluded["trace_id"].isin(learned)]
     return replace(pairs.subset(by_id.keys() - learned), excluded=left_out), [note] * bool(learned)
@@ -261,13 +262,14 @@ def _looks(
 
     None where earlier runs could not be searched.
     """
-    run, mark = AlignmentRun(), pairs.fingerprint
+    run, fingerprint = AlignmentRun(), pairs.fingerprint
     known = judges_by_item(run, pairs, by_id)
-    if any(mark not in judges for judges in known):
+    if any(fingerprint not in judges for judges in known):
         with run.keeping_fault():
-            run.create(f"certify {pairs.name}", {CERTIFIED_TAG: mark, **item_tags(pairs, by_id)})
+            tags = {CERTIFIED_TAG: fingerprint, **item_tags(pairs, by_id)}
+            run.create(f"certify {pairs.name}", tags)
         run.finish({"workbench.status": "passed" if passed else "not passed"}, {}, {})
-    looks = None if run.unsearched else max(len(judges | {mark}) for judges in known)
+    looks = None if run.unsearched else max(len(judges | {fingerprint}) for judges in known)
     return looks, run.fault_notes("The certificate")
 
 
@@ -288,18 +290,19 @@ def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:
 
 
 def _why(name: Any, row: pd.Series[Any]) -> str:
-    """Why a figure is not above its threshold for sure."""
+    """Why a figure does not pass."""
     found = figure(row["value"], Interval(row["low"], row["high"]))
     few = " Label more." if row["value"] > row["threshold"] else ""
-    return f"Not passed: {name} is {found}, which is not above {row['threshold']:g} for sure.{few}"
+    low = f"the lower end of its interval is not above {row['threshold']:g}"
+    return f"Not passed: {name} is {found}, and {low}.{few}"
 
 
 def _limits(n: int, looks: int | None) -> list[str]:
     """What a certificate is not."""
     said = [
-        f"It speaks of one test set of {counted(n, 'item')} with these labels, and of items from "
-        "the same population: not of other applications, of later ones, or of what the labels get "
-        "wrong."
+        f"It holds for a test set of {counted(n, 'item')} with these labels and for items from "
+        "the same population, but not for other applications or later items, and it does not "
+        "cover errors of the labels."
     ]
     if looks is None:
         said.append("How often these items were used before is not known.")

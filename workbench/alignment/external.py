@@ -27,9 +27,9 @@ from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench import compat
 from workbench.alignment.runs import AlignmentData
-from workbench.credentials import redact
+from workbench.credentials import credentials_of
 from workbench.errors import BudgetError, CancelledError, ScaleError
-from workbench.judging.judge import judge_credentials, with_instructions
+from workbench.judging.judge import with_instructions
 from workbench.judging.requests import answers_from
 from workbench.models import client, recording
 from workbench.models.answers import AnswerError, readable
@@ -93,21 +93,11 @@ def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter
     """Let judge and optimizer use metered names, and return the proposed judge with real ones."""
     name = meter.model("judge", str(judge.model))
     metered = judge if name == judge.model else compat.reached_elsewhere(judge, name)
-    kinds = compat.models_of_optimizer(optimizer)
-    own = {attribute: getattr(optimizer, attribute) for attribute in kinds}
-    try:
-        for attribute, kind in kinds.items():
-            setattr(optimizer, attribute, meter.model(kind, own[attribute]))
-        # MLflow's dspy optimizers rebuild the judge from name, instructions, model and type alone.
-        with compat.candidates_made_by(optimizer, lambda text: with_instructions(metered, text)):
-            proposed = metered.align(traces, optimizer)
-    finally:
-        for attribute, model in own.items():
-            setattr(optimizer, attribute, model)
+    # A copy of the optimizer, since it may serve several alignments at once.
+    make = functools.partial(with_instructions, metered)
+    proposed = metered.align(traces, compat.with_models(optimizer, meter.model, make))
     if type(proposed) is InstructionsJudge:
-        # It is shown, logged and registered; a gateway may put into it what it was sent.
-        text = redact(proposed.instructions, judge_credentials(judge))
-        return with_instructions(judge, text)
+        return with_instructions(judge, proposed.instructions)
     return compat.rename_models(proposed, meter.real, like=judge)
 
 
@@ -277,7 +267,7 @@ class Meter:
             call=lambda: client.ask(question, send),
             read=functools.partial(self._read, kind),
             sender=f"The {kind} model of an optimizer",
-            credentials=judge_credentials(self.judge),
+            credentials=credentials_of(*compat.endpoint(self.judge)),
         )
         fault = Fault("refused", "no further request is sent")
         with suppress(StoppedError, CancelledError):
@@ -365,7 +355,7 @@ _METERS: dict[str, Meter] = {}  # by id
 
 @functools.cache
 def _register_provider() -> None:
-    """Put the handler into litellm's list of providers, beside those of the user."""
+    """Let litellm give requests to metered names to their meters."""
     import litellm
 
     class MeteredModel(litellm.CustomLLM):  # type: ignore[misc]  # litellm publishes no types
@@ -380,6 +370,4 @@ def _register_provider() -> None:
             run, _kind, real = model.removeprefix(f"{SCHEME}/").split("/", 2)
             return _METERS[run].embed(real, input)
 
-    mine = {"provider": SCHEME, "custom_handler": MeteredModel()}
-    litellm.custom_provider_map = [*litellm.custom_provider_map, mine]
-    litellm.utils.custom_llm_setup()
+    compat.add_provider(SCHEME, MeteredModel())

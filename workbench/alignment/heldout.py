@@ -26,7 +26,7 @@ from workbench.errors import (
     check_whole,
 )
 from workbench.formatting import counted
-from workbench.judging.judge import fingerprint
+from workbench.judging.judge import fingerprint, fingerprints_of
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.agreement import agreement
@@ -79,7 +79,7 @@ def read_data(
         )
     by_id = {example.trace_id: example for example in examples(pairs.trace_ids)}
     label_of = dict(zip(pairs.trace_ids, pairs.table["human"], strict=True))
-    lineage = read_lineage(fingerprint(judge), label_of, by_id)
+    lineage = read_lineage(fingerprints_of(judge), label_of, by_id)
     split = limited(split_pairs(pairs, by_id, lineage, groups, size, seed), n_labels)
     return AlignmentData(judge, pairs, by_id, split, lineage)
 

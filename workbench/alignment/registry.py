@@ -111,10 +111,10 @@ def register(
         raise ArgumentError(
             f"register takes an Alignment or an MLflow judge, got {type(given).__name__}."
         )
-    mark = fingerprint(judge)
-    made: dict[str, Any] = {"fingerprint": mark, "model": getattr(judge, "model", None)}
+    own = fingerprint(judge)
+    made: dict[str, Any] = {"fingerprint": own, "model": getattr(judge, "model", None)}
     if judge is not given:
-        made |= _provenance(given, mark)
+        made |= _provenance(given, own)
     named = name or judge.name
     stored = _to_store(judge, named)
     if named != judge.name:

@@ -216,6 +216,11 @@ class OptimizerComparison:
     run_id: str | None = None
 
     @property
+    def seed(self) -> int:
+        """The seed of the split and of the optimizers."""
+        return self.split.seed
+
+    @property
     def conclusion(self) -> str:
         """What the held-out pairs can tell about who is best, in a sentence or two."""
         rated = self.table.loc[list(self.tested)].query("n > 0")

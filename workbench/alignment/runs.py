@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
@@ -264,8 +264,10 @@ def judges_by_item(
     return [scored[now] | scored[then] for now, then in marks]
 
 
-def read_lineage(mark: str, label_of: Mapping[str, Any], by_id: Mapping[str, Example]) -> Lineage:
-    """Read the lineage of the judge with this fingerprint; ``label_of`` are today's labels."""
+def read_lineage(
+    fingerprints: Collection[str], label_of: Mapping[str, Any], by_id: Mapping[str, Example]
+) -> Lineage:
+    """Read the lineage of a judge by all its fingerprints; ``label_of`` are today's labels."""
     same_content: dict[str, list[str]] = defaultdict(list)
     for trace_id, example in by_id.items():
         for content_of in (item_digest(example, JUDGED), item_digest(example)):  # as it was logged
@@ -273,7 +275,7 @@ def read_lineage(mark: str, label_of: Mapping[str, Any], by_id: Mapping[str, Exa
     learned: set[str] = set()
     seen: set[str] = set()
     unchanged: dict[str, bool] = {}
-    for run_id in _ancestor_runs(mark):
+    for run_id in _ancestor_runs(fingerprints):
         labels: dict[str, str] = {}
         content: dict[str, str] = {}
         with suppress(MlflowException, OSError):  # runs of early versions lack these files
@@ -296,7 +298,7 @@ def read_lineage(mark: str, label_of: Mapping[str, Any], by_id: Mapping[str, Exa
     return Lineage(learned, seen, {i for i, is_same in unchanged.items() if is_same})
 
 
-def _ancestor_runs(mark: str) -> list[str]:
+def _ancestor_runs(fingerprints: Collection[str]) -> list[str]:
     """Return the ids of the runs that led to this judge, oldest first."""
     runs = logged_runs(f"tags.`{ALIGNED_TAG}` LIKE '%'")
     # A run with equal judges found nothing, so nothing was learned in it.
@@ -305,7 +307,7 @@ def _ancestor_runs(mark: str) -> list[str]:
         for one in runs
         for tags in [one.data.tags]
     ]
-    judges, more = set[str](), {mark}
+    judges, more = set[str](), {*fingerprints}
     while more - judges:
         judges |= more
         more = {parent for _, judge, parent in made if judge in judges}

@@ -116,7 +116,7 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has n
             if left < 0:
                 return None
             if left < len(text):
-                msg["content"]["text"] = f"{text[:left]}\n[What it printed further is left out.]\n"
+                msg["content"]["text"] = f"{text[:left]}\n[Further output is omitted.]\n"
         return super().process_message(msg, cell, cell_index)
 
 

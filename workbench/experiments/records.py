@@ -70,7 +70,7 @@ def record(name: str, value: Any) -> None:
             "text, True, False, None, or a matplotlib figure."
         )
     if InteractiveShell.initialized():
-        display(shown, raw=True)  # type: ignore[no-untyped-call]
+        display(shown, raw=True)
     else:
         print(shown["text/plain"])
 

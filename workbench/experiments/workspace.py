@@ -119,7 +119,8 @@ def use_workspace(
     os.environ.pop(_VARIABLE, None)
     if chosen:
         os.environ[_VARIABLE] = chosen
-    logging.disable(logging.INFO)  # the forty migrations that make a new database
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.INFO))  # the forty migrations that make a new database
     try:
         try:
             place.mkdir(parents=True, exist_ok=True)
@@ -137,5 +138,5 @@ def use_workspace(
         where = find_experiment_id(experiment, create=False)
         mlflow.set_experiment(experiment_id=where)
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
     return Workspace(place, without_credentials(uri), experiment, where)

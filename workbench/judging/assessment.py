@@ -21,7 +21,7 @@ from mlflow.tracing.constant import AssessmentMetadataKey
 
 from workbench.errors import ArgumentError, BudgetError, check_whole
 from workbench.formatting import counted, html_table, html_text, with_content
-from workbench.judging.judge import fingerprint
+from workbench.judging.judge import fingerprints_of
 from workbench.judging.requests import Asker, judge_many, say_where
 from workbench.judging.verdicts import (
     FINGERPRINT_KEY,
@@ -152,13 +152,13 @@ def assess(
     started = time.monotonic()
     check_whole("samples", samples)
     check_single(judge)
-    limit, mark = Budget.of(budget), fingerprint(judge)
+    limit, known_as = Budget.of(budget), fingerprints_of(judge)
     limit.check(str(getattr(judge, "model", None) or ""))
     fetched = fetch_traces(traces, spans=False)
     for experiment in {trace.info.experiment_id for trace in fetched} if log else ():
         check_not_deleted(experiment)
     infos = {trace.info.trace_id: trace.info for trace in fetched}
-    earlier = {trace.info.trace_id: earlier_verdict(trace, judge.name, mark) for trace in fetched}
+    earlier = {t.info.trace_id: earlier_verdict(t, judge.name, *known_as) for t in fetched}
     known = {i: one for i, one in earlier.items() if one is not None and one.error is None}
     questions = _questions(judge, list(earlier), known, samples, traces)
     verdicts: dict[tuple[str, int], Verdict] = {(i, 0): one for i, one in known.items()}
@@ -194,7 +194,7 @@ def assess(
         cost=paid.cost,
         input_tokens=paid.read,
         output_tokens=paid.written,
-        fingerprint=mark,
+        fingerprint=known_as[0],
         seconds=time.monotonic() - started,
         previews=previews(fetched),
         samples=table,
@@ -202,14 +202,15 @@ def assess(
 
 
 def _needed(budget: Budget, verdicts: int, asked: int) -> str:
-    """What so many verdicts take, where those that were ``asked`` for took what is spent."""
+    """Estimate what all verdicts take from what those that were ``asked`` for have spent."""
     share, least = verdicts / max(asked, 1), counted(verdicts, "call")
     if budget.tokens is not None and budget.spent_tokens:
         least = f"{math.ceil(share * budget.spent_tokens):,} tokens"
     elif budget.usd is not None and budget.spent_usd:
         least = f"${share * budget.spent_usd:.2f}"
     return (
-        f"A budget for all has at least {least}, more where calls fail or an alignment shares it."
+        f"All of them take at least {least}, and more where calls fail or an alignment shares the "
+        "budget."
     )
 
 
@@ -324,9 +325,9 @@ def as_feedback(verdict: Verdict, judge: Judge, info: TraceInfo) -> Feedback:
     return feedback
 
 
-def earlier_verdict(trace: Trace, name: str, mark: str) -> Verdict | None:
+def earlier_verdict(trace: Trace, name: str, *fingerprints: str) -> Verdict | None:
     """This version's latest verdict on the trace, a usable one before a failed one."""
-    own = [one for one in recorded_verdicts(trace, name) if one.fingerprint == mark]
+    own = [one for one in recorded_verdicts(trace, name) if one.fingerprint in fingerprints]
     return next((one for one in reversed(own) if one.usable), own[-1] if own else None)
 
 

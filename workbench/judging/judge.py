@@ -16,13 +16,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from workbench.compat import endpoint, options
-from workbench.credentials import (
-    credentials_of,
-    public_query,
-    without_credentials,
-    without_secret_params,
-)
+from workbench.compat import options
+from workbench.credentials import public_query, without_credentials, without_secret_params
 from workbench.errors import ArgumentError
 from workbench.models.offline import MODEL, register
 from workbench.models.recording import MODEL_VARIABLE, replayed
@@ -151,13 +146,14 @@ _DECIDING = (
 )
 
 
-def fingerprint(judge: Judge, *, place: bool = True) -> str:
+def fingerprint(judge: Judge, *, place: bool = True, timeout: bool = False) -> str:
     """Hash of all that decides a judge's verdicts: 16 hexadecimal digits.
 
-    Instructions, model, inference parameters but ``timeout``, value type, order of rationale and
-    verdict, API and base URL (without ``place`` not) count, of its query what is no credential;
-    name, description, headers and aggregations do not. Of a class that is not MLflow's, source and
-    public fields count; what else such a judge holds is not known (see `is_cacheable`).
+    Instructions, model, inference parameters (``timeout`` only where asked for), value type, order
+    of rationale and verdict, API and base URL (without ``place`` not) count, of its query what is
+    no credential; name, description, headers and aggregations do not. Of a class that is not
+    MLflow's, source and public fields count; what else such a judge holds is not known (see
+    `is_cacheable`).
     """
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
@@ -166,7 +162,7 @@ def fingerprint(judge: Judge, *, place: bool = True) -> str:
         deciding: dict[str, Any] = {key: opts[key] for key in _DECIDING}
         # A key that is renewed makes no other judge, nor does a longer timeout.
         params = without_secret_params(opts["inference_params"])
-        if params and "timeout" in params:
+        if params and "timeout" in params and not timeout:
             params = {name: value for name, value in params.items() if name != "timeout"} or None
         deciding["inference_params"] = params
         deciding["type"] = judge.model_dump()["instructions_judge_pydantic_data"].get(
@@ -189,14 +185,14 @@ def fingerprint(judge: Judge, *, place: bool = True) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def fingerprint_of(judge_or_name: Judge | str) -> str:
-    """The fingerprint of a judge; "" for a name, which tells no version."""
-    return "" if isinstance(judge_or_name, str) else fingerprint(judge_or_name)
+def fingerprints_of(judge_or_name: Judge | str) -> tuple[str, str]:
+    """The fingerprint of a judge, and that of earlier versions, in which ``timeout`` counted.
 
-
-def judge_credentials(judge: Judge) -> tuple[str, ...]:
-    """The credentials that a judge's requests carry, to be redacted from messages."""
-    return credentials_of(*endpoint(judge))
+    Both are "" for a name, which tells no version.
+    """
+    if isinstance(judge_or_name, str):
+        return "", ""
+    return fingerprint(judge_or_name), fingerprint(judge_or_name, timeout=True)
 
 
 def is_cacheable(judge: Judge) -> bool:

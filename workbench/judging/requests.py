@@ -17,10 +17,10 @@ from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.judges.utils import get_default_model
 
 from workbench.compat import endpoint, prepared, unknown_seams
-from workbench.credentials import public_query, redact, without_credentials
+from workbench.credentials import credentials_of, public_query, without_credentials
 from workbench.errors import BudgetError, ScaleError
 from workbench.formatting import say, storable
-from workbench.judging.judge import fingerprint, is_cacheable, judge_credentials
+from workbench.judging.judge import fingerprint, is_cacheable
 from workbench.judging.verdicts import Verdict
 from workbench.models.answers import AnswerError
 from workbench.models.cache import question_key
@@ -77,14 +77,13 @@ class Asker:
     """One judge, made ready to be asked many times; the scale is its own when None."""
 
     def __init__(self, judge: Judge, scale: Scale | None = None) -> None:
-        base_url, _, _ = endpoint(judge)
+        base_url, headers, params = endpoint(judge)
         model = getattr(judge, "model", None)
         made = isinstance(judge, InstructionsJudge)
         self.scale, self.call = scale or scale_of(judge), prepared(judge)
-        self.mark = fingerprint(judge)
-        self.portable_mark = fingerprint(judge, place=False)
+        self.fingerprint = fingerprint(judge)
+        self.portable_fingerprint = fingerprint(judge, place=False)
         self.fields = tuple(sorted(judge.template_variables)) if made else _accepted_fields(judge)
-        self.credentials = judge_credentials(judge)
         # What else decides its answers; None where they are not kept.
         origin = question_key(answers_from(model, base_url)) if is_cacheable(judge) else None
         self._question = functools.partial(
@@ -95,7 +94,7 @@ class Asker:
             sender=f"Judge {judge.name!r}",
             place=without_credentials(base_url or ""),
             origin=origin,
-            credentials=self.credentials,
+            credentials=credentials_of(base_url, headers, params),
             metered=not why_unmeasurable(judge),
         )
 
@@ -104,7 +103,7 @@ class Asker:
         digest = item_digest(item, [name for name in self.fields if name != "trace"])
         if "trace" in self.fields:
             digest += _content(mlflow.get_tracking_uri(), item.trace_id)
-        key = question_key("judge", self.portable_mark, digest, sample)
+        key = question_key("judge", self.portable_fingerprint, digest, sample)
         return self._question(key, call=lambda: self._ask(item), about=f"trace {item.trace_id}")
 
     def _ask(self, item: Example) -> Any:
@@ -122,11 +121,9 @@ class Asker:
         feedback = ratings[0]
         if feedback.error is not None:
             raise AnswerError(feedback.error.error_message or feedback.error.error_code)
-        # A gateway may put into it what it was sent.
-        rationale = redact(feedback.rationale or "", self.credentials)
         value = feedback.value
         value = storable(value) if isinstance(value, str) else value
-        return {"value": value, "rationale": storable(rationale)}
+        return {"value": value, "rationale": storable(feedback.rationale or "")}
 
     def canonical(self, value: Any) -> Any:
         """A value as the scale has it; "N/A" for an abstention; `AnswerError` if it has none."""
@@ -148,7 +145,7 @@ class Asker:
             value=None if outcome.answer is None else self.canonical(answer.get("value")),
             rationale=str(answer.get("rationale") or ""),
             error=None if outcome.fault is None else outcome.fault.message,
-            fingerprint=self.mark,
+            fingerprint=self.fingerprint,
             cached=outcome.cached,
             calls=outcome.paid.requests,
             usage=outcome.usage,
@@ -171,7 +168,7 @@ def why_unmeasurable(judge: Judge) -> str:
     if unknown_seams():
         return f"this version of MLflow has no {', '.join(unknown_seams())}"
     if not type(judge).__module__.startswith(("mlflow.", "workbench.")):
-        return f"how {type(judge).__name__} calls its model is its own affair"
+        return f"the requests of a {type(judge).__name__} to its model cannot be seen"
     if model == "databricks" or model.partition(":/")[0] in ("databricks", "endpoints"):
         return f"requests to {model} are made by Databricks' own client"
     return ""

@@ -191,8 +191,8 @@ class Scored:
         if not parts or "fingerprint" not in parts[0]:
             raise ArgumentError(f"{str(path)!r} holds no verdicts that workbench.score wrote.")
         counts = {k: sum(one[k] for one in parts) for k in ("rows", "failed", "abstained")}
-        name, mark = parts[0]["judge"], parts[0]["fingerprint"]
-        return cls(name, mark, path, **counts, partitions=len(parts))
+        name, fingerprint = parts[0]["judge"], parts[0]["fingerprint"]
+        return cls(name, fingerprint, path, **counts, partitions=len(parts))
 
     @property
     def table(self) -> pd.DataFrame:

@@ -110,11 +110,13 @@ def recorded_verdicts(trace: Trace, name: str) -> list[Recorded]:
 
 
 def choose_version(
-    judge_or_name: Judge | str, recorded: Mapping[str, Sequence[Recorded]], mark: str
+    judge_or_name: Judge | str,
+    recorded: Mapping[str, Sequence[Recorded]],
+    fingerprints: tuple[str, str],
 ) -> tuple[dict[str, list[Recorded]], str, list[str]]:
     """The verdicts of one judge version: (by trace, its fingerprint, notes).
 
-    ``mark`` is the fingerprint of a judge; of a name the version that judged last counts.
+    ``fingerprints`` are those of a judge; of a name the version that judged last counts.
     """
     if isinstance(judge_or_name, str):
         return _latest_version(recorded)
@@ -128,7 +130,7 @@ def choose_version(
         same_text = bool(verdict.guideline) and verdict.guideline in texts
         return not verdict.fingerprint and same_text and (not model or verdict.source == model)
 
-    chosen = where(recorded, lambda v: v.fingerprint == mark or by_mlflow(v))
+    chosen = where(recorded, lambda v: v.fingerprint in fingerprints or by_mlflow(v))
     unmarked = [v for v in every if v.unmarked]
     unknown = "what else it was made with (inference parameters, base URL, value type) is not known"
     said = f"verdicts were logged by MLflow with this judge's instructions and model; {unknown}"
@@ -144,9 +146,9 @@ def choose_version(
     latest = [usable[-1] for verdicts in chosen.values() if (usable := _usable(verdicts))]
     count = sum(not verdict.fingerprint for verdict in latest)
     if not count:
-        return chosen, mark, []
+        return chosen, fingerprints[0], []
     note = f"{count} {said}. They are taken as this version's; workbench.assess marks its verdicts."
-    return chosen, mark, [note]
+    return chosen, fingerprints[0], [note]
 
 
 def _latest_version(

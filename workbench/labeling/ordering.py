@@ -21,7 +21,7 @@ from mlflow.genai.judges import Judge
 from numpy.typing import NDArray
 
 from workbench.errors import ArgumentError, ScaleError, one_of
-from workbench.judging.judge import fingerprint_of
+from workbench.judging.judge import fingerprints_of
 from workbench.judging.verdicts import Recorded, choose_version, recorded_verdicts
 from workbench.labeling.annotations import without_spans
 from workbench.labeling.questions import LabelQuestion
@@ -94,7 +94,7 @@ def usable_verdicts(
     name = question.name
     recorded = {i: recorded_verdicts(without_spans(info), name) for i, info in infos.items()}
     whose = judge if name == getattr(judge, "name", judge) else name
-    chosen, _, _ = choose_version(whose, recorded, fingerprint_of(whose))
+    chosen, _, _ = choose_version(whose, recorded, fingerprints_of(whose))
     return {i: [one for one in verdicts if one.usable] for i, verdicts in chosen.items()}
 
 

@@ -176,8 +176,8 @@ def session_questions(
     names = [question.name for question in asked]
     if len(set(names)) < len(names) or not any(question.required for question in asked):
         raise ArgumentError(
-            f"questions={names!r} must be at least one that is required=True, without which no "
-            "trace would ever be labelled, each with its own name."
+            f"questions={names!r} must have different names, and one of them at least must be "
+            "required=True: without it no trace would ever be labelled."
         )
     return asked
 

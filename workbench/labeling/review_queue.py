@@ -91,7 +91,7 @@ class ReviewQueue:
     """A review queue of MLflow's, and how its items are shared out (see `workbench.review_queue`).
 
     Everything but the settings is read from the store whenever it is asked for. Without
-    ``annotators`` the items are for whoever comes. ``order`` holds the ids of the label schemas in
+    ``annotators`` anyone may label the items. ``order`` holds the ids of the label schemas in
     the order of the questions, which MLflow does not keep.
     """
 
@@ -113,10 +113,14 @@ class ReviewQueue:
     @property
     def schemas(self) -> list[LabelSchema]:
         """The label schemas of its questions that ask for feedback, a single value each."""
-        return [one for one in self.every_schema() if asks_for_one(one)]
+        return [one for one in self._every_schema() if asks_for_one(one)]
 
-    def every_schema(self) -> list[LabelSchema]:
-        """Return its label schemas, also those that panels do not ask (see `schemas`)."""
+    @property
+    def left_out(self) -> list[str]:
+        """The names of its other label schemas, which no panel asks."""
+        return [one.name for one in self._every_schema() if not asks_for_one(one)]
+
+    def _every_schema(self) -> list[LabelSchema]:
         found = every_schema(experiment=self.experiment_id)
         queue = review_queues.get_review_queue(self.queue_id)
         if str(queue.queue_type) == "user":  # a person's own list asks all of the experiment's
@@ -273,7 +277,7 @@ class ReviewQueue:
         return done
 
     def __repr__(self) -> str:
-        team = ", ".join(self.annotators) or "whoever comes"
+        team = ", ".join(self.annotators) or "anyone"
         overlap = f"{self.each} each" + (f", {self.share:.0%} by all" if self.share else "")
         return f"<ReviewQueue {self.name!r}: {team}; {overlap}>"
 

@@ -40,7 +40,6 @@ from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import now_ms
 from workbench.store.database import store_message
 from workbench.store.labels import Label, decision_records, label_records, same_person
-from workbench.store.schemas import asks_for_one
 from workbench.store.tables import check_text
 
 _DRAW = ["chosen", "probability", "draw", "pool"]
@@ -55,7 +54,8 @@ _log = logging.getLogger(__name__)
 class LabelSession(Session):
     """The labelling of one annotator on one or several questions (see `workbench.LabelPanel`).
 
-    A view asks for what was done elsewhere every ``refresh_every`` seconds, less often where
+    ``on_message`` is called, from another thread, with each message that a view must get later. A
+    view asks for what was done elsewhere every ``refresh_every`` seconds, less often where
     reading takes long.
     """
 
@@ -74,6 +74,7 @@ class LabelSession(Session):
         title: str = "",
         scale: Scale | None = None,
         experiment: str | None = None,
+        on_message: Callable[[Message], None] | None = None,
         refresh_every: float | None = 30.0,
         store: TraceStore | None = None,
     ) -> None:
@@ -89,8 +90,9 @@ class LabelSession(Session):
             experiment = experiment or traces.experiment_id
             if judge_or_name is None and questions is None:
                 questions = traces.questions
-                left_out = [s.name for s in traces.every_schema() if not asks_for_one(s)]
+                left_out = traces.left_out
         super().__init__(annotator, store or TraceStore(experiment))
+        self.on_message = on_message
         self._read = partial(read_workload, self.store, annotator, traces, assign)
         work = self._read()
         seen, where = [*map(without_spans, work.infos.values())], self.store.experiment

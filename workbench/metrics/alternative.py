@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.stats import ttest_1samp
+from scipy.stats import false_discovery_control, ttest_1samp
 
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, html_lines, html_table
@@ -20,7 +20,6 @@ from workbench.metrics.intervals import (
     Bootstrap,
     Interval,
     Result,
-    adjusted,
     figure,
     wilson,
 )
@@ -264,7 +263,9 @@ def _tests(
         }
     )
     # A test without a p-value is one that was made: it counts, and its judge does not win.
-    table["p_adjusted"] = adjusted(table["p_value"].fillna(1.0).where(n >= min_items), "fdr_by")
+    made = table.loc[n >= min_items, "p_value"].fillna(1.0)
+    found = false_discovery_control(made.to_numpy(), method="by")  # Benjamini and Yekutieli
+    table["p_adjusted"] = pd.Series(found, index=made.index)
     table["rejected"] = table["p_adjusted"] <= FALSE_DISCOVERIES
     table["note"] = np.where(n < min_items, f"fewer than {min_items} items: not tested", "")
     return table
@@ -302,8 +303,8 @@ def _notes(human: Array, judge: Array, tested: Array, left_out: int) -> list[str
         notes.append("No annotator has enough items that others labelled too: no test.")
     elif 0 < tested.sum() < 3:
         notes.append(
-            "With fewer than three annotators there is no consensus to be near to; the test then "
-            "tells hardly more than with whom the judge agrees."
+            "With fewer than three annotators there is no consensus to compare with: the test then "
+            "tells little more than which of them the judge agrees with."
         )
     if left_out:
         notes.append(f"Left out: {counted(left_out, 'item')} without a verdict or two labels.")

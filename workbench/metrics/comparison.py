@@ -146,7 +146,7 @@ class Comparison(Result):
         if self.enough and self.improved and not self.certain:
             why = f"p = {self.p_value:.2g} is not below {1 - self.confidence:.2g}."
             if self.significant:
-                why = "it rests on a few items, and more are farther from their label than nearer."
+                why = "it rests on few items, and more moved away from their label than towards it."
             found.append(f"The gain may be luck: {why}")
         sides = (("before", "after", self.only_before), ("after", "before", self.only_after))
         return found + [
@@ -332,8 +332,8 @@ def _power_note(gains: Array, items: int, p_value: float, alpha: float, change: 
     needed = math.ceil(math.log2(2 / alpha) + 1e-9)
     if n < ENOUGH_PAIRS and p_value < alpha:
         note = (
-            f"{pairs} are few: that there is a difference is hardly luck, but how large it is "
-            "remains wide open."
+            f"{pairs} are few: the difference is hardly due to chance, but its size is very "
+            "uncertain."
         )
     elif n < ENOUGH_PAIRS:
         note = (

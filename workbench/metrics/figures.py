@@ -108,7 +108,7 @@ class Coded:
 
     @property
     def shares(self) -> dict[str, tuple[Array, Array]]:
-        """Name of a figure that is a share -> which rows it is about, and which of them count."""
+        """Name of each proportion -> masks of the rows that it is about, and of its hits."""
         right = self.human == self.judge
         found: dict[str, tuple[Array, Array]] = {"accuracy": (np.ones(len(right), bool), right)}
         if self.scale.kind == "binary":
@@ -289,7 +289,7 @@ def why_undefined(coded: Coded, figures: Figures) -> dict[str, str]:
     return {
         name: _why(coded, name)
         if math.isnan(value)
-        else "no interval: what was seen does not vary enough to make one"
+        else "no interval: the data vary too little to estimate one"
         for name, (value, interval) in figures.items()
         if math.isnan(interval.low)
     }

@@ -16,11 +16,11 @@ from scipy.stats.contingency import expected_freq
 
 from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError
 from workbench.formatting import counted, html_lines, html_table
-from workbench.judging.judge import fingerprint_of
+from workbench.judging.judge import fingerprints_of
 from workbench.judging.verdict_folder import Scored
 from workbench.metrics.agreement import agreement
 from workbench.metrics.figures import Coded
-from workbench.metrics.intervals import Result, adjusted, check_confidence, figure
+from workbench.metrics.intervals import Result, check_confidence, figure, holm
 from workbench.metrics.slices import FEW, Slices, slice_names, week_of
 from workbench.pairing.consensus import known_scale, name_of
 from workbench.pairing.joining import pair
@@ -119,12 +119,12 @@ def monitor(
     given = [scored] if isinstance(scored, (Scored, str, Path)) else list(scored or ())
     opened = [one if isinstance(one, Scored) else Scored.open(one) for one in given]
     folders = list({one.folder.resolve(): one for one in opened}.values())  # each counts once
-    mark, marks = fingerprint_of(judge), {one.fingerprint for one in folders}
+    asked, found = fingerprints_of(judge)[0], {one.fingerprint for one in folders}
     name, names = name_of(judge), sorted({one.name for one in folders})
-    if names != [name] or len(marks) != 1 or (mark and mark not in marks):
+    if names != [name] or len(found) != 1 or (asked and asked not in found):
         raise ArgumentError(
-            f"scored: the verdicts are of {names} with fingerprints {sorted(marks)}, and {name!r} "
-            f"with {mark or 'any one'} is asked for. Monitor each version of a judge by itself."
+            f"scored: the verdicts are of {names} with fingerprints {sorted(found)}, and {name!r} "
+            f"with {asked or 'any one'} is asked for. Monitor each version of a judge by itself."
         )
     verdicts = pd.concat(map(_dated, folders), ignore_index=True)
     if verdicts.empty:
@@ -173,7 +173,7 @@ def _dated(scored: Scored) -> pd.DataFrame:
     return table.assign(week=days.map(weeks), trace_id=table["row"].map(traces))
 
 
-def _paired(judge: Judge | str, labels: Any, sample: pd.DataFrame, mark: str) -> Pairs:
+def _paired(judge: Judge | str, labels: Any, sample: pd.DataFrame, fingerprint: str) -> Pairs:
     """The labels joined with the verdicts on the sample, with the ``week`` of each."""
     ids = set(sample["trace_id"])
     if not ids:
@@ -186,10 +186,10 @@ def _paired(judge: Judge | str, labels: Any, sample: pd.DataFrame, mark: str) ->
         pairs, given = _joined(judge, labels, sample), labels["trace_id"]
     else:
         pairs, given = labels, labels.trace_ids
-    if pairs.fingerprint not in ("", mark):
+    if pairs.fingerprint not in ("", fingerprint):
         raise ArgumentError(
             f"labels: the pairs are of the version with fingerprint {pairs.fingerprint!r}, and "
-            f"{mark!r} scored. Give the judge that scored in place of its name, which stands for "
+            f"{fingerprint!r} scored. Give the judge that scored in place of its name, which means "
             "the version that judged last, and its pairs: workbench.pair(judge, scored)."
         )
     if not ids & set(pairs.trace_ids):
@@ -256,7 +256,7 @@ def _shifts(verdicts: pd.DataFrame, *, numeric: bool) -> pd.DataFrame:
         rows[one] = (len(own), *found)
     columns = ["verdicts", "shift", "shift_p", "note"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("week")
-    return table.assign(shift_p=adjusted(table["shift_p"], "holm"))
+    return table.assign(shift_p=holm(table["shift_p"]))
 
 
 def _of_counts(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float, str]:
@@ -320,9 +320,9 @@ def _advised(
         worst = shifted["shift"].idxmax()
         return "label", (
             f"Verdicts of {worst} differ from those of the other weeks by "
-            f"{shifted['shift'].max():.0%}, and agreement does not tell why. Label more of that "
-            "week: either the answers have changed, or the judge judges otherwise."
+            f"{shifted['shift'].max():.0%}, and the labels do not tell why. Label more of that "
+            "week: either the answers have changed, or the judge has."
         )
     if math.isnan(agreement_p):
         return "none", "There is nothing to compare with yet: score and label another week."
-    return "none", "Neither agreement nor verdicts have changed by more than luck and a little."
+    return "none", "Neither agreement nor the verdicts have changed enough to act on."

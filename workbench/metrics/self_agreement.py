@@ -136,7 +136,7 @@ def self_agreement(
         assessed, samples = given, given.samples["sample"].nunique()
     if samples < 2:
         raise ArgumentError(
-            f"samples={samples!r}: it takes 2 answers to an item or more to tell whether a judge "
+            f"samples={samples!r}: at least 2 answers an item are needed to tell whether a judge "
             "agrees with itself. Give samples=5, or what assess(judge, samples=5) returned."
         )
     if not isinstance(given, Assessed):

@@ -20,9 +20,9 @@ from workbench.metrics.intervals import (
     Array,
     Interval,
     Result,
-    adjusted,
     effective_share,
     figure,
+    holm,
     with_ends,
 )
 from workbench.pairing.pairs import Pairs
@@ -100,7 +100,7 @@ def sliced(pairs: Pairs, by: By, **options: Any) -> Slices:
     if by == "annotator" and (left_out := pairs.contested):
         lacking = f"without {counted(left_out, 'item')} on which annotators differ"
         table["note"] = [f"{note}; {lacking}" if note else lacking for note in table["note"]]
-    table.insert(len(table.columns) - 1, "p_adjusted", adjusted(table["p_value"], "holm"))
+    table.insert(len(table.columns) - 1, "p_adjusted", holm(table["p_value"]))
     whole = _figures(Coded.of(pairs), options)
     by = by if isinstance(by, str) else "group"
     confidence = options["confidence"]

@@ -26,7 +26,7 @@ from workbench.errors import StoreError
 try:
     import fcntl
 except ImportError:  # Windows, where processes do not wait for each other
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # else a module
 
 CACHE_VARIABLE = "WORKBENCH_CACHE"
 

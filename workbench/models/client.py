@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import requests
 
 from workbench.compat import HTTPStatusError, intercepted
-from workbench.credentials import redact
+from workbench.credentials import environment_keys, redact
 from workbench.errors import BudgetError, CancelledError, ReplayError, StoreError
 from workbench.models.answers import AnswerError, check_error, read_content, readable, said
 from workbench.models.budget import UNPAID, Budget, Reservation, Usage, tokens_used
@@ -63,7 +63,7 @@ class Request:
     about: str = ""  # what about: "trace tr-1"
     place: str = ""  # where the model is reached, without credentials; "": the provider's address
     origin: str | None = ""  # what else decides the answer, as the server does; None: not kept
-    credentials: tuple[str, ...] = ()  # what is redacted from messages
+    credentials: tuple[str, ...] = ()  # what is redacted from messages and answers
     metered: bool = True  # whether all its HTTP requests pass the client; else it counts as one
 
     @property
@@ -144,7 +144,8 @@ class Client:
             else:
                 fault = classify(error)
                 told = _QUERY.sub("?***", fault.message)  # keys there may be short
-                told = redact(told, (*request.credentials, *call.credentials))
+                # A message may quote anything, and what is redacted in vain there harms nobody.
+                told = redact(told, (*call.credentials, *environment_keys()))
                 fault = replace(fault, message=told[:LONGEST_MESSAGE])
         return Outcome(answer, fault, call.usage)
 
@@ -215,7 +216,8 @@ class _UnderWay:
     ) -> None:
         self.client, self.request, self.budget, self.is_over = client, request, budget, is_over
         self.usage = Usage()
-        self.credentials: list[str] = []
+        # A client of a provider, as litellm's is, reads the provider's keys by itself.
+        self.credentials = [*request.credentials, *environment_keys(request.model)]
         self._unmetered: Reservation | None = None
 
     def make(self) -> dict[str, Any]:
@@ -224,7 +226,9 @@ class _UnderWay:
             self._unmetered = self._reserve()
         try:
             with intercepted(self):
-                answer = self.request.read(self.request.call())
+                read = self.request.read(self.request.call())
+                # An answer is stored and shown, and a gateway may repeat in it what it was sent.
+                answer: dict[str, Any] = _redacted(read, self.credentials)
                 self.request.check(answer)
                 return answer
         finally:
@@ -272,6 +276,15 @@ class _UnderWay:
         if self.is_over():
             raise StoppedError
         return self.budget.reserve(self.request.model, payload, self.is_over)
+
+
+def _redacted(part: Any, credentials: Sequence[str]) -> Any:
+    """What JSON takes, with the credentials redacted in its texts."""
+    if isinstance(part, dict):
+        return {name: _redacted(one, credentials) for name, one in part.items()}
+    if isinstance(part, list):
+        return [_redacted(one, credentials) for one in part]
+    return redact(part, credentials) if isinstance(part, str) else part
 
 
 def ask(payload: Mapping[str, Any], send: Callable[[], Any]) -> Any:

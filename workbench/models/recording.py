@@ -145,8 +145,8 @@ class Recorder:
                 if len(text) > LARGEST_FILE:
                     raise ReplayError(
                         f"With {len(entries):,} answers {self.path} would have more than "
-                        f"{LARGEST_FILE:,} bytes, and could not be read again. It is left as it "
-                        "was. Record to another file, or less in one."
+                        f"{LARGEST_FILE:,} bytes, and could not be read again. The file "
+                        "is unchanged. Record to another one, or record less."
                     )
                 packed = self.path.suffix == ".gz"
                 write_whole(self.path, gzip.compress(text, mtime=0) if packed else text)
@@ -210,13 +210,21 @@ class Player:
 
 _current: ContextVar[Recorder | Player | None] = ContextVar("workbench_recording", default=None)
 
+# For threads that MLflow or a user starts, which have a context of their own.
+_in_process: Final[list[Recorder | Player]] = []
+
 # Later the variables name files to processes that this one starts.
 _AT_START: Final = (os.environ.get(RECORD_VARIABLE), os.environ.get(REPLAY_VARIABLE))
 
 
 def current() -> Recorder | Player | None:
-    """Return what this context records to or replays from, else the file of the environment."""
+    """Return what this context records to or replays from, else what the process does.
+
+    That is what was begun last in any thread, else the file of the environment.
+    """
     found = _current.get()
+    if found is None:
+        found = next(reversed(_in_process), None)
     return _of_process() if found is None else found
 
 
@@ -230,7 +238,7 @@ def _of_process() -> Recorder | Player | None:
             "replayed: unset one of them."
         )
     if replay:
-        intercepted.always(replayed)
+        intercepted.enter()
         return Player(replay)
     return Recorder(record) if record else None
 
@@ -239,6 +247,9 @@ def replayed() -> Player | None:
     """Return the file that is replayed; None where models are called."""
     found = current()
     return found if isinstance(found, Player) else None
+
+
+intercepted.otherwise = replayed
 
 
 def recorder() -> Recorder | None:
@@ -260,8 +271,8 @@ def recording(path: str | os.PathLike[str]) -> Iterator[Recorder]:
     verdicts in the store; failures as well, since they decide results too. What optimizers other
     than `SIMBA` ask is not recorded. No prompt, key, header or address is written; what models
     answered may quote what they were shown. The file is written after each batch of calls and at
-    the end, also after an error or Ctrl-C. Alignments in the background and processes started
-    within the context are recorded too.
+    the end, also after an error or Ctrl-C. Calls in other threads, alignments in the background
+    and processes started within the context are recorded too.
 
     Raises
     ------
@@ -284,10 +295,10 @@ def recording(path: str | os.PathLike[str]) -> Iterator[Recorder]:
 def replaying(path: str | os.PathLike[str]) -> Iterator[Player]:
     """Within this context, take every model answer from a file that `recording` wrote.
 
-    No model is called and no key needed; cache, servers and store do not matter, as long as the
-    traces' content is the same. Calls, tokens and cost are reported as the recorded run paid them,
-    so that figures and budgets come out the same; nothing is paid. A judge that names no model has
-    the one that it had when the run was recorded.
+    That holds for all threads of the process. No model is called and no key needed; cache, servers
+    and store do not matter, as long as the traces' content is the same. Calls, tokens and cost are
+    reported as the recorded run paid them, so that figures and budgets come out the same; nothing
+    is paid. A judge that names no model has the one that it had when the run was recorded.
 
     Raises
     ------
@@ -309,9 +320,11 @@ def _in_use(used: Recorder | Player, variable: str) -> Iterator[None]:
     before = {name: os.environ.pop(name, None) for name in (RECORD_VARIABLE, REPLAY_VARIABLE)}
     os.environ[variable] = str(used.path)
     token = _current.set(used)
+    _in_process.append(used)
     try:
         yield
     finally:
+        _in_process.remove(used)
         _current.reset(token)
         del os.environ[variable]
         os.environ.update({name: value for name, value in before.items() if value is not None})

@@ -422,9 +422,9 @@ def _no_answer(request: Request, fault: Fault, runner: Runner) -> ModelError:
     """Return the error that ends a run in which no call can be expected to succeed."""
     got = "no answer"
     if fault.kind == "answer":
-        got = f"no usable answer, none of the first {runner.unusable},"
+        got = f"no usable answer to its first {runner.unusable} requests"
     where = f" at {request.place}" if request.place else ""
-    advice = ADVICE.get(fault.kind, f"So did {FAILURES_TO_STOP} calls in a row.")
+    advice = ADVICE.get(fault.kind, f"{FAILURES_TO_STOP} calls in a row failed.")
     kept = "What was answered before is kept; run again for the rest."
     return fault.error(
         f"{request.sender} got {got} from {request.model}{where}: {fault.message.rstrip('.')}. "

@@ -64,7 +64,7 @@ class Throttle:
                 self._changed.notify()
 
     def sent(self) -> None:
-        """The head start of the first call begins when its request goes out."""
+        """Tell that a request goes out: with the first one the head start begins."""
         self._sent_at = min(self._sent_at, time.monotonic())
 
     def slow_down(self, seconds: float, asked_at: float) -> None:

@@ -15,7 +15,7 @@ from mlflow.genai.judges import Judge
 
 from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError, ScaleError, one_of
 from workbench.formatting import counted
-from workbench.judging.judge import fingerprint_of
+from workbench.judging.judge import fingerprints_of
 from workbench.judging.verdicts import (
     Recorded,
     choose_version,
@@ -128,6 +128,7 @@ def pair(
         all_votes={i: one.votes for i, one in human.items() if one.votes},
         previews=texts,
         content=contents({i: texts[i] for i, one in human.items() if one.votes or one.decided_by}),
+        earlier_fingerprint=fingerprints_of(judge_or_name)[1],
     )
 
 
@@ -146,7 +147,7 @@ def _verdicts(
     if source is not None and sources:
         one_of("source", source, sorted(sources))
         recorded = where(recorded, lambda v: v.source == source)
-    chosen, version, notes = choose_version(judge_or_name, recorded, fingerprint_of(judge_or_name))
+    chosen, version, notes = choose_version(judge_or_name, recorded, fingerprints_of(judge_or_name))
     if not any(chosen.values()):
         others = sum(map(bool, recorded.values()))
         known = f" (on {counted(others, 'trace')} there are verdicts of another version or source)"

@@ -43,6 +43,8 @@ class Pairs:
         equal to another trace's, as far as that is known.
     group_of
         Trace id -> group, where rows belong together: see `grouped`.
+    earlier_fingerprint
+        The fingerprint that earlier versions of the workbench gave to this judge version.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Pairs:
     previews: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False)
     content: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False)
     group_of: Mapping[str, str] = field(default_factory=dict, repr=False)
+    earlier_fingerprint: str = field(default="", repr=False)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -123,7 +126,8 @@ class Pairs:
         table["judge"] = pd.Series([value for value, _ in answers], dtype=object)
         table["judge_rationale"] = [rationale for _, rationale in answers]
         excluded = pd.concat([self.excluded, rest], ignore_index=True)
-        return replace(self, table=table, excluded=excluded, fingerprint=fingerprint)
+        made_by: dict[str, Any] = {"fingerprint": fingerprint, "earlier_fingerprint": ""}
+        return replace(self, table=table, excluded=excluded, **made_by)
 
     @property
     def reasons(self) -> pd.DataFrame:

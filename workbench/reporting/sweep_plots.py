@@ -133,8 +133,8 @@ def plot_sweep(
     lines = dict(list(found.groupby(names[1], dropna=False))) if names[1:] else {"": found}
     if len(lines) > len(_MARKS) or len(names) > 2:
         raise ArgumentError(
-            f"by={by!r}: {len(lines)} lines are too many; {len(_MARKS)} of one parameter can be "
-            "told apart. Give rows of the table that leave fewer."
+            f"by={by!r}: {len(lines)} lines are too many. At most {len(_MARKS)}, of one "
+            "parameter, can be told apart: give fewer rows of the table."
         )
     ax = ax or new_axes(6.4, 4.0)[0]
     x_values = list(dict.fromkeys(found[names[0]].astype(object).map(_all)))

@@ -15,13 +15,7 @@ import pandas as pd
 from workbench.models.budget import UNPAID, Usage
 from workbench.models.cache import question_key
 from workbench.simba.items import Item
-
-RULES_HEADING: Final = (
-    "People who rated items of this kind go by the rules below. Where a rule and the text above "
-    "differ, the rule counts."
-)
-
-EXAMPLES_HEADING: Final = "Items that people rated, with their reasons:"
+from workbench.vocabulary import EXAMPLES_HEADING, RULES_HEADING
 
 MAX_FIELD: Final = 1500  # characters shown of an item's field in a worked example
 

@@ -14,12 +14,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 from mlflow.genai.judges import Judge
 
 from workbench.compat import endpoint
-from workbench.credentials import (
-    credentials_of,
-    redact,
-    without_credentials,
-    without_secret_params,
-)
+from workbench.credentials import credentials_of, without_credentials, without_secret_params
 from workbench.errors import ModelError
 from workbench.judging.requests import answers_from
 from workbench.models import client
@@ -173,7 +168,8 @@ class Reflector:
         if faults and (hopeless or many):
             raise ModelError(
                 f"{self.failures} of {self.asked} requests to the reflection model {self.model} "
-                f"had no usable answer; {allowed:.0%} are allowed, and no refused key or model. "
+                f"had no usable answer. At most {allowed:.0%} may fail, and none for a refused key "
+                "or model. "
                 f"One of them: {faults[0].message.rstrip('.')}. {_ADVICE} Or allow more with "
                 "SIMBA(max_failure_share=...)."
             )
@@ -231,12 +227,10 @@ class Reflector:
                 "its answer was cut before it had stated a rule; raise max_tokens with "
                 "SIMBA(inference_params={'max_tokens': ...})"
             )
-        # Rules are shown, logged and registered, and a gateway may repeat what it was sent.
-        rules = [redact(rule, self.credentials) for rule in stated or ()]
         refused = none and is_refusal(without_thoughts(engine.said))
-        if stated is None or refused or (rules and all(map(is_refusal, rules))):
+        if stated is None or refused or (stated and all(map(is_refusal, stated))):
             raise AnswerError(f"it stated no rule but {engine.said[:300]!r}")
-        return {"rules": request.usable_rules(rules)}
+        return {"rules": request.usable_rules(stated)}
 
     def _connection(self) -> Any:
         """dspy's language model that sends the requests."""

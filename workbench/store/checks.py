@@ -193,8 +193,8 @@ def _about_columns(data: Dataset) -> Iterable[Finding]:
         yield Finding("groups", str(error), "Rename the column, which is imported as a tag.", True)
         tags = None
     for column in [c for c in dict.fromkeys(rater_columns(data.labels)) if c in shown]:
-        text = f"Column {column!r} is the annotators', and the judge is shown it."
-        yield Finding("shown", text, "It would only have to repeat what it sees.", True)
+        text = f"Column {column!r} holds ratings, and the judge is shown it."
+        yield Finding("shown", text, "It could simply repeat the ratings.", True)
     for column in [c for c, n in Counter(c for c, _ in data.labels.values()).items() if n > 1]:
         text = f"Column {column!r} is named for several annotators."
         yield Finding("annotators", text, "Each needs a column, or annotators='each ...'.", True)

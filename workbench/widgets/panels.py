@@ -138,11 +138,11 @@ class SessionPanel(View):
     def _ipython_display_(self) -> None:
         """Put out the view, which is never touched again, and the table beside it."""
         if self.comm is None:
-            display(self._repr_mimebundle_(), raw=True)  # type: ignore[no-untyped-call]
+            display(self._repr_mimebundle_(), raw=True)
             return
         bundle = {"text/plain": f"<{type(self).__name__}>", **self._view_bundle()}
-        display(bundle, raw=True)  # type: ignore[no-untyped-call]
-        self._table = display(self._table_bundle(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        display(bundle, raw=True)
+        self._table = display(self._table_bundle(), raw=True, display_id=True)
 
     def _table_bundle(self) -> dict[str, str]:
         epoch = self.setup["epoch"]

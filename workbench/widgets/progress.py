@@ -1,14 +1,19 @@
-"""The live view of an alignment in the background: where it stands, what it learned, Cancel."""
+"""Alignment in the background, with its live view: where it stands, what it learned, Cancel."""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any, Final
 
 import traitlets
+from mlflow.genai.judges import Judge
+from mlflow.genai.judges.base import AlignmentOptimizer
 
-from workbench.alignment.background import BackgroundAlignment
+from workbench.alignment.align import align
+from workbench.alignment.background import RunningAlignment
+from workbench.errors import one_of
 from workbench.formatting import counted, html_table, html_text
 from workbench.widgets.panels import View, read_files
 
@@ -19,6 +24,62 @@ _DEV_SCORE: Final = (
     "On the items that candidates are selected on, some of which were learned from: no estimate of "
     "how the judge will do. That comes from the held-out test."
 )
+
+
+def align_in_background(
+    judge: Judge,
+    pairs_or_traces: Any = None,
+    optimizer: AlignmentOptimizer | None = None,
+    **options: Any,
+) -> BackgroundAlignment:
+    """Run `workbench.align` in a thread and return once labels and verdicts are read.
+
+    A notebook shows what is returned as a live view. The run is logged where this call was made,
+    whatever experiment is set afterwards, and a recording or replay that is active now is so in the
+    thread. The same call, here or with `workbench.align`, resumes what was cancelled or killed, and
+    pays for no answer twice.
+
+    Parameters
+    ----------
+    judge, pairs_or_traces, optimizer
+        As `workbench.align` takes them. An optimizer serves one alignment at a time. It is ended
+        by `BackgroundAlignment.cancel`; ``SIMBA.stop`` does nothing here.
+    options
+        All other arguments of `workbench.align`; ``progress`` is False unless given. Others are an
+        `ArgumentError`. What `align` raises is raised by `BackgroundAlignment.result`.
+
+    Examples
+    --------
+    >>> running = workbench.align_in_background(judge, pairs)  # doctest: +SKIP
+    >>> running.state.best_score, running.cancel(), running.result()  # doctest: +SKIP
+    """
+    allowed = sorted({*(align.__kwdefaults__ or ())} - {"watch"})
+    for name in options:
+        one_of("an option of align_in_background", name, allowed)
+    return BackgroundAlignment(judge, pairs_or_traces, optimizer, options)
+
+
+class BackgroundAlignment(RunningAlignment):
+    """An alignment in a thread; made by `align_in_background`. In a notebook it shows a live view.
+
+    ``judge`` is the one that is aligned, which is not changed, and ``preflight`` the table of
+    checks that `align` makes; None until then.
+    """
+
+    def learned(self) -> list[tuple[str, bool]]:
+        """Return the lines of the best instructions, each with whether it was learned."""
+        before = str(getattr(self.judge, "instructions", "")).splitlines()
+        after = self.state.instructions.splitlines()
+        return [(line, bool(line.strip()) and line not in before) for line in after]
+
+    @cached_property
+    def view(self) -> AlignmentView:
+        """The live view, one for all cells that show this."""
+        return AlignmentView(self)
+
+    def _repr_mimebundle_(self, **given: Any) -> dict[str, Any]:
+        bundle: dict[str, Any] = self.view._repr_mimebundle_(**given)
+        return bundle
 
 
 class AlignmentView(View):
@@ -101,15 +162,13 @@ def _figure(
 
 def _instructions(alignment: BackgroundAlignment) -> str:
     """The best instructions, with the lines marked that were learned."""
-    before = str(getattr(alignment.judge, "instructions", "")).splitlines()
-    after = alignment.state.instructions.splitlines()
-    learned = [bool(line.strip()) and line not in before for line in after]
-    tags = ["ins" if new else "div" for new in learned]
+    shown = [("ins" if new else "div", line) for line, new in alignment.learned()]
     lines = [
         f'<{tag} class="wbp-line" dir="auto">{html_text(line) or "&nbsp;"}</{tag}>'
-        for tag, line in zip(tags, after, strict=True)
+        for tag, line in shown
     ]
-    said = f"{counted(sum(learned), 'learned line')}, marked +" if any(learned) else "none learned"
+    learned = sum(tag == "ins" for tag, _ in shown)
+    said = f"{counted(learned, 'learned line')}, marked +" if learned else "none learned"
     return (
         f'<div class="wbp-row"><span>Best instructions</span><span>{said}</span></div>'
         '<div class="wbp-rules" style="white-space: pre-wrap" tabindex="0" role="region" '

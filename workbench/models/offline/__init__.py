@@ -9,6 +9,7 @@ claim about a language model.
 
 from __future__ import annotations
 
+from workbench.compat import add_provider
 from workbench.models.budget import FREE as SCHEME
 
 __all__ = ["MODEL", "SCHEME", "VERSION", "register"]
@@ -20,14 +21,9 @@ def register(model: str) -> None:
     """Make an embedded ``model`` known to litellm, and so to MLflow judges and dspy."""
     if not model.startswith(SCHEME):
         return
-    import litellm
-
     from workbench.models.offline.provider import OfflineModel
 
-    others = [one for one in litellm.custom_provider_map if one.get("provider") != "offline"]
-    mine = {"provider": "offline", "custom_handler": OfflineModel()}
-    litellm.custom_provider_map = [*others, mine]
-    litellm.utils.custom_llm_setup()
+    add_provider("offline", OfflineModel())
 
 
 VERSION = 2

@@ -31,19 +31,13 @@ from workbench.models.offline.features import (
     read_condition,
     read_json,
 )
+from workbench.vocabulary import EXAMPLES_HEADING, RULES_HEADING
 
 ALIKE: Final = 0.8
 """A worked example whose texts are as alike as this decides the rating of an item."""
 
 MOST_VALUES: Final = 101
 """A scale of whole numbers has at most so many; 0 to 100 is the longest in use."""
-
-# As SIMBA's candidates write them; the models' wing is below SIMBA and cannot import it.
-RULES_HEADING: Final = (
-    "People who rated items of this kind go by the rules below. Where a rule and the text above "
-    "differ, the rule counts."
-)
-EXAMPLES_HEADING: Final = "Items that people rated, with their reasons:"
 
 
 def judge(instructions: str, ladder: Ladder, item: Item) -> tuple[Any, str]:
