@@ -243,6 +243,11 @@ def test_what_is_not_there_is_left_out_and_said(judge: Any) -> None:
             workbench.compare_optimizers(judge, None, wanted, progress=False)
 
 
+def test_all_that_are_named_reflect_with_the_model_that_is_given(judge: Any) -> None:
+    made = named_optimizers(judge, None, 0, "openai:/e", "openai:/r", "http://localhost:1/v1")
+    assert all("openai:/r" in vars(optimizer).values() for optimizer in made.values())
+
+
 def test_a_judge_that_does_not_answer_is_an_error(store: str, loopback: Any) -> None:
     """Without the original judge there is nothing to compare with."""
     server = loopback(script="200x12,500x999")
