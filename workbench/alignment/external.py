@@ -149,7 +149,7 @@ def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Runner |
         yield None
         return
     own, dimensions = embedder.model, embedder.default_kwargs.get("dimensions")
-    with metering(compat.base_judge(judge) or judge, budget, dimensions=dimensions) as meter:
+    with metering(judge, budget, dimensions=dimensions) as meter:
         embedder.model = meter.model("embedding", own.replace("/", ":/", 1)).replace(":/", "/", 1)
         try:
             yield meter.runner
