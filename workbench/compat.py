@@ -51,7 +51,8 @@ _PRIVATE_OPTIONS: Final = (
 
 
 def endpoint(judge: Any) -> tuple[str | None, dict[str, str], dict[str, Any]]:
-    """Base URL, extra headers and inference parameters of a judge, as far as it has them."""
+    """Base URL, extra headers and inference parameters of a judge, or of the one within it."""
+    judge = base_judge(judge) or judge
     return (
         getattr(judge, "_base_url", None),
         dict(getattr(judge, "_extra_headers", None) or {}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import bench_model
 import mlflow
 import pandas as pd
 import pytest
@@ -242,6 +243,36 @@ def test_what_is_not_there_is_left_out_and_said(judge: Any) -> None:
     ):
         with pytest.raises(ArgumentError, match=said):
             workbench.compare_optimizers(judge, None, wanted, progress=False)
+
+
+def test_a_seed_that_is_done_is_taken_for_the_same_parameters_and_data_alone(
+    tmp_path: Path,
+) -> None:
+    """`make bench-model` goes on after an interrupt, and shows no other model's figures."""
+    data = tmp_path / "own.csv"
+    data.write_text("a,b\n1,2\n")
+    given = ["--output", str(tmp_path), "--model", "openai:/m", "--data", str(data)]
+    folder, parameters = bench_model.planned(0, bench_model.parsed(given))
+    assert parameters["optimizers"] == "workbench SIMBA, MLflow GEPA"
+    folder.mkdir()
+    (folder / "comparison.csv").write_text("judge,kappa\noriginal,0.5\n")
+    assert bench_model.run(0, bench_model.parsed(given))["kappa"].tolist() == [0.5]
+    others = [
+        ["--model", "openai:/n"],
+        ["-p", "max_tokens", "9"],
+        ["--embedding-model", "openai:/e"],
+    ]
+    folders = [bench_model.planned(0, bench_model.parsed([*given, *more]))[0] for more in others]
+    data.write_text("a,b\n1,3\n")
+    folders.append(bench_model.planned(0, bench_model.parsed(given))[0])
+    assert len({folder, *folders}) == 5
+    with pytest.raises(SystemExit):
+        bench_model.parsed(["--base-url", "http://localhost:8000/v1"])
+
+
+def test_all_that_are_named_reflect_with_the_model_that_is_given(judge: Any) -> None:
+    made = named_optimizers(judge, None, 0, "openai:/e", "openai:/r", "http://localhost:1/v1")
+    assert all("openai:/r" in vars(optimizer).values() for optimizer in made.values())
 
 
 def test_a_judge_that_does_not_answer_is_an_error(store: str, loopback: Any) -> None:

@@ -199,6 +199,34 @@ def test_embeddings_of_the_held_out_test_are_paid(simulation: Simulation, judge:
     assert again.paid.requests == again.embeddings.requests == 0
 
 
+def test_embeddings_stay_on_the_judges_server(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labelled items do not go to the provider's public address: in learning, test and later."""
+    for name in ("OPENAI_API_BASE", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name)
+    judge = made(base_url=simulation.url)
+    split = judged(judge)
+    data = AlignmentData(judge, split.train, {e.trace_id: e for e in examples()}, split, Lineage())
+    simulation.control()
+    found = proposal(judge, memalign(), split)
+    tested = score_held_out(data, found.judge)
+    found.judge(inputs={"message": uuid.uuid4().hex}, outputs="b")
+    assert found.embedding_calls * tested.embeddings.requests > 0
+    told = found.embedding_calls + tested.embeddings.requests + 1
+    assert simulation.stats()["embedding"] == told
+
+
+def test_reflection_may_be_reached_elsewhere(simulation: Simulation, judge: Any) -> None:
+    """At the address that is given for it, while the judge stays where it is."""
+    split = judged(judge)
+    simulation.control()
+    with Simulation() as other:
+        found = proposal(judge, gepa(), split, reflection_base_url=other.url)
+        assert other.stats()["reflection"] == found.reflection_calls > 0
+    assert (simulation.stats()["judge"], simulation.stats()["reflection"]) == (found.judge_calls, 0)
+
+
 @pytest.mark.parametrize("make", [simba, gepa, memalign])
 def test_a_server_that_fails_all_calls_is_an_error(
     simulation: Simulation, judge: Any, make: Callable[[], AlignmentOptimizer]

@@ -72,6 +72,7 @@ def alignment(original: Judge, proposed: Judge, status: str) -> SimpleNamespace:
     judge = proposed if status == "improved" else original
     return SimpleNamespace(
         judge=judge, original=original, proposed=proposed, status=status,
+        headline=f"{status} (uncertain)" if status == "improved" else status,
         before=agreement(0.4), after=agreement(0.8, 0.7),
         fingerprints={"original": fingerprint(original), "aligned": fingerprint(proposed)},
         dataset_digest="d" * 16, split=SimpleNamespace(digest="s" * 16, seed=3), seed=3,
@@ -203,12 +204,14 @@ def test_an_alignment_is_registered_with_what_made_it(store: str) -> None:
     registered = register(alignment(original, aligned, "improved"))
     assert (registered.version, registered.status, registered.new) == (2, "improved", True)
     assert registered.judge is aligned
+    assert "alignment improved (uncertain)" in repr(registered)
     table = history("quality")
     assert list(table["version"]) == [1, 2]
     row = table.iloc[1]
     assert row["fingerprint"] == fingerprint(aligned)
     assert row["parent"] == fingerprint(original)
-    assert (row["status"], row["n"], row["seed"], row["optimizer"]) == ("improved", 40, 3, "SIMBA")
+    assert (row["status"], row["headline"]) == ("improved", "improved (uncertain)")
+    assert (row["n"], row["seed"], row["optimizer"]) == (40, 3, "SIMBA")
     assert (row["accuracy_before"], row["accuracy_after"]) == (0.4, 0.8)
     assert row["accuracy_after_interval"] == (0.8 - 0.1, 0.8 + 0.1)
     assert math.isnan(row["kappa_before"])

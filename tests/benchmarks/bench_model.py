@@ -4,9 +4,9 @@
     make bench-model BASE_URL=... MODEL=... DATA=answers.csv ARGS="-p inputs question ..."
 
 It runs ``notebooks/5_compare.ipynb`` once a seed and puts the tables together. Any server with the
-API of OpenAI will do. Answers are cached, and a seed that is done is not run again, so that the
-same command goes on after an interrupt. Each seed draws its own rows, split and examples. Beside
-the optimizers stand the original judge, the majority label and few-shot.
+API of OpenAI will do. Answers are cached, and a seed that is done with the same parameters and data
+is not run again, so that the same command goes on after an interrupt. Each seed draws its own rows,
+split and examples. The original judge, the majority label and few-shot are always there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -24,20 +25,32 @@ from workbench.experiments.parameters import (
     notebook_parameters,
     parse_parameters,
 )
+from workbench.store.tables import digest
 
+OPTIMIZERS = "workbench SIMBA, MLflow GEPA"
+EACH = ["accuracy", "low", "high", "kappa", "kappa low", "kappa high", "n", "p", "status"]
 SUMS = ["judge calls", "reflection calls", "tokens", "seconds", "later tokens"]
+
+
+def planned(seed: int, options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """The folder of one seed, another one for other parameters or data, and the parameters."""
+    named = ("model", "base_url", "data", "embedding_model", "optimizers")
+    parameters = {"seed": seed, **{name: getattr(options, name) for name in named}}
+    if options.optimizers is None:
+        memalign = ", MLflow MemAlign" if options.embedding_model else ""
+        parameters["optimizers"] = OPTIMIZERS + memalign
+    texts = [(name, str(value)) for name, value in parameters.items() if value is not None]
+    known = notebook_parameters(find_notebook("5_compare"))
+    given = parse_parameters(known, [*texts, *options.p])
+    data = Path(given["data"]).read_bytes() if "data" in given else b""
+    return options.output / f"seed-{seed}-{digest([given, data])[:8]}", given
 
 
 def run(seed: int, options: argparse.Namespace) -> pd.DataFrame:
     """The comparison of one seed: from its folder if it is there, else by a run."""
-    folder = options.output / f"seed-{seed}"
+    folder, given = planned(seed, options)
     table = folder / "comparison.csv"
     if not table.exists():
-        parameters = {"model": options.model, "base_url": options.base_url, "seed": seed}
-        parameters |= {"data": options.data, "optimizers": options.optimizers}
-        texts = [(name, str(value)) for name, value in parameters.items() if value is not None]
-        known = notebook_parameters(find_notebook("5_compare"))
-        given = parse_parameters(known, [*texts, *options.p])
         run_notebook("5_compare", parameters=given, output=folder)
     return pd.read_csv(table).assign(seed=seed)
 
@@ -85,27 +98,42 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def main() -> int:
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="URI such as openai:/my-model; the embedded one by default")
+    parser.add_argument("--model", default=os.environ.get("WORKBENCH_MODEL"),
+                        help="URI such as openai:/my-model; default: WORKBENCH_MODEL where that is "
+                        "set, else the embedded model")  # fmt: skip
     parser.add_argument("--base-url", help="root of an OpenAI-compatible server")
     parser.add_argument("--data", help="a labelled file; the sample by default")
-    parser.add_argument("--optimizers", default="workbench SIMBA, MLflow GEPA")
+    parser.add_argument("--embedding-model", help="URI of MemAlign's, reached at the same server")
+    parser.add_argument("--optimizers",
+                        help=f"default: {OPTIMIZERS}, and MLflow MemAlign with --embedding-model; "
+                        "MLflow SIMBA, which makes some 1,400 calls a seed, only if named here. "
+                        "original, majority label and few-shot are always there")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("output/bench-model"))
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                        help="a further parameter of notebooks/5_compare.ipynb")  # fmt: skip
-    options = parser.parse_args()
+                        help="a further parameter of notebooks/5_compare.ipynb, such as "
+                        "reflection_model")  # fmt: skip
+    options = parser.parse_args(arguments)
+    if options.base_url and not options.model:
+        parser.error("--base-url needs --model: without one the embedded model would be compared")
+    return options
+
+
+def main() -> int:
+    options = parsed()
     os.environ.setdefault("OPENAI_API_KEY", "none")  # a local server that asks for none
     rows = pd.concat([run(seed, options) for seed in range(options.seeds)], ignore_index=True)
     rows.to_csv(options.output / "all.csv", index=False)
     draw(rows, options.output / "kappa.png")
     model = options.model or "the embedded model, which is no language model"
     print(f"\n{model} on {options.data or 'the sample data'}, {options.seeds} seeds\n")
-    print(summary(rows).to_string(float_format="{:.3f}".format, na_rep=""))
+    for table in (summary(rows), rows.set_index(["seed", "judge"])[EACH]):
+        print(table.to_string(float_format="{:.3f}".format, na_rep=""), end="\n\n")
     for row in rows[rows["status"] == "failed"].itertuples():
         print(f"! {row.judge}, seed {row.seed}: {row.reason}")
-    print(f"\nPicture: {options.output / 'kappa.png'}")
+    print(f"Picture: {options.output / 'kappa.png'}")
     return 0
 
 

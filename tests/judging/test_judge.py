@@ -285,6 +285,13 @@ def test_a_base_url_that_is_none_is_refused(base: str) -> None:
         plain(base_url=base)
 
 
+@pytest.mark.parametrize("model", [None, MODEL])
+def test_a_base_url_needs_a_model_that_is_there(model: str | None) -> None:
+    """Nobody is to take the embedded model's verdicts for those of the server."""
+    with pytest.raises(ArgumentError, match="Name the server's model"):
+        plain(model=model, base_url="http://localhost:8000/v1")
+
+
 def test_a_refused_base_url_shows_no_credentials() -> None:
     with pytest.raises(ArgumentError) as caught:
         plain(base_url="ftp://me:hidden@h/v1?key=hidden")

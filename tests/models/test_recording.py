@@ -305,6 +305,21 @@ def test_failures_are_replayed_as_failures(tmp_path: Path, loopback: Start) -> N
     assert {verdict.error is None for verdict in before} == {True, False}
 
 
+def test_what_was_known_costs_nothing_in_a_replay_either(tmp_path: Path, loopback: Start) -> None:
+    """What it once cost, by which a judgement is priced, is told as in the recorded run."""
+    judge = judge_at(loopback().url)
+    with AnswerCache(tmp_path / "answers") as cache:
+        run(judge, asked(2), cache=cache)
+        with recording(tmp_path / "a"):
+            before = run(judge, asked(3), cache=cache)
+    with replaying(tmp_path / "a"):
+        assert run(judge, asked(3)) == before
+        again = run(judge, asked(3))
+    assert [verdict.paid.requests for verdict in before] == [0, 0, 1]
+    assert [verdict.paid.requests for verdict in again] == [0, 0, 0]
+    assert {verdict.usage.requests for verdict in (*before, *again)} == {1}
+
+
 def test_the_same_judge_at_another_address_is_replayed(tmp_path: Path, loopback: Start) -> None:
     """Where a model was reached when the run was recorded is nobody's matter."""
     with recording(tmp_path / "a"):

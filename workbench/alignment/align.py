@@ -190,13 +190,18 @@ def learn(
     max_failure_share: float | None = None,
     watch: Watch | None = None,
     progress: bool = False,
+    reflection_base_url: str | None = None,
 ) -> Learned:
-    """Let the optimizer learn on train and select on dev; ``budgets`` are those of `budgets_of`."""
+    """Let the optimizer learn on train and select on dev; ``budgets`` are those of `budgets_of`.
+
+    ``reflection_base_url`` is for optimizers other than `SIMBA`, which has its own.
+    """
     whole, budget = budgets
     share = Settings.max_failure_share if max_failure_share is None else max_failure_share
     with whole.keeping(**to_keep(data, probe, optimizer)):
         if not isinstance(optimizer, SIMBA):
-            return propose(data, optimizer, budget, share, watch.stop if watch else None)
+            stop = watch.stop if watch else None
+            return propose(data, optimizer, budget, share, stop, reflection_base_url)
         simba = copy(optimizer)
         simba.progress = optimizer.progress and progress
         if max_failure_share is not None:

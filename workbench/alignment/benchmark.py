@@ -59,6 +59,8 @@ def compare_optimizers(
     gate: Gate = "better",
     budget: Budget | int | None = None,
     embedding_model: str | None = None,
+    reflection_model: str | None = None,
+    reflection_base_url: str | None = None,
     max_failure_share: float | None = None,
     progress: bool = True,
 ) -> OptimizerComparison:
@@ -75,8 +77,7 @@ def compare_optimizers(
     optimizers
         MLflow alignment optimizers or names: ``"workbench SIMBA"``, ``"MLflow SIMBA"``,
         ``"MLflow GEPA"``, ``"MLflow MemAlign"``; also one text with commas, or a mapping from
-        names of your own. None: all four, with their defaults and the judge's own model for
-        reflection.
+        names of your own. None: all four, with their defaults.
     seed
         Of the split, the few-shot examples and the optimizers that are given by name.
     budget
@@ -85,7 +86,11 @@ def compare_optimizers(
         a row with its reason; `SIMBA` ends with the best instructions so far. The test of
         few-shot is not charged.
     embedding_model
-        Of MemAlign, which takes part by default only where this is given.
+        Of MemAlign, which takes part by default only where this is given. Where its provider is
+        the judge's, it is reached at the judge's base URL.
+    reflection_model, reflection_base_url
+        The model that optimizers given by name reflect with, and the server on which it is
+        reached; by default as in `SIMBA`.
     progress
         Print what is being run.
 
@@ -98,7 +103,8 @@ def compare_optimizers(
     """
     one_of("gate", gate, ["better", "significant", "none"])
     started = time.monotonic()
-    by_name = named_optimizers(judge, optimizers, seed, embedding_model)
+    reflection = reflection_model, reflection_base_url
+    by_name = named_optimizers(judge, optimizers, seed, embedding_model, *reflection)
     for optimizer in by_name.values():
         budgets_of(optimizer, budget)
     run, data = AlignmentRun(), read_data(judge, pairs_or_traces, groups, test_size, seed)
@@ -119,7 +125,8 @@ def compare_optimizers(
             if progress:
                 say(f"{name} is learning ...")
             each = budgets_of(optimizer, None if budget is None else Budget.of(budget).afresh())
-            attempt = partial(learn, data, probe, optimizer, each, max_failure_share)
+            given = data, probe, optimizer, each, max_failure_share
+            attempt = partial(learn, *given, reflection_base_url=reflection_base_url)
             bench.add(name, attempt, each[0])
             if progress:
                 say("{}: {status}. {reason}".format(name, **bench.rows[name]))
@@ -266,20 +273,28 @@ MEMALIGN: Final = "MLflow MemAlign"
 
 
 def named_optimizers(
-    judge: Judge, wanted: Any, seed: int, embedding_model: str | None
+    judge: Judge,
+    wanted: Any,
+    seed: int,
+    embedding_model: str | None,
+    reflection_model: str | None = None,
+    reflection_base_url: str | None = None,
 ) -> dict[str, AlignmentOptimizer]:
-    """Return optimizers by name; MLflow's reflect with the judge's model."""
+    """Return optimizers by name, which reflect with the judge's model where none is given."""
     from mlflow.genai.judges import optimizers
 
+    model = reflection_model or judge.model
     known: dict[str, AlignmentOptimizer] = {
-        "workbench SIMBA": SIMBA(seed=seed, progress=False),
+        "workbench SIMBA": SIMBA(
+            reflection_model, base_url=reflection_base_url, seed=seed, progress=False
+        ),
         # MLflow takes a seed of 0 for none, and 42 in its place.
-        "MLflow SIMBA": optimizers.SIMBAAlignmentOptimizer(model=judge.model, seed=seed),
-        "MLflow GEPA": optimizers.GEPAAlignmentOptimizer(model=judge.model),
+        "MLflow SIMBA": optimizers.SIMBAAlignmentOptimizer(model=model, seed=seed),
+        "MLflow GEPA": optimizers.GEPAAlignmentOptimizer(model=model),
     }
     if embedding_model:
         known[MEMALIGN] = optimizers.MemAlignOptimizer(
-            reflection_lm=judge.model, embedding_model=embedding_model
+            reflection_lm=model, embedding_model=embedding_model
         )
     if isinstance(wanted, str):
         wanted = [name.strip() for name in wanted.split(",") if name.strip()]

@@ -57,20 +57,16 @@ def propose(
     budget: Budget,
     max_failure_share: float,
     stop: threading.Event | None = None,
+    reflection_base_url: str | None = None,
 ) -> Learned:
     """Return what the optimizer proposes; raises as `Meter.raise_for_losses` does."""
     who, judge, split = type(optimizer).__name__, data.judge, data.split
     if (player := recording.replayed()) is not None:
         raise player.missing(f"What {who} asks (of optimizers only SIMBA is recorded)")
     budget.check(str(judge.model))
-    with metering(
-        judge,
-        budget,
-        stop=stop,
-        scale=split.train.scale,
-        max_failure_share=max_failure_share,
-        dimensions=compat.embedding_dimensions(optimizer),
-    ) as meter:
+    given: Any = {"scale": split.train.scale, "max_failure_share": max_failure_share, "stop": stop}
+    given |= {"dimensions": compat.embedding_dimensions(optimizer)}
+    with metering(judge, budget, reflection_base_url=reflection_base_url, **given) as meter:
         traces = [*_with_consensus(split.train), *_with_consensus(split.dev)]
         try:
             proposed = _run(judge, optimizer, traces, meter)
@@ -98,7 +94,10 @@ def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter
     proposed = metered.align(traces, compat.with_models(optimizer, meter.model, make))
     if type(proposed) is InstructionsJudge:
         return with_instructions(judge, proposed.instructions)
-    return compat.rename_models(proposed, meter.real, like=judge)
+    found = compat.rename_models(proposed, meter.real, like=judge)
+    if (embedder := compat.embedder_of(found)) is not None:
+        embedder.default_kwargs |= reached_by(*meter.endpoint("embedding", embedder.model))
+    return found
 
 
 def _notes(judge: Judge, optimizer: AlignmentOptimizer, meter: Meter) -> Iterator[str]:
@@ -182,9 +181,10 @@ class Meter:
         scale: Scale | None = None,
         max_failure_share: float = 1.0,
         dimensions: int | None = None,
+        reflection_base_url: str | None = None,
     ) -> None:
         self.judge, self.runner, self.scale, self.dimensions = judge, runner, scale, dimensions
-        self.max_failure_share = max_failure_share
+        self.max_failure_share, self.reflection_base_url = max_failure_share, reflection_base_url
         self.id = uuid.uuid4().hex[:12]
         self.requests: Counter[str] = Counter()
         self.answers: Counter[str] = Counter()
@@ -216,6 +216,15 @@ class Meter:
         found = re.fullmatch(rf"{SCHEME}(:?)/{self.id}/\w+/([^/]+)/(.*)", model)
         return f"{found[2]}{found[1]}/{found[3]}" if found else model
 
+    def endpoint(self, kind: str, model: str) -> tuple[str | None, dict[str, str], dict[str, Any]]:
+        """Return base URL, headers and parameters by which a model (``openai/gpt``) is reached."""
+        if kind == "reflection" and self.reflection_base_url:
+            return self.reflection_base_url, {}, {}
+        own = str(self.judge.model).replace(":/", "/", 1)
+        # Labelled items are embedded: beside a local judge they are not to leave its server.
+        same = kind == "embedding" and model.split("/")[0] == own.split("/")[0]
+        return compat.endpoint(self.judge) if same or model == own else (None, {}, {})
+
     def complete(self, kind: str, model: str, messages: Sequence[Any], params: Any) -> Any:
         """Return litellm's answer to a chat, or raise an error that nobody retries."""
         import litellm
@@ -225,8 +234,7 @@ class Meter:
         schema = json.dumps(params.get("response_format"), default=str)
         verdict = self._schema_refused or ('"result"' in schema and '"rationale"' in schema)
         kind = "judge" if kind == "judge" and verdict else "reflection"
-        own = model == str(self.judge.model).replace(":/", "/", 1)
-        base_url, headers, judge_params = compat.endpoint(self.judge) if own else (None, {}, {})
+        base_url, headers, judge_params = self.endpoint(kind, model)
         question = {**params, **judge_params} if kind == "judge" else params
         question = {k: v for k, v in question.items() if k not in _TRANSPORT}
         question["messages"] = [m if isinstance(m, dict) else m.model_dump() for m in messages]
@@ -244,9 +252,10 @@ class Meter:
         asked: dict[str, Any] = {"dimensions": self.dimensions} if self.dimensions else {}
         asked["input"] = list(texts)
         question = asked | {"max_tokens": 0}  # an embedding is read and nothing is written
-        way = asked | {"max_retries": 0, "drop_params": True}
+        way: dict[str, Any] = {"max_retries": 0, "drop_params": True}
+        way |= reached_by(*self.endpoint("embedding", model))
         answer = self._answer(
-            "embedding", model, question, lambda: litellm.embedding(model=model, **way)
+            "embedding", model, question, lambda: litellm.embedding(model=model, **asked, **way)
         )
         return litellm.EmbeddingResponse(**answer)
 
@@ -255,8 +264,8 @@ class Meter:
     ) -> dict[str, Any]:
         import litellm
 
-        uri = model.replace("/", ":/", 1)
-        key = question_key(kind, answers_from(uri, compat.endpoint(self.judge)[0]), model, question)
+        uri, reached = model.replace("/", ":/", 1), self.endpoint(kind, model)
+        key = question_key(kind, answers_from(uri, reached[0]), model, question)
         with self._lock:
             # The same request again wants another sample; a later run gets the same ones.
             self._samples[key] += 1
@@ -267,7 +276,7 @@ class Meter:
             call=lambda: client.ask(question, send),
             read=functools.partial(self._read, kind),
             sender=f"The {kind} model of an optimizer",
-            credentials=credentials_of(*compat.endpoint(self.judge)),
+            credentials=credentials_of(*reached),
         )
         fault = Fault("refused", "no further request is sent")
         with suppress(StoppedError, CancelledError):

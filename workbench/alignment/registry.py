@@ -50,8 +50,9 @@ class Registered:
     """A judge's version in the registry.
 
     ``new`` is False where the latest version was this very judge already. ``status`` is that of
-    the alignment which gave the judge ("" for a judge registered by itself), ``warning`` what
-    to know before MLflow's own `get_scorer` is used.
+    the alignment which gave the judge ("" for a judge registered by itself), ``headline`` the same
+    with "(uncertain)" where the gain may be luck, ``warning`` what to know before MLflow's own
+    `get_scorer` is used.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Registered:
     status: str = ""
     new: bool = True
     warning: str = ""
+    headline: str = ""
     _judge: Judge | None = field(default=None, compare=False)
 
     @property
@@ -70,7 +72,7 @@ class Registered:
 
     def __repr__(self) -> str:
         state = "new" if self.new else "was there already"
-        status = f", alignment {self.status}" if self.status else ""
+        status = f", alignment {self.headline or self.status}" if self.status else ""
         text = f"{self.name!r} version {self.version} ({state}{status}). {self.warning}".rstrip()
         return f"<Registered {text}>"
 
@@ -128,8 +130,8 @@ def _provenance(alignment: Any, aligned: str) -> dict[str, Any]:
     parent = alignment.fingerprints["original"]
     scores = ("n", "accuracy", "accuracy_interval", "kappa", "kappa_interval")
     recorded = (
-        "status", "seed", "optimizer", "dataset_digest", "calls", "reflection_calls", "tokens",
-        "cost", "run_id",
+        "status", "headline", "seed", "optimizer", "dataset_digest", "calls", "reflection_calls",
+        "tokens", "cost", "run_id",
     )  # fmt: skip
     known = {
         "parent": None if parent == aligned else parent,
@@ -172,6 +174,7 @@ def _write(
         fingerprint=made.get("fingerprint", ""),
         status=made.get("status", ""),
         new=new,
+        headline=made.get("headline", ""),
         warning=_WARNING if kept.get("base_url") or kept.get("headers") else "",
         _judge=judge,
     )
@@ -225,9 +228,10 @@ def history(name: str, *, experiment: str | None = None) -> pd.DataFrame:
     -------
     DataFrame
         ``version``; ``registered_at`` (UTC); ``fingerprint`` and that of the ``parent`` it was
-        aligned from; ``status`` of the alignment; on its ``n`` held-out pairs, accuracy and kappa
-        of the original (``accuracy_before``) and of the proposed judge (``accuracy_after``), each
-        with its interval; ``optimizer``, ``seed``, ``dataset_digest``, ``split_digest``, ``model``,
+        aligned from; ``status`` of the alignment, and ``headline``, the same with "(uncertain)"
+        where the gain may be luck; on its ``n`` held-out pairs, accuracy and kappa of the original
+        (``accuracy_before``) and of the proposed judge (``accuracy_after``), each with its
+        interval; ``optimizer``, ``seed``, ``dataset_digest``, ``split_digest``, ``model``,
         ``calls``, ``reflection_calls``, ``tokens``, ``cost``, the MLflow ``run_id``, and
         ``rolled_back_from``. What is not known is None, and an undefined statistic nan.
 
@@ -238,7 +242,7 @@ def history(name: str, *, experiment: str | None = None) -> pd.DataFrame:
 
 
 _COLUMNS: Final = (
-    "version", "registered_at", "fingerprint", "parent", "status", "n",
+    "version", "registered_at", "fingerprint", "parent", "status", "headline", "n",
     "accuracy_before", "accuracy_before_interval", "accuracy_after", "accuracy_after_interval",
     "kappa_before", "kappa_before_interval", "kappa_after", "kappa_after_interval",
     "optimizer", "seed", "dataset_digest", "split_digest", "model", "calls", "reflection_calls",

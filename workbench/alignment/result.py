@@ -115,14 +115,15 @@ class Alignment:
     def figures(self) -> dict[str, Any]:
         """Return what alignments are compared by, as plain values by name (see `record`).
 
-        ``before`` and ``after`` are accuracies on the ``n`` held-out pairs, each with the ends of
-        its interval (``_low``, ``_high``), as the kappas are, and on numeric scales the mean
-        distances (``before_mean_distance``), by which the gate goes there. ``labels`` were learned
-        from. ``baseline`` is the accuracy of always giving the most frequent label, and ``ceiling``
-        the agreement of people with each other, on contested items too.
+        ``result`` is the headline. ``before`` and ``after`` are accuracies on the ``n`` held-out
+        pairs, each with the ends of its interval (``_low``, ``_high``), as the kappas are, and on
+        numeric scales the mean distances (``before_mean_distance``), by which the gate goes there.
+        ``labels`` were learned from. ``baseline`` is the accuracy of always giving the most
+        frequent label, and ``ceiling`` the agreement of people with each other, on contested items
+        too.
         """
         labels = len(self.split.train) + len(self.split.dev)
-        found: dict[str, Any] = {"result": self.status, "n": self.comparison.n, "labels": labels}
+        found: dict[str, Any] = {"result": self.headline, "n": self.comparison.n, "labels": labels}
         for when, measured in (("before", self.before), ("after", self.after)):
             for metric in _measures(measured):
                 name = when if metric == "accuracy" else f"{when}_{metric}"

@@ -82,7 +82,7 @@ def make_judge(
         For instructions without a template variable or with an unknown one, and for an
         unsupported value type.
     ArgumentError
-        For a base URL that is not http(s).
+        For a base URL that is not http(s), or is given without a model to be found there.
     """
     from mlflow.genai.judges import make_judge as mlflow_make_judge
 
@@ -92,6 +92,11 @@ def make_judge(
         api = mlflow_options.get("model_api")
         address = str(mlflow_options["base_url"]).strip()
         mlflow_options["base_url"] = chat_endpoint(uri, address, api)
+        if uri == MODEL:
+            raise ArgumentError(
+                f"A base_url was given, but {MODEL} answers within this process. Name the "
+                "server's model: model='openai:/...'."
+            )
     return mlflow_make_judge(
         name=name,
         instructions=instructions,

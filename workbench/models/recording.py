@@ -47,13 +47,17 @@ class Head(BaseModel, extra="forbid", frozen=True):
 
 
 class Entry(BaseModel, extra="forbid", frozen=True):
-    """The answer to one question, or why there is none. ``paid`` is 0 for an answer from before."""
+    """The answer to one question, or why there is none.
+
+    ``paid`` is what the run paid for it: nothing for an answer from before, which cost ``before``.
+    """
 
     key: str = Field(pattern=r"^[0-9a-f]{64}$")
     about: str = ""
     answer: dict[str, Any] | None = None
     failed: Fault | None = None
     paid: Usage = UNPAID
+    before: Usage = UNPAID
 
 
 # -- the file -------------------------------------------------------------------------------
@@ -176,10 +180,11 @@ class Player:
         return len(self._entries)
 
     def get(self, key: str) -> Entry | None:
-        """Return the answer; its cost is part of it the first time only."""
+        """Return the answer, which is paid for the first time only."""
         entry = self._entries.get(key)
         if entry is not None and entry.answer is not None and key in self._used:
-            entry = entry.model_copy(update={"paid": UNPAID})
+            cost = entry.paid + entry.before
+            entry = entry.model_copy(update={"paid": UNPAID, "before": cost})
         self._used.add(key)
         return entry
 

@@ -271,7 +271,8 @@ class _Run:
                 ended = entry.failed.message
                 continue
             known = entry.answer is not None and entry.paid.requests == 0
-            self._settle(index, Outcome(entry.answer, entry.failed, entry.paid, known))
+            usage = entry.before if known else entry.paid
+            self._settle(index, Outcome(entry.answer, entry.failed, usage, known))
         if ended:
             raise BudgetError(ended)
         if missing := self.open:
@@ -414,6 +415,7 @@ class _Run:
                 answer=outcome.answer,
                 failed=outcome.fault and outcome.fault.recorded,
                 paid=outcome.paid,
+                before=outcome.usage if outcome.cached else UNPAID,
             )
             self.recorder.put(entry)
 

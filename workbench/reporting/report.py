@@ -121,7 +121,7 @@ def render(
         finalize=_shown,
     )
     reasons = alignment.pairs.reasons
-    url, *_ = compat.endpoint(compat.base_judge(alignment.judge) or alignment.judge)
+    url, *_ = compat.endpoint(alignment.judge)
     history = alignment.history.astype(object).map(_cell)
     content = {
         "alignment": alignment,
