@@ -20,8 +20,8 @@ from workbench.judging.judge import fingerprint_of
 from workbench.judging.verdict_folder import Scored
 from workbench.metrics.agreement import agreement
 from workbench.metrics.figures import Coded
-from workbench.metrics.intervals import Result, adjusted, check_confidence, figure
-from workbench.metrics.slices import FEW, Slices, slice_names, week_of
+from workbench.metrics.intervals import Result, check_confidence, figure
+from workbench.metrics.slices import FEW, Slices, adjusted_slices, slice_names, week_of
 from workbench.pairing.consensus import known_scale, name_of
 from workbench.pairing.joining import pair
 from workbench.pairing.pairs import Pairs
@@ -256,7 +256,7 @@ def _shifts(verdicts: pd.DataFrame, *, numeric: bool) -> pd.DataFrame:
         rows[one] = (len(own), *found)
     columns = ["verdicts", "shift", "shift_p", "note"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("week")
-    return table.assign(shift_p=adjusted(table["shift_p"], "holm"))
+    return table.assign(shift_p=adjusted_slices(table["shift_p"]))
 
 
 def _of_counts(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float, str]:
