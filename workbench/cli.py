@@ -171,6 +171,7 @@ def sweep(notebook: str, given: Any, output: Path, experiment: str, **options: A
 @click.argument("name")
 @click.option("--accuracy", type=float, help="Minimum share of equal values.")
 @click.option("--kappa", type=float, help="Minimum of Cohen's kappa.")
+@click.option("--weighted-kappa", type=float, help="Minimum of kappa with quadratic weights.")
 @click.option("--sensitivity", type=float, help="Minimum share of people's positives found.")
 @click.option("--specificity", type=float, help="Minimum share of people's negatives found.")
 @click.option("--groups", help="Tag or input of what belongs together, such as a question's id.")

@@ -201,17 +201,20 @@ class Scale:
         return scale if positive is None else scale.with_positive(positive)
 
     @classmethod
-    def from_values(cls, observed: Iterable[Any], *, positive: Any = None) -> Scale:
+    def from_values(
+        cls, observed: Iterable[Any], *, positive: Any = None, every: bool = False
+    ) -> Scale:
         """Return the scale of observed raw values, for judges whose type is plain str.
 
         Up to 20 distinct values make categories, as in `of`, but that of two unknown words the
         alphabet decides, and words for yes and for no are one value each; more, if all are numbers,
         a numeric scale. Where all can be read as numbers they are, such as 4/5 or ``5 stars``, and
         the 5 that others are out of is on the scale. What stands for a missing rating (``nan``,
-        ``NULL``, ``?``) is left out. Fewer than two distinct values, or more than 20 that are not
-        all numbers, are a `ScaleError`.
+        ``NULL``, ``?``) and abstentions are left out, unless ``every`` is true. Fewer than two
+        distinct values, or more than 20 that are not all numbers, are a `ScaleError`.
         """
-        given = [scalar(raw) for raw in observed if not is_missing(raw) and not is_abstention(raw)]
+        seen_at_all = (raw for raw in observed if not is_missing(raw))
+        given = [scalar(raw) for raw in seen_at_all if every or not is_abstention(raw)]
         times = Counter(map(str, given))
         # The most frequent writing of a value stands for it, whatever the order of arrival.
         writings = sorted(
@@ -222,7 +225,7 @@ class Scale:
         seen = {
             fold(raw): normal_form(str(raw)) if isinstance(raw, texts) else raw for raw in writings
         }
-        for word in no_ratings(seen):
+        for word in () if every else no_ratings(seen):
             del seen[word]
         distinct = [seen[word] for word in sorted(seen)]
         if numbers := as_numbers(distinct):

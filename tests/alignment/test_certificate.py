@@ -26,6 +26,8 @@ from workbench.alignment.runs import ALIGNED_TAG
 from workbench.cli import main
 from workbench.errors import ArgumentError, TooFewPairsError
 from workbench.judging.judge import fingerprint, with_instructions
+from workbench.metrics.agreement import agreement
+from workbench.scale import Scale
 from workbench.simba.candidate import Candidate
 
 GOOD = [[190, 10], [15, 185]]  # specificity 190/200, sensitivity 185/200
@@ -83,8 +85,9 @@ def test_it_says_why_not_and_what_it_is_not() -> None:
     assert one_class.table["value"].isna().all()
     assert "sensitivity is undefined" in " ".join(one_class.notes)
     said = " ".join(workbench.certify(from_confusion(GOOD)).notes)
-    assert "a test set of 400 items" in said
-    assert "not known which judge gave the verdicts" in said
+    assert "one test set of 400 items" in said
+    assert "Which judge gave the verdicts is not known" in said
+    assert "this use of them is not counted" in said
     assert few.looks is None
     json.dumps(one_class.to_dict(), allow_nan=False)
 
@@ -98,11 +101,25 @@ def test_wrong_demands_are_errors_that_say_what_to_demand() -> None:
     with pytest.raises(ArgumentError, match=r"kappa=0\.6"):
         workbench.certify(colours)
     assert workbench.certify(colours, kappa=0.6, accuracy=0.9).passed
+    with pytest.raises(ArgumentError, match="weighted_kappa is defined"):
+        workbench.certify(colours, weighted_kappa=0.6)
     nothing: Any = None
     with pytest.raises(ArgumentError, match="takes an Alignment or Pairs, got NoneType"):
         workbench.certify(nothing)
     with pytest.raises(TooFewPairsError, match="No pair is left"):
         workbench.certify(pairs.subset([]), accuracy=0.5)
+
+
+def test_of_an_order_a_weighted_kappa_can_be_demanded() -> None:
+    """A judge of numbers is hardly ever equal to people, and may be near."""
+    human = [float(k % 50) for k in range(200)]
+    pairs = make_pairs(human, [v + k % 3 - 1 for k, v in enumerate(human)], Scale("numeric"))
+    assert not workbench.certify(pairs, kappa=0.6).passed
+    found = workbench.certify(pairs, weighted_kappa=0.6)
+    assert found.passed
+    assert found.table.loc["weighted_kappa", "value"] == agreement(pairs).weighted_kappa
+    with pytest.raises(ArgumentError, match=r"which is numeric .*Give weighted_kappa=0\.6"):
+        workbench.certify(pairs)
 
 
 def test_what_a_store_holds_is_shown_as_text() -> None:

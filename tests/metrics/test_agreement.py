@@ -40,6 +40,8 @@ def test_two_by_two_example_by_hand() -> None:
     assert (found.n, found.baseline) == (50, 0.5)
     assert (found.accuracy, found.kappa) == pytest.approx((0.7, 0.4))
     assert found.mean_distance == pytest.approx(0.3)
+    low, high = found.accuracy_interval
+    assert found.mean_distance_interval == pytest.approx((1 - high, 1 - low))
     assert (found.confusion.loc["no", "yes"], found.confusion.loc["yes", "no"]) == (5, 10)
     assert found.confusion_shares.loc["no"].tolist() == [0.8, 0.2]
     assert found.class_shares["judge"].tolist() == [0.6, 0.4]
@@ -79,6 +81,8 @@ def test_undefined_is_nan_and_not_zero() -> None:
     values = [empty.accuracy, empty.kappa, empty.mean_distance, empty.baseline]
     assert all(map(math.isnan, [*values, empty.accuracy_interval.low]))
     assert (empty.n, empty.confusion.to_numpy().sum()) == (0, 0)
+    assert {"coverage", "majority baseline", "recall of 'no'"} <= set(empty.undefined)
+    assert empty.table.loc["coverage", "note"] == "there are no pairs"
     same = agreement(make_pairs(["yes"] * 5, ["yes"] * 5))
     assert same.accuracy == 1
     assert math.isnan(same.kappa)
@@ -89,6 +93,8 @@ def test_undefined_is_nan_and_not_zero() -> None:
     never = agreement(make_pairs(["yes", "no"], ["no", "no"]))
     assert never.per_class is not None
     assert math.isnan(never.per_class.loc["yes", "precision"])
+    assert never.undefined["precision of 'yes'"] == "the judge never says 'yes'"
+    assert same.undefined["recall of 'no'"] == "no human label is 'no'"
     assert (never.per_class.loc["yes", "recall"], never.kappa) == (0, 0)
 
 
@@ -116,6 +122,7 @@ def test_numbers_have_error_and_correlation_and_a_confusion_in_bins() -> None:
     assert (found.mae, found.bias, found.pearson, found.spearman) == pytest.approx((1, 1, 1, 1))
     assert found.ac1 is None
     assert found.accuracy == 0
+    assert repr(found).endswith("mean distance 0.091, Pearson correlation 1.000>")
     assert found.confusion.shape == (10, 10)
     assert found.confusion.to_numpy().sum() == 50
     assert found.per_class is None
@@ -190,6 +197,12 @@ def test_kappa_collapses_where_one_class_is_rare_and_that_is_said() -> None:
     assert "98% of the labels are 'no'" in found.notes[0]
     assert found.notes[0] in found._repr_html_().replace("&#x27;", "'")
     assert agreement(from_confusion([[50, 3], [4, 50]])).notes == ()
+    assert found.notes[0] in str(found)
+    whole = Scale.from_type(int)
+    ratings = agreement(make_pairs([5] * 95 + [1, 2, 3, 4, 1], [5] * 92 + [4] * 3 + [5] * 5, whole))
+    assert "Kappa is only" in ratings.notes[0]
+    assert ratings.ac2 > ratings.ac1 > 0.9
+    assert math.isnan(agreement(make_pairs([3] * 30, [3] * 30, whole)).ac1)
     nothing_rare = agreement(make_pairs(["yes"] * 30, ["yes"] * 30))
     assert "Kappa is undefined although" in nothing_rare.notes[0]
 
@@ -225,7 +238,7 @@ def test_every_figure_that_is_undefined_has_its_reason() -> None:
     assert constant.undefined["Matthews correlation"] == "the judge says 'no' throughout"
     empty = agreement(make_pairs([], [], GRADES))
     assert set(empty.undefined.values()) == {"there are no pairs"}
-    assert set(empty.undefined) == set(empty.figures)
+    assert set(empty.figures) <= set(empty.undefined)
     exact = agreement(make_pairs([3.0] * 4, [3.0] * 4, Scale("numeric")))
     assert exact.undefined["bias"].startswith("no interval")
     offset = agreement(make_pairs([1.0, 2.0, 3.0, 4.0], [2.0, 3.0, 4.0, 5.0], Scale("numeric")))

@@ -173,7 +173,7 @@ def test_what_cannot_be_tested_is_nan_and_said() -> None:
     assert math.isnan(empty.winning_rate)
 
 
-def test_copies_of_an_item_and_words_for_none_are_no_evidence() -> None:
+def test_copies_of_an_item_are_no_evidence() -> None:
     votes = [{"ana": "yes", "ben": "yes", "cleo": "no"}] * 40
     pairs = make_pairs(["yes"] * 40, ["yes"] * 40, votes=votes)
     copies = replace(pairs, content=dict.fromkeys(pairs.trace_ids, ("one", "answer")))
@@ -189,12 +189,34 @@ def test_copies_of_an_item_and_words_for_none_are_no_evidence() -> None:
     half = alternative_annotator_test(replace(agreed, content=copies.content), min_items=1)
     assert half.table["judge_advantage"].tolist() == [0.5] * 3
     assert half.advantage_probability == 0.5
-    words = pairs.votes
-    words.iloc[:20] = "N/A"
-    assert alternative_annotator_test(words, ["N/A"] * 20 + ["yes"] * 20).items == 20
-    twice = pd.Series(["yes"] * 2, index=[words.index[0]] * 2)
+    twice = pd.Series(["yes"] * 2, index=[pairs.votes.index[0]] * 2)
     with pytest.raises(ArgumentError, match="twice"):
-        alternative_annotator_test(words, twice)
+        alternative_annotator_test(pairs.votes, twice)
+
+
+@pytest.mark.parametrize("word", ["unknown", "None", "N/A", "?", "Skip", "not applicable"])
+def test_a_word_for_none_is_a_label_unless_it_stands_among_numbers(word: str) -> None:
+    """Nobody says that it is none; all that is in the table is counted, and the word is noted."""
+    rng = np.random.default_rng(2)
+    labels = {who: rng.choice(["yes", "no", word], 60) for who in "abc"}
+    verdicts = rng.choice(["yes", "no", word], 60)
+    found = alternative_annotator_test(pd.DataFrame(labels), verdicts)
+    by_item = {who: dict(enumerate(given)) for who, given in labels.items()}
+    rate, advantage, _ = by_the_paper(by_item, dict(enumerate(verdicts)), accuracy, 0.2)
+    assert (found.items, found.left_out) == (60, 0)
+    assert (found.winning_rate, found.advantage_probability) == pytest.approx((rate, advantage))
+    assert f"{word.lower()!r} (" in found.notes[-1]
+    numbers = pd.DataFrame({who: [*range(5)] * 8 for who in "abc"}, dtype=object)
+    numbers.iloc[0, 0] = word
+    left_out = alternative_annotator_test(numbers, [*range(5)] * 8, score="neg_rmse")
+    assert left_out.table["n"].tolist() == [39, 40, 40]
+    assert left_out.notes[-1].startswith(f"Left out: {word.lower()!r} (1)")
+
+
+def test_there_may_be_more_categories_than_a_scale_has() -> None:
+    words = [f"intent {k}" for k in range(50)]
+    found = alternative_annotator_test(pd.DataFrame(dict.fromkeys("abc", words)), words)
+    assert (found.items, found.winning_rate) == (50, 1)
 
 
 def test_equal_on_every_item_wins_unless_epsilon_is_zero() -> None:

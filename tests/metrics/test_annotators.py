@@ -123,7 +123,35 @@ def test_abstentions_are_neither_right_nor_wrong() -> None:
     found = annotator_agreement(make_pairs(["yes", "no", "no"], ["yes"] * 3, votes=votes))
     assert found.pairwise.iloc[0][["n", "accuracy"]].tolist() == [2, 1.0]
     table = pd.DataFrame({"a": ["yes", "no", "no"], "b": ["yes", "N/A", "no"]})
-    assert annotator_agreement(table).pairwise.iloc[0]["n"] == 2
+    assert annotator_agreement(table, scale=YES_NO).pairwise.iloc[0]["n"] == 2
+
+
+def test_a_word_for_none_is_a_label_unless_it_stands_among_numbers() -> None:
+    """Nobody says that it is none; the figures are those of any other word, and a note names it."""
+    words = pd.DataFrame({"a": ["yes", "no", "unknown"] * 9, "b": ["yes", "unknown", "no"] * 9})
+    found, other = (
+        annotator_agreement(words.replace("unknown", to)) for to in ("unknown", "maybe")
+    )
+    assert (found.shared_items, found.alpha) == (27, pytest.approx(other.alpha))
+    assert "'unknown' (18)" in found.notes[0]
+    assert other.notes == ()
+    single = annotator_agreement(pd.DataFrame({"a": ["x", "unknown"] * 5, "b": ["x"] * 10}))
+    assert single.pairwise["accuracy"].item() == 0.5
+    numbers = annotator_agreement(pd.DataFrame({"a": [1, 2, "N/A"] * 5, "b": [1, 2, 3] * 5}))
+    assert (numbers.shared_items, numbers.level) == (10, "ordinal")
+    assert "Left out: 'n/a' (5)" in numbers.notes[0]
+
+
+def test_items_with_a_single_label_change_no_interval() -> None:
+    """They say nothing of agreement; nor does an interval leave the range."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(1, 6, 8)
+    few = pd.DataFrame({"a": truth, "b": np.where(rng.random(8) < 0.6, truth, 3)}, dtype=float)
+    more = few.reindex(range(68)).fillna({"a": 4})
+    scale = Scale.of([1, 2, 3, 4, 5])
+    one, two = (annotator_agreement(table, scale=scale) for table in (few, more))
+    assert two.alpha_interval == one.alpha_interval
+    assert two.alpha_interval.high <= 1
 
 
 def test_items_without_a_verdict_count_for_annotators() -> None:
@@ -136,8 +164,10 @@ def test_one_annotator_or_one_value_leaves_agreement_undefined() -> None:
     single = annotator_agreement(pd.DataFrame({"a": ["yes", "no"]}))
     assert len(single.pairwise) == 0
     assert all(map(math.isnan, (single.alpha, single.fleiss, single.ceiling)))
+    assert single.notes == ("No figure is defined: no item has two labels or more.",)
     same = annotator_agreement(pd.DataFrame({"a": ["yes", "yes"], "b": ["yes", "yes"]}))
     assert math.isnan(same.alpha)
+    assert "all labels are equal" in same._repr_html_()
     assert same.ceiling == 1
     assert same.ceiling_interval.low < 0.5
     empty = annotator_agreement(pd.DataFrame())
@@ -187,7 +217,7 @@ def test_full_disagreement_is_no_certainty() -> None:
 
 @pytest.mark.parametrize("votes", [["Yes", "yes", "true"], ["good", "Good ", "GOOD"]])
 def test_one_value_in_several_writings_is_full_agreement(votes: list[str]) -> None:
-    table = pd.DataFrame({"ana": [*votes, "n/a"], "ben": [*votes[::-1], votes[0]]})
+    table = pd.DataFrame({"ana": [*votes, None], "ben": [*votes[::-1], votes[0]]})
     found = annotator_agreement(table)
     assert (found.shared_items, found.ceiling, found.pairwise["accuracy"].item()) == (3, 1.0, 1.0)
     assert (math.isnan(found.alpha), len(found.contested)) == (True, 0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from typing import Any, Literal
 
+import krippendorff
 import mlflow
 import numpy as np
 import pandas as pd
@@ -13,9 +15,10 @@ import pytest
 from asking import OwnJudge
 from hypothesis import given
 from hypothesis import strategies as st
-from made_pairs import make_pairs
+from made_pairs import COLOURS, make_pairs
 from mlflow.entities import Feedback
 from mlflow.genai.judges import Judge
+from sklearn.metrics import accuracy_score
 
 from workbench import assess, import_traces, make_judge, pair, self_agreement
 from workbench.errors import ArgumentError, BudgetError
@@ -122,6 +125,23 @@ def test_figures_by_hand() -> None:
     json.dumps(found.to_dict(), allow_nan=False)
     assert "t001" in found._repr_html_()
     assert "all 4 answers agree on 0.667" in repr(found)
+
+
+def test_figures_are_those_of_other_programs() -> None:
+    """Alpha of the package krippendorff; of two answers the share that scikit-learn counts."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, 80)
+    wavers = rng.random((4, 80)) < 0.3
+    codes = np.where(wavers, rng.integers(0, 3, (4, 80)), truth)
+    words = np.array(["red", "green", "blue"])[codes]
+    labels = make_pairs(words[0].tolist(), words[0].tolist(), COLOURS)
+    table = self_agreement(assessed(*words.T.tolist()), labels, resamples=50).table["value"]
+    known = krippendorff.alpha(codes, level_of_measurement="nominal")
+    assert table["alpha"] == pytest.approx(known)
+    shares = [accuracy_score(one, two) for one, two in itertools.combinations(codes, 2)]
+    assert table["two answers agree"] == pytest.approx(np.mean(shares))
+    right = [accuracy_score(codes[0], each) for each in codes]
+    assert table["accuracy of one answer"] == pytest.approx(np.mean(right))
 
 
 @given(st.lists(st.lists(st.sampled_from("ab"), min_size=3, max_size=3), min_size=1, max_size=9))

@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_pairs import from_confusion, make_pairs
-from scipy.stats import fisher_exact, ttest_ind
+from scipy.stats import binomtest, fisher_exact, ttest_ind
 from statsmodels.stats.proportion import proportion_confint
 
 from workbench import agreement, import_traces, log_verdicts, pair
 from workbench.errors import ArgumentError
-from workbench.metrics.slices import Slices
+from workbench.metrics.slices import Slices, fields_of
 from workbench.pairing.pairs import Pairs
 from workbench.scale import Scale
+from workbench.store.traces import Example
 
 
 def by_position(pairs: Pairs, slice_of: Any, **options: Any) -> Slices:
@@ -46,7 +47,9 @@ def test_a_slice_has_the_figures_of_its_pairs_and_is_tested_against_the_rest() -
     assert big["difference"] == pytest.approx(0.4)
     p = fisher_exact([[36, 4], [10, 10]]).pvalue
     assert (big["p_value"], small["p_value"]) == pytest.approx((p, p))
-    assert big["p_adjusted"] == pytest.approx(2 * p)
+    assert big["p_adjusted"] == pytest.approx(p)  # two slices are one test
+    thirds = by_position(pairs, lambda k: "big" if k < 40 else f"small {k % 2}").table
+    assert thirds["p_adjusted"].min() == pytest.approx(3 * thirds["p_value"].min())
     assert (big["note"], small["note"]) == ("", "fewer than 30 pairs")
     assert found.accuracy == pytest.approx(46 / 60)
     assert list(found.differing.index) == ["big", "small"]
@@ -67,12 +70,18 @@ def test_small_slices_are_pooled_and_writings_of_a_name_are_one() -> None:
     assert single.table["n"].to_dict() == {"many": 65, "few": 5}
 
 
+def test_outputs_of_one_length_are_a_band_of_that_length() -> None:
+    texts = ["x" * 21] * 9 + ["x" * size for size in range(30, 39)]
+    found = fields_of(Example(f"t{k}", {}, text) for k, text in enumerate(texts))
+    assert "21 characters" in found["length"].values()
+
+
 def test_what_cannot_be_said_of_a_slice_is_nan_with_a_note() -> None:
     same = by_position(from_confusion([[0, 0], [0, 30]]), lambda k: "all")
     row = same.table.loc["all"]
     assert row["accuracy"] == 1
     assert all(math.isnan(row[name]) for name in ("kappa", "difference", "p_value", "p_adjusted"))
-    assert row["note"] == "kappa undefined: one value throughout"
+    assert row["note"] == "kappa undefined: one value throughout; no test: nothing to compare with"
     empty = agreement(make_pairs([], []), by={})
     assert (len(empty.table), empty.n) == (0, 0)
     assert list(empty.table.columns) == list(same.table.columns)
@@ -91,6 +100,7 @@ def test_numbers_are_compared_by_their_distance() -> None:
     assert near["difference"] == pytest.approx(gaps[:40].mean() - gaps[40:].mean())
     reference = ttest_ind(gaps[:40], gaps[40:], equal_var=False).pvalue
     assert near["p_value"] == pytest.approx(reference)
+    assert f"mean distance {gaps.mean():.3f} [" in repr(found)
 
 
 def test_each_annotator_is_compared_by_their_own_labels() -> None:
@@ -99,6 +109,15 @@ def test_each_annotator_is_compared_by_their_own_labels() -> None:
     table = agreement(pairs, by="annotator").table
     assert table["n"].to_dict() == {"ana": 40, "bo": 40}
     assert table["accuracy"].to_dict() == pytest.approx({"ana": 39 / 40, "bo": 24 / 40})
+    # On 15 of the same items the judge is with ana alone.
+    assert table["difference"].to_dict() == pytest.approx({"ana": 15 / 40, "bo": -15 / 40})
+    assert table["p_adjusted"].tolist() == pytest.approx([binomtest(0, 15).pvalue] * 2)
+    more = [{**one, "cy": "yes"} for one in votes]
+    alone = {"ana": "yes"}
+    three = make_pairs(["yes"] * 41, ["yes"] * 39 + ["no"] * 2, votes=[*more, alone])
+    found = agreement(three, by="annotator").table
+    assert found.loc["bo", "difference"] == pytest.approx(-15 / 40)
+    assert found.loc["bo", "p_value"] == pytest.approx(binomtest(0, 15).pvalue)
     tie = pd.DataFrame({"trace_id": ["x"], "reason": ["annotators tie"]})
     notes = agreement(replace(pairs, excluded=tie), by="annotator").table["note"]
     assert set(notes) == {"without 1 item on which annotators differ"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -57,6 +58,9 @@ def test_confusion_shows_counts_shares_and_sides() -> None:
     assert where["8"] == (1, 0)  # human "no" is row 0, judge "yes" column 1
     tints = np.asarray(ax.collections[0].get_facecolor())[:, 3]  # row by row, share of the row
     assert tints == pytest.approx([0.2, 0.8, 0.0, 1.0])
+    many = plot_confusion(make_pairs(["no"] * 1200, ["no"] * 1200), ax=axes())
+    assert "no\n(1,200)" in texts(many)
+    assert "1,200" in texts(many)
     shares = plot_confusion(BEFORE, normalise=True, title="mine", ax=axes())
     sizes = {t.get_text(): t.get_fontsize() for t in shares.texts}
     assert (shares.get_title(), sizes["80%"] > sizes["8"]) == ("mine", True)
@@ -83,6 +87,15 @@ def test_many_classes_are_drawn_without_texts() -> None:
     assert len(ax.texts) == 0
     assert len(ax.get_yticklabels()) == 50
     assert len(np.asarray(ax.collections[0].get_facecolor())) == size  # empty cells are not drawn
+
+
+@pytest.mark.parametrize("size", [7, 12, 20, 30])
+def test_labels_of_rows_do_not_run_into_each_other(size: int) -> None:
+    scale = Scale.of([f"class {i} of many with a long name" for i in range(size)], ordered=False)
+    ax = plot_confusion(make_pairs(list(scale.values) * 2, list(scale.values) * 2, scale))
+    ax.figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+    assert all(upper.y0 >= lower.y1 - 1 for upper, lower in itertools.pairwise(boxes))
 
 
 def test_two_classes_are_drawn_in_the_order_in_which_they_were_declared() -> None:

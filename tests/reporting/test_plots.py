@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -191,6 +192,11 @@ def test_slices_show_n_interval_and_the_overall_line() -> None:
         plot_slices(SLICES, metric="kappa")
     strict = SimpleNamespace(table=SLICES, by="model", confidence=0.99)
     assert legend(plot_slices(strict, ax=axes())) == ["differs (p < 0.01, adjusted)", "may be luck"]
+    assert ax.get_xlim() == (-0.02, 1.02)
+    narrow = SLICES.head(1).assign(accuracy_low=0.899, accuracy_high=0.901)
+    left, right = plot_slices(narrow, overall=0.898, ax=axes()).get_xlim()
+    assert 0.85 < left < 0.898  # and of 100,000 pairs the interval can be seen
+    assert 0.901 < right < 0.95
     alone = plot_slices(SLICES.head(1).assign(p_adjusted=math.nan), ax=axes())
     (dot,) = [line for line in alone.lines if line.get_marker() == "o" and len(line.get_xdata())]
     assert dot.get_markerfacecolor() == "white"  # a single slice differs from nothing
@@ -205,6 +211,7 @@ def test_slices_of_numbers_show_how_far_the_verdicts_are() -> None:
     assert ax.get_xlabel() == "mean distance by group, with interval"
     dots = [line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata())]
     assert [line.get_xdata()[0] for line in dots] == pytest.approx([0.01, 0.01])
+    assert legend(ax)[0] == "all pairs"
 
 
 def test_ratings_are_circles_with_their_counts_on_few_levels() -> None:
@@ -213,7 +220,10 @@ def test_ratings_are_circles_with_their_counts_on_few_levels() -> None:
     assert {(t.get_position(), t.get_text()) for t in ax.texts} == {((0, 1), "3"), ((2, 2), "1")}
     assert [t.get_text() for t in ax.get_xticklabels()] == list(GRADES.values)
     (line,) = ax.lines
-    assert list(line.get_xdata()) == list(line.get_ydata()) == list(ax.get_xlim())
+    x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+    assert np.array_equal(x, y, equal_nan=True)
+    pieces = list(itertools.pairwise(x))  # none of which strikes a count through
+    assert not any(low <= level <= high for low, high in pieces for level in range(4))
     with pytest.raises(ArgumentError, match="nominal"):
         plot_ratings(make_pairs(["red"], ["blue"], COLOURS))
 

@@ -79,6 +79,7 @@ def test_cells_changes_slices_and_texts_find_items(traces: list[str]) -> None:
     fixed = {"fixed": 2, "broken": 1, "still wrong": 1, "right before and after": 2}
     assert made.setup["changes"] == fixed
 
+    assert made.shown["distance"].is_monotonic_decreasing  # before the view asks
     every = page(made, told, judge=0)
     assert (every["matrix"], every["total"], every["ask"]) == ([[1, 2], [1, 2]], 6, 7)
     wrong = {row["trace_id"] for row in every["rows"][:3]}  # what this judge got wrong comes first
@@ -283,7 +284,7 @@ def test_the_table_in_its_place_is_escaped_and_has_both_matrices(traces: list[st
     made, _ = explorer()
     html = made._repr_mimebundle_()["text/html"]
     assert html.count("<table") == 3
-    assert "human / before" in html
+    assert html.count("human / before") == 1
     assert "still wrong" in html
     assert HOSTILE not in html
     assert "&lt;img src=x" in html

@@ -92,6 +92,7 @@ def certify(
     sensitivity: float | None = None,
     specificity: float | None = None,
     kappa: float | None = None,
+    weighted_kappa: float | None = None,
     accuracy: float | None = None,
     groups: Groups = None,
     confidence: float = 0.95,
@@ -112,8 +113,9 @@ def certify(
     sensitivity, specificity
         Least share of people's positives, and of their negatives, that the judge finds, on binary
         scales; both are 0.8 if no threshold is given.
-    kappa, accuracy
-        Least Cohen's kappa, and least share of equal values.
+    kappa, weighted_kappa, accuracy
+        Least Cohen's kappa, on ordered scales the one with quadratic weights, and least share of
+        equal values.
     groups
         What belongs together, as in `agreement`; of an alignment, what its split kept together.
     confidence
@@ -124,7 +126,7 @@ def certify(
     Raises
     ------
     ArgumentError
-        For a threshold out of range, and for sensitivity or specificity on another scale.
+        For a threshold out of range, and for one that the scale does not have.
     TooFewPairsError
         Where no pair is left.
     StoreError
@@ -135,8 +137,8 @@ def certify(
         raise ArgumentError(f"certify takes an Alignment or Pairs, got {type(test).__name__}.")
     every = test.pairs if isinstance(test, Alignment) else test
     least = _demands(
-        every.scale,
-        sensitivity=sensitivity, specificity=specificity, kappa=kappa, accuracy=accuracy,
+        every.scale, sensitivity=sensitivity, specificity=specificity, kappa=kappa,
+        weighted_kappa=weighted_kappa, accuracy=accuracy,
     )  # fmt: skip
     notes: list[str] = []
     if isinstance(test, Alignment):
@@ -192,6 +194,7 @@ def check_registered(
     sensitivity: float | None = None,
     specificity: float | None = None,
     kappa: float | None = None,
+    weighted_kappa: float | None = None,
     accuracy: float | None = None,
     groups: Groups = None,
     budget: Budget | int | None = None,
@@ -207,7 +210,7 @@ def check_registered(
     """
     judge = load_judge(name, version)
     least = {"sensitivity": sensitivity, "specificity": specificity}
-    least |= {"kappa": kappa, "accuracy": accuracy}
+    least |= {"kappa": kappa, "weighted_kappa": weighted_kappa, "accuracy": accuracy}
     _demands(scale_of(judge), **least)  # before anything is paid
     check_confidence(confidence)
     found = fetch_traces(spans=False)
@@ -230,13 +233,17 @@ def _demands(scale: Scale | None, **thresholds: float | None) -> dict[str, float
     least = {name: value for name, value in thresholds.items() if value is not None}
     least = least or dict.fromkeys(OF_BINARY, 0.8)
     for name, value in least.items():
-        low = -1 if name == "kappa" else 0
+        low = -1 if name.endswith("kappa") else 0
         if not low <= value < 1:
             raise ArgumentError(f"{name}={value!r} must lie in [{low}, 1): no interval is above 1.")
-    if scale is not None and scale.kind != "binary" and set(least) & set(OF_BINARY):
+    if scale is None:
+        return least
+    weighted = "weighted_kappa" if scale.ordered else "kappa"
+    has = {"kappa", "accuracy", weighted, *(OF_BINARY if scale.kind == "binary" else ())}
+    if wrong := sorted(set(least) - has):
         raise ArgumentError(
-            f"sensitivity and specificity need a binary scale; this is a {scale.kind} one "
-            f"({scale.describe()}). Give kappa=0.6, accuracy=0.8, or both."
+            f"No {' or '.join(wrong)} is defined on this scale, which is {scale.kind} "
+            f"({scale.describe()}). Give {weighted}=0.6, accuracy=0.8, or both."
         )
     return least
 
@@ -245,8 +252,8 @@ def _not_learned(pairs: Pairs, by_id: Mapping[str, Example]) -> tuple[Pairs, lis
     """The pairs that no alignment on the way to this judge has learned from, and notes."""
     if not pairs.fingerprint:
         return pairs, [
-            "It is not known which judge gave the verdicts, so these items may include some that "
-            "it learned from."
+            "Which judge gave the verdicts is not known, so that items which it learned from may "
+            "be among these, and this use of them is not counted: of many tries one passes by luck."
         ]
     known_as = (pairs.fingerprint, pairs.earlier_fingerprint)
     learned = read_lineage(known_as, {}, by_id).learned & by_id.keys()
@@ -283,7 +290,7 @@ def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:
             value, interval = 1 - value, Interval(1 - wrong.high, 1 - wrong.low)
             n = int(measured.confusion.to_numpy()[side].sum())
         else:
-            value, interval = measured.figures[name]
+            value, interval = getattr(measured, name), getattr(measured, f"{name}_interval")
         rows.append((name, value, *interval, n, threshold, interval.low > threshold))
     columns = ["figure", "value", "low", "high", "n", "threshold", "passed"]
     return pd.DataFrame(rows, columns=columns).set_index("figure")

@@ -67,7 +67,8 @@ class Exploration(Session):
         self.found = Items(before, after)
         label = LabelQuestion(before.name, self.found.pairs[0].scale, required=False)
         self.ask([label, LabelQuestion(NOTE, None, title="Note", required=False)])
-        self._query, self._shown = Query(), self.found.find(Query())[0]
+        self._query = Query(judge=len(self.found.names) - 1)  # whose distance the table has
+        self._shown = self.found.find(self._query)[0]
         self._reading = threading.Lock()
         self._unread: str | None = None  # why texts could not be read, "" where they were
 

@@ -88,13 +88,13 @@ class Agreement(Result):
         kappa at the lower end of the accuracy's interval.
     mean_distance
         Mean `Scale.distance` of verdict and label: 0 is full agreement (bootstrap). On binary and
-        nominal scales it is 1 - accuracy.
+        nominal scales it is 1 - accuracy (Wilson).
     false_positives, false_negatives, false_positive_rate, false_negative_rate
         On binary scales: positive verdicts on human negatives, of all human negatives; negative
         verdicts on human positives, of all human positives (Wilson).
     ac1, ac2
         Gwet's coefficients, which kappa's collapse under skewed classes does not touch; ac2 counts
-        near misses less, on ordinal scales (bootstrap). None on numeric scales.
+        near misses less, on ordinal and numeric scales (bootstrap). None on scales with bins.
     matthews
         On binary scales: Matthews' correlation coefficient, in [-1, 1] (bootstrap).
     mae, bias, within_one
@@ -115,7 +115,7 @@ class Agreement(Result):
         gave a usable verdict (Wilson); how often it abstained, and how often the call or the answer
         failed; as far as the pairs tell.
     undefined
-        Name of a figure that is nan, or has no interval -> why.
+        Name of a figure that is nan, or has no interval -> why; of classes ``"recall of 'no'"``.
     notes
         What a reader should know beside the figures.
     """
@@ -208,12 +208,17 @@ class Agreement(Result):
         more = {"figures": figures_as_data(self.figures), "values": list(self.confusion.index)}
         return super().to_dict() | plain({**more, "confusion": confusion})
 
+    @property
+    def headline(self) -> dict[str, tuple[float, Interval]]:
+        """The two figures that stand for all: numbers are hardly ever equal."""
+        numeric = ("mean distance", "Pearson correlation")
+        names = numeric if self.scale.kind == "numeric" else ("accuracy", "kappa")
+        return {name: self.figures[name] for name in names}
+
     def __repr__(self) -> str:
-        return (
-            f"<Agreement {self.name!r} on {counted(self.n, 'pair')}: accuracy "
-            f"{figure(self.accuracy, self.accuracy_interval)}, kappa "
-            f"{figure(self.kappa, self.kappa_interval)}>"
-        )
+        said = ", ".join(f"{name} {figure(*one)}" for name, one in self.headline.items())
+        head = f"<Agreement {self.name!r} on {counted(self.n, 'pair')}: {said}>"
+        return "\n".join([head, *self.notes])
 
     def _repr_html_(self) -> str:
         classes = self.per_class
@@ -308,6 +313,8 @@ def agreement(
     confusion, baseline = confusion_of(coded), ratio(np.bincount(coded.human).max(initial=0), n)
     cells = confusion.to_numpy()
     per_class, ends = (None, None) if coded.binned else class_figures(coded, confidence)
+    whole = {"coverage": (coverage, coverage_interval)}
+    whole["majority baseline"] = baseline, Interval(baseline, baseline)
     return Agreement(
         name=pairs.name,
         scale=coded.scale,
@@ -326,7 +333,7 @@ def agreement(
         false_negatives=int(cells[1, 0]) if coded.scale.kind == "binary" else None,
         abstentions=int((lost["why"] == "abstained").sum()),
         failures=int((lost["why"] == "failed").sum()),
-        undefined=why_undefined(coded, found),
+        undefined=why_undefined(coded, {**found, **whole}) | _undefined_classes(per_class, n),
         notes=(
             *_kappa_paradox(coded, found, baseline),
             *_without_verdict(lost["why"]),
@@ -340,6 +347,18 @@ def _coverage(pairs: Pairs, lost: Iterable[str], confidence: float) -> tuple[flo
     ids = [*pairs.trace_ids, *lost]
     judged, groups = np.arange(len(ids)) < len(pairs), numbered(pairs.clusters_of(ids))
     return proportion(judged, groups, confidence)
+
+
+def _undefined_classes(per_class: pd.DataFrame | None, n: int) -> dict[str, str]:
+    """Why the figures of a class are nan: name -> reason."""
+    reasons = {"precision": "the judge never says {!r}", "recall": "no human label is {!r}"}
+    reasons["f1"] = "neither judge nor people say {!r}"
+    return {
+        f"{name} of {value!r}": reason.format(value) if n else "there are no pairs"
+        for value, row in (() if per_class is None else per_class.iterrows())
+        for name, reason in reasons.items()
+        if math.isnan(row[name])
+    }
 
 
 def _without_verdict(why: pd.Series[str]) -> tuple[str, ...]:
@@ -361,17 +380,16 @@ def _kappa_paradox(coded: Coded, figures: Figures, baseline: float) -> tuple[str
 
     Source: Feinstein and Cicchetti (1990), Journal of Clinical Epidemiology 43, 543-549.
     """
-    if "AC1" not in figures:
-        return ()
-    accuracy, kappa, ac1 = (figures[name][0] for name in ("accuracy", "kappa", "AC1"))
+    ac1 = figures.get("AC1", (math.nan, UNDEFINED))[0]
+    accuracy, kappa = (figures[name][0] for name in ("accuracy", "kappa"))
     collapsed = math.isnan(kappa) or ac1 - kappa >= 0.2
-    if not (accuracy >= SKEWED and baseline >= SKEWED and collapsed):
+    if math.isnan(ac1) or not (accuracy >= SKEWED and baseline >= SKEWED and collapsed):
         return ()
     most = coded.values[int(np.bincount(coded.human).argmax())]
     low = "undefined" if math.isnan(kappa) else f"only {kappa:.2f}"
     return (
         f"Kappa is {low} although judge and people agree on {accuracy:.0%} of the items: "
         f"{baseline:.0%} of the labels are {most!r}, so that chance alone agrees on nearly as "
-        f"many. Gwet's AC1 ({ac1:.2f}) does not collapse so. Neither tells whether "
-        "the judge finds the rare classes: look at the recall of each class as well.",
+        f"many. Gwet's AC1 ({ac1:.2f}) does not collapse so. Neither tells whether the judge finds "
+        "the rare classes: look at the recall of each.",
     )

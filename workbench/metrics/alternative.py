@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -23,10 +24,10 @@ from workbench.metrics.intervals import (
     figure,
     wilson,
 )
-from workbench.metrics.votes import votes_table
+from workbench.metrics.votes import labels_of, votes_table
 from workbench.pairing.pairs import Pairs
-from workbench.scale import Scale, is_abstention, no_rating
-from workbench.vocabulary import check_people, fold, number, scalar
+from workbench.scale import ABSTAIN, Scale
+from workbench.vocabulary import check_people, fold, is_missing, number, scalar
 
 Score = Literal["accuracy", "neg_rmse"]
 
@@ -51,7 +52,8 @@ class AlternativeAnnotatorTest(Result):
         shares of them on which the one is at least as near to the remaining annotators as the
         other; ``p_value`` of the hypothesis that the annotator's advantage is greater by
         ``epsilon`` or more; ``p_adjusted`` (Benjamini and Yekutieli); ``rejected``: whether the
-        judge wins; ``note``.
+        judge wins; ``note``. ``plot_slices(test.table.drop(columns="p_adjusted"),
+        metric="judge_advantage")`` draws it.
     items, left_out
         Items with a verdict and two labels or more; items without.
     """
@@ -107,7 +109,8 @@ def alternative_annotator_test(
     ----------
     pairs_or_table
         Pairs with the annotators' votes; or a table with a row an item and a column an annotator,
-        nan where an item is not labelled.
+        nan where an item is not labelled. Words such as *unknown* are labels there, but not among
+        numbers; a note tells.
     verdicts
         With a table: a verdict for each row, in the rows' order, a Series or mapping by the
         table's index, or the name of the column that holds them. Rows without one are left out.
@@ -134,7 +137,10 @@ def alternative_annotator_test(
         raise ArgumentError(f"epsilon={epsilon!r} must lie in [0, 1), for instance 0.2.")
     labels, judged, scale = _read(pairs_or_table, verdicts)
     check_people("The table", labels.columns)
-    human, judge = _coded(labels, judged, score, scale)
+    given = list(map(scalar, [*labels.to_numpy(dtype=object).ravel().tolist(), *judged]))
+    given, notes = labels_of(given) if scale is None else (given, [])
+    codes = _coded(given, score, scale)
+    human, judge = codes[: labels.size].reshape(labels.shape), codes[labels.size :]
     usable = (np.isfinite(human).sum(axis=1) >= 2) & np.isfinite(judge)
     human, judge, left_out = human[usable], judge[usable], int((~usable).sum())
     wins, losses = _advantages(human, judge, score)
@@ -156,7 +162,7 @@ def alternative_annotator_test(
         left_out=left_out,
         score=score,
         epsilon=epsilon,
-        notes=tuple(_notes(human, judge, tested, left_out)),
+        notes=(*_notes(human, judge, tested, left_out), *notes),
     )
 
 
@@ -198,28 +204,25 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
     return table, list(verdicts), None
 
 
-def _coded(
-    labels: pd.DataFrame, verdicts: list[Any], score: Score, scale: Scale | None
-) -> tuple[Array, Array]:
-    """Labels (items, annotators) and verdicts (items,) as numbers; nan for none."""
-    given = [*labels.to_numpy(dtype=object).ravel(), *verdicts]
-    there = np.array([not (is_abstention(v, scale) or no_rating(v, scale)) for v in given], bool)
-    values = [scalar(v) for v, is_there in zip(given, there, strict=True) if is_there]
-    codes = np.full(len(given), math.nan)
-    codes[there] = numbered(map(fold, values)) if score == "accuracy" else _numbers(values, scale)
-    return codes[: labels.size].reshape(labels.shape), codes[labels.size :]
+def _coded(given: list[Any], score: Score, scale: Scale | None) -> Array:
+    """Labels or verdicts as numbers; nan for none."""
+    codes: dict[str, float] = {}
 
+    @lru_cache(maxsize=None, typed=True)  # each writing once
+    def read(raw: Any) -> float:
+        if is_missing(raw) or raw is ABSTAIN:
+            return math.nan
+        if score == "accuracy":
+            return codes.setdefault(fold(raw), float(len(codes)))
+        size = scale.rank(raw) if scale is not None and scale.ordered else number(raw)
+        if size is None:
+            raise ArgumentError(
+                f"score='neg_rmse' needs numbers, and {raw!r} is none. Use score='accuracy' for "
+                "categories."
+            )
+        return size
 
-def _numbers(values: list[Any], scale: Scale | None) -> list[float]:
-    found = list(map(number, values))
-    if None in found and scale is not None and scale.ordered:
-        return [scale.rank(v) for v in values]
-    if None in found:
-        raise ArgumentError(
-            f"score='neg_rmse' needs numbers, and {values[found.index(None)]!r} is none. Use "
-            "score='accuracy' for categories."
-        )
-    return [float(v) for v in found if v is not None]
+    return np.array(list(map(read, given)), dtype=float)
 
 
 def _advantages(human: Array, judge: Array, score: Score) -> tuple[Array, Array]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.formatting import counted, html_table, plain
+from workbench.formatting import counted, html_lines, html_table, plain
 from workbench.metrics.coefficients import (
     MOST_COMPARED,
     Level,
@@ -84,6 +84,8 @@ class AnnotatorAgreement(Result):
         item; among tied majority values each counts as its share. A judge that agrees with
         people more than this agrees with them better than they do with each other, if both are of
         the same items: this counts those too that are not among the pairs since annotators tie.
+    notes
+        Why figures are nan, and which words of a table look like no label.
     """
 
     hidden = ("scale",)
@@ -104,6 +106,7 @@ class AnnotatorAgreement(Result):
     ceiling: float
     ceiling_interval: Interval
     scale: Scale
+    notes: tuple[str, ...] = ()
 
     def matrix(self, measure: str = "kappa") -> pd.DataFrame:
         """Return a column of `pairwise` as a symmetric table, nan on the diagonal."""
@@ -141,7 +144,8 @@ class AnnotatorAgreement(Result):
 
     def _repr_html_(self) -> str:
         tables = [self.pairwise, self.by_annotator, self.contested.head(10)]
-        return html_table(self.table) + "".join(html_table(t, index=False) for t in tables)
+        shown = "".join(html_table(t, index=False) for t in tables)
+        return html_table(self.table) + shown + html_lines(self.notes)
 
 
 def annotator_agreement(
@@ -159,7 +163,8 @@ def annotator_agreement(
     ----------
     pairs_or_votes
         Pairs (their ``votes``, which cover traces without a verdict too), or a table with one
-        row an item and one column an annotator. Missing cells and abstentions count as no label.
+        row an item and one column an annotator. Missing cells and abstentions count as no label;
+        of a table without ``scale`` words such as *unknown* do so only beside numbers.
     scale
         The scale of the labels; that of the pairs, or of the values seen, by default.
     groups
@@ -178,17 +183,19 @@ def annotator_agreement(
     votes = Votes.of(pairs_or_votes, scale, groups)
     codes, together, several = votes.codes, votes.groups, votes.labels >= 2
     credits = _against_others(votes.within)
-    # Items with the same labels by the same annotators fall into one cell.
-    first, times, kind = distinct_rows(codes)
-    alpha = _alpha(codes[first], votes.positions, votes.level)
+    # Of the items that several labelled; those with equal labels by the same annotators are a cell.
+    shared = codes[several]
+    first, times, kind = distinct_rows(shared)
+    alpha = _alpha(shared[first], votes.positions, votes.level)
     options: Any = {"resamples": resamples, "seed": seed, "confidence": confidence}
     if (votes.within > 0).any():
         # With so many categories its resamples would take long.
         are_few = votes.level == "interval" or len(votes.positions) <= MOST_CATEGORIES
-        bootstrap = Bootstrap(times, rows=(together, kind), **options)
-        intervals = _intervals(credits[first], times, alpha if are_few else None, bootstrap)
+        bootstrap = Bootstrap(times, rows=(together[several], kind), **options)
+        credit = credits[several][first]
+        intervals = _intervals(credit, times, alpha if are_few else None, bootstrap)
     else:
-        intervals = _of_full_agreement(codes[several], together[several], confidence)
+        intervals = _of_full_agreement(shared, together[several], confidence)
     equal, those = equally_rated(codes)
     fleiss = _fleiss(equal, together[those], len(votes.positions), options)
     return AnnotatorAgreement(
@@ -208,7 +215,16 @@ def annotator_agreement(
         ceiling=ratio(np.nansum(credits), np.isfinite(credits).sum()),
         ceiling_interval=intervals[1],
         scale=votes.scale,
+        notes=(*_why_undefined(shared), *votes.notes),
     )
+
+
+def _why_undefined(shared: Array) -> list[str]:
+    """Why a figure over all annotators is nan; ``shared`` are items with several labels."""
+    if not len(shared):
+        return ["No figure is defined: no item has two labels or more."]
+    are_equal = np.isin(shared, [-1, shared.max()]).all()
+    return ["Alpha and kappa are undefined: all labels are equal."] * bool(are_equal)
 
 
 def _against_others(within: Array) -> Array:

@@ -112,11 +112,13 @@ def gwet_ac(rows: Array, columns: Array, counts: Array, weights: Array) -> Array
 
     ``(observed - expected) / (1 - expected)`` agreement, where ``expected = T / (K (K - 1)) sum p_k
     (1 - p_k)`` of the mean shares p of the K categories, used or not, and T is the sum of the
-    weights of agreement. At most 1; nan for no items. Sources: Gwet (2008), British Journal of
-    Mathematical and Statistical Psychology 61, 29-48; AC2: Gwet (2014), Handbook of Inter-Rater
-    Reliability, chapter 5.
+    weights of agreement. At most 1; nan for no items and for one category. Sources: Gwet (2008),
+    British Journal of Mathematical and Statistical Psychology 61, 29-48; AC2: Gwet (2014), Handbook
+    of Inter-Rater Reliability, chapter 5.
     """
     size, share, categories = len(weights), _shares(counts), np.eye(len(weights))
+    if size < 2:
+        return np.full(counts.shape[:-1], math.nan)
     agreed = 1 - weights / weights.max()
     p = (share @ categories[rows] + share @ categories[columns]) / 2
     expected = agreed.sum() / (size * (size - 1)) * (p * (1 - p)).sum(axis=-1)

@@ -295,6 +295,8 @@ def _changes(
     shares, later = before.shares, after.shares
     changes = {}
     for name, (value, _) in first.figures.items():
+        if name.startswith("AC") and first.scale.kind == "numeric":
+            continue  # each judge's counts the values seen as categories
         change = second.figures[name][0] - value
         if math.isnan(change):
             interval = UNDEFINED

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,7 @@ from workbench.metrics.intervals import (
     proportion,
     wilson,
 )
+from workbench.pairing.pairs import Pairs
 from workbench.scale import MOST_CATEGORIES, Scale
 
 Figures = Mapping[str, tuple[float, Interval]]
@@ -47,17 +48,6 @@ ROUNDING = 1e-9  # what sums of the same numbers in another order may differ by
 
 # Name of a figure -> code of the human label that it is about.
 ERROR_RATES = {"false positive rate": 0, "false negative rate": 1}
-
-
-class Rated(Protocol):
-    """What can be coded, such as `Pairs`; rows that are equal in ``clusters`` belong together."""
-
-    @property
-    def scale(self) -> Scale: ...
-    @property
-    def table(self) -> pd.DataFrame: ...  # with the columns trace_id, human and judge
-    @property
-    def clusters(self) -> Sequence[Hashable]: ...
 
 
 @dataclass(frozen=True)
@@ -76,7 +66,7 @@ class Coded:
     positions: Array
 
     @classmethod
-    def of(cls, pairs: Rated, *more: Rated) -> Coded:
+    def of(cls, pairs: Pairs, *more: Pairs) -> Coded:
         """Code ``pairs``; the values of ``more`` are included, so that codes can be compared."""
         sides = ("human", "judge")
         seen = [value for p in (pairs, *more) for side in sides for value in p.table[side]]
@@ -116,6 +106,8 @@ class Coded:
         if self.scale.ordered:
             near = np.abs(self.errors) <= 1 + ROUNDING
             found["within one"] = (np.full(len(near), self.span > 1), near)
+        else:  # where no miss is nearer than another
+            found["mean distance"] = (np.ones(len(right), bool), ~right)
         return found
 
     @property
@@ -184,7 +176,7 @@ class Sample:
                 continue
             matrix = disagreement(at, each)
             found[f"kappa{name}"] = partial(cohen_kappa, human, verdict, weights=matrix)
-            if scale.kind != "numeric":  # Gwet's depend on how many categories there are
+            if not self.coded.binned:  # Gwet's depend on how many categories there are
                 ac = f"AC{2 if each else 1}{name}"
                 found[ac] = partial(gwet_ac, human, verdict, weights=matrix)
         if "kappa (quadratic)" in found:  # which takes moments alone
@@ -195,10 +187,11 @@ class Sample:
         if scale.kind == "numeric":
             ranks = self._ranks(human), self._ranks(verdict)
             found["Spearman correlation"] = partial(correlation, *ranks)
-        means = {"mean distance": self.coded.distances(human, verdict)}
+        means = {}
         if scale.ordered:
             error = at[verdict] - at[human]
-            means |= {"mean absolute error": np.abs(error), "bias": error}
+            means = {"mean absolute error": np.abs(error), "bias": error}
+            means["mean distance"] = self.coded.distances(human, verdict)
         return found | {name: partial(_mean, values) for name, values in means.items()}
 
     def _ranks(self, side: Array) -> Array:
@@ -261,7 +254,7 @@ def figures_of(coded: Coded, weights: Weights | None, **options: Any) -> dict[st
 
 
 def _of_numbers(coded: Coded, found: Figures, n: int, confidence: float) -> dict[str, Any]:
-    """Correlations, and the interval of kappa where its chance agreement hardly varies.
+    """Correlations of numbers.
 
     Fisher's interval is right for normal numbers. Others vary more (Steiger and Hakstian 1982,
     British Journal of Mathematical and Statistical Psychology 35, 208-215), and so do ranks
@@ -277,10 +270,6 @@ def _of_numbers(coded: Coded, found: Figures, n: int, confidence: float) -> dict
         for name, (value, factor) in factors.items():
             interval = correlation_interval(value, n, confidence, factor)
             more[f"{name} correlation"] = value, interval
-    (accuracy, ends), (kappa, _) = found["accuracy"], found["kappa"]
-    if coded.binned and accuracy < 1 and not math.isnan(kappa):
-        by_chance = (accuracy - kappa) / (1 - kappa)
-        more["kappa"] = kappa, Interval(*((end - by_chance) / (1 - by_chance) for end in ends))
     return more
 
 
@@ -289,7 +278,7 @@ def why_undefined(coded: Coded, figures: Figures) -> dict[str, str]:
     return {
         name: _why(coded, name)
         if math.isnan(value)
-        else "no interval: the data vary too little to estimate one"
+        else "no interval: it takes several items, not all of them alike"
         for name, (value, interval) in figures.items()
         if math.isnan(interval.low)
     }

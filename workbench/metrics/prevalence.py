@@ -198,7 +198,7 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
     check_confidence(confidence)
     if pairs.scale.kind != "binary":
         raise ArgumentError(
-            f"prevalence needs a binary scale; {pairs.name!r} has a {pairs.scale.kind} one "
+            f"prevalence needs a binary scale; that of {pairs.name!r} is {pairs.scale.kind} "
             f"({pairs.scale.describe()}). Map its values to yes and no first."
         )
     raw = list(verdicts)

@@ -126,11 +126,17 @@ def labels_needed(
     """
     check_confidence(confidence)
     check_confidence(power, "power")
+    if not isinstance(classes, (Mapping, pd.Series, type(None))):
+        raise ArgumentError(
+            f"classes={classes!r} must map each class to its share: {{'yes': 0.2}}."
+        )
     classes = {} if classes is None else dict(classes)
     given = {"width": width, "improvement": improvement, "accuracy": accuracy}
     for name, value in {**given, "differing": differing, **classes}.items():
         if value is not None and not 0 < value <= 1:
             raise ArgumentError(f"The share {name}={value!r} must lie in (0, 1].")
+    if sum(classes.values()) > 1 + 1e-9:
+        raise ArgumentError(f"The shares in classes={classes!r} add up to more than 1.")
     rows: dict[str, tuple[int, str]] = {}
     share = 0.5 if accuracy is None else accuracy
     if width is not None:

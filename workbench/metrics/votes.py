@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -15,8 +16,17 @@ from workbench.metrics.coefficients import Level, numbered
 from workbench.metrics.intervals import Array
 from workbench.pairing.pairs import Pairs
 from workbench.pairing.splits import Groups
-from workbench.scale import ABSTAIN, Scale, is_abstention, no_rating
-from workbench.vocabulary import check_people, fold, scalar, truth_side
+from workbench.scale import ABSTAIN, Scale, no_rating
+from workbench.vocabulary import (
+    ABSTENTIONS,
+    as_numbers,
+    check_people,
+    fold,
+    is_missing,
+    no_ratings,
+    scalar,
+    truth_side,
+)
 
 LEVELS: dict[str, Level] = {"ordinal": "ordinal", "numeric": "interval"}
 """Kind of scale -> level of measurement, where it is not nominal."""
@@ -35,18 +45,20 @@ class Votes:
     values: list[Any]
     scale: Scale
     groups: Array
+    notes: list[str]
 
     @classmethod
     def of(cls, given: Any, scale: Scale | None, groups: Groups = None) -> Votes:
         """Read pairs or a table; by default on the scale of the pairs, or of the values seen."""
+        notes: list[str] = []
         if isinstance(given, Pairs):
             table, known = given.votes, scale or given.scale
             together = numbered(given.grouped(groups).clusters_of(table.index))
         else:
             table = votes_table("annotator_agreement", given)
-            cells = map(scalar, table.to_numpy(dtype=object).ravel().tolist())
-            seen = [v for v in cells if not no_rating(v, scale) and not is_abstention(v)]
-            known = scale or _scale_of(seen)
+            cells = list(map(scalar, table.to_numpy(dtype=object).ravel().tolist()))
+            cells, notes = (cells, []) if scale else labels_of(cells)
+            known = scale or _scale_of([v for v in cells if v is not ABSTAIN])
             if isinstance(groups, str):
                 raise ArgumentError(f"groups={groups!r}: of a table it maps items to groups.")
             rows = enumerate(table.index)
@@ -61,7 +73,8 @@ class Votes:
         values = list(known.values) or sorted(set(votes) - {ABSTAIN})
         number = {ABSTAIN: -1} | {value: k for k, value in enumerate(values)}
         codes = np.array([number[v] for v in votes], dtype=int).reshape(table.shape)
-        return cls(tuple(map(str, table.columns)), table.index, codes, values, known, together)
+        names = tuple(map(str, table.columns))
+        return cls(names, table.index, codes, values, known, together, notes)
 
     @property
     def level(self) -> Level:
@@ -95,12 +108,30 @@ def votes_table(function: str, given: Any) -> pd.DataFrame:
     return given.set_index("trace_id") if "trace_id" in given.columns else given
 
 
+def labels_of(cells: list[Any]) -> tuple[list[Any], list[str]]:
+    """Return the cells of a table, `ABSTAIN` where there is no label, and notes on doubtful words.
+
+    Among words "unknown" or "none" is a label, as nobody says that it is none; among numbers it is
+    none. pandas writes nan for a missing cell.
+    """
+    words = ["" if is_missing(v) or v is ABSTAIN else fold(v) for v in cells]
+    times = Counter(filter(None, words))
+    doubtful = no_ratings(times) | ABSTENTIONS & times.keys()
+    none = doubtful if as_numbers(times.keys() - doubtful) else doubtful & {"nan"}
+    notes = []
+    for said, found in (("Counted as labels", doubtful - none), ("Left out", none)):
+        listed = ", ".join(f"{word!r} ({times[word]:,})" for word in sorted(found))
+        notes += [f"{said}: {listed}. Leave a cell empty where there is no label."] * bool(found)
+    without = none | {""}
+    return [ABSTAIN if w in without else v for v, w in zip(cells, words, strict=True)], notes
+
+
 def _scale_of(seen: list[Any]) -> Scale:
     """The scale of the values seen; if all are one value, however written, one that has it."""
     sides = [(truth_side(word), word) for word in map(fold, seen)]
     several = {word if side is None else side for side, word in sides}
     if len(several) > 1:
-        return Scale.from_values(seen)
+        return Scale.from_values(seen, every=True)
     if several <= {0, 1}:
         return Scale.of(["no", "yes"])
     return Scale("nominal", (seen[0], f"not {seen[0]}"))

@@ -161,17 +161,19 @@ def bare_rows(ax: Axes, labels: Sequence[str]) -> None:
 
 
 def draw_estimate(
-    ax: Axes, row: float, estimate: Sequence[float], *, hollow: bool = False, left: float = 0.0,
+    ax: Axes, row: float, estimate: Sequence[float], *, hollow: bool = False,
     undefined: str = "undefined", color: str, marker: str = "o",
 ) -> Any:  # fmt: skip
     """Draw a value and the ends of its interval; where it is nan, write so at the left."""
     value, low, high = estimate
+    look: dict[str, Any]
     if math.isnan(value):
-        write(ax, left + 0.01, row, undefined, color=BELOW, ha="left", size="small")
+        look = {"color": BELOW, "ha": "left", "transform": ax.get_yaxis_transform()}
+        write(ax, 0.01, row, undefined, size="small", **look)
         return None
     if not math.isnan(low):
         ax.plot([low, high], [row, row], color=color, lw=2, solid_capstyle="butt")
-    look: dict[str, Any] = {"color": color, "mfc": paper() if hollow else color, "mew": 1.5}
+    look = {"color": color, "mfc": paper() if hollow else color, "mew": 1.5}
     return ax.plot(value, row, marker, ms=6, **look)[0]
 
 
@@ -199,10 +201,12 @@ def draw_matrix(
     """
     size, is_small = len(names), len(names) <= 20
     ax = ax or new_axes(*matrix_size(size))[0]
-    rows, columns = ([literal(name, width) for name in names] for width in (18, 14))
+    # In two lines where there is room for them.
+    rows = [literal(name, *((18, 2) if size <= 14 else (30, 1))) for name in names]
+    columns = [literal(name, *((14, 2) if is_small else (28, 1))) for name in names]
     if totals is not None:
-        between = "\n" if is_small else " "
-        rows = [f"{row}{between}({n})" for row, n in zip(rows, totals, strict=True)]
+        between = "\n" if size <= 7 else " "
+        rows = [f"{row}{between}({n:,})" for row, n in zip(rows, totals, strict=True)]
     step = math.ceil(size / 60) or 1
     ax.set(xlim=(-0.52, size - 0.48), ylim=(size - 0.48, -0.52), aspect="equal")
     ax.set_yticks(range(0, size, step), rows[::step])

@@ -15,7 +15,7 @@ from workbench.formatting import counted
 from workbench.metrics.agreement import Agreement, agreement
 from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.comparison import Comparison
-from workbench.metrics.intervals import Interval, figure
+from workbench.metrics.intervals import figure
 from workbench.pairing.pairs import Pairs
 from workbench.reporting.drawing import (
     draw_matrix,
@@ -56,7 +56,7 @@ def plot_confusion(
     """
     found = _agreement_of(agreement_or_pairs)
     if title is None:
-        figures = [f"{name} {figure(value)}" for name, (value, _) in _of_title(found)]
+        figures = [f"{name} {figure(value)}" for name, (value, _) in found.headline.items()]
         title = f"{literal(found.name, width=60)}\n{', '.join(figures)}"
     order = order_of(found)
     table = found.confusion.reindex(index=order, columns=order)
@@ -64,7 +64,7 @@ def plot_confusion(
     shares = found.confusion_shares.reindex(index=order, columns=order).to_numpy()
 
     def text(at: tuple[int, ...]) -> tuple[str, str]:
-        count, share = str(counts[at]), f"{shares[at]:.0%}" if counts[at] else ""
+        count, share = f"{counts[at]:,}", f"{shares[at]:.0%}" if counts[at] else ""
         return (share, count) if normalise and share else (count, share)
 
     ax = draw_matrix(ax, order, shares, text, totals=table.sum(axis=1).tolist())
@@ -193,14 +193,7 @@ def plot_annotators(annotators: AnnotatorAgreement, *, ax: Axes | None = None) -
 
 def title_with_intervals(found: Agreement, name: str) -> str:
     """Return a title of three lines: the name, and two figures with their intervals."""
-    return "\n".join([name, *(f"{what} {figure(*one)}" for what, one in _of_title(found))])
-
-
-def _of_title(found: Agreement) -> list[tuple[str, tuple[float, Interval]]]:
-    """The figures in a title: numbers are hardly ever equal."""
-    numeric = ("mean distance", "Pearson correlation")
-    names = numeric if found.scale.kind == "numeric" else ("accuracy", "kappa")
-    return [(name, found.figures[name]) for name in names]
+    return "\n".join([name, *(f"{what} {figure(*one)}" for what, one in found.headline.items())])
 
 
 def _both(

@@ -184,15 +184,19 @@ def plot_slices(
     require_columns(table, "slices", ["n", *columns])
     ax = ax or new_axes(6.8, 1.3 + 0.34 * len(table))[0]
     estimates = table[columns].to_numpy(dtype=float)
-    left = max(-1.0, float(np.nanmin(estimates, initial=0)))
     alpha = 1 - getattr(slices, "confidence", 0.95) if "p_adjusted" in table else None
     luck = ~(table["p_adjusted"] < alpha) if alpha else [False] * len(table)
     for row, (one, hollow) in enumerate(zip(estimates, luck, strict=True)):
-        draw_estimate(ax, row, one, hollow=hollow, left=left, color=blue())
+        draw_estimate(ax, row, one, hollow=hollow, color=blue())
     overall = getattr(slices, metric, None) if overall is None and table is not slices else overall
     labels = [f"{literal(name, 30)} ({n:,})" for name, n in table["n"].items()]
     _finish_rows(ax, labels, ("all pairs", overall), alpha=alpha)
-    ax.set_xlim(left - 0.02, 1.02)
+    known = [v for v in (*estimates.ravel(), overall) if v is not None and not math.isnan(v)]
+    low, high = min(known, default=0.0), max(known, default=1.0)
+    left, right, margin = max(-1.0, min(low, 0.0)) - 0.02, 1.02, max(0.2 * (high - low), 0.005)
+    if high - low < 0.25:  # else small differences could not be seen
+        left, right = max(left, low - margin), min(right, high + margin)
+    ax.set_xlim(left, right)
     by = getattr(slices, "by", None)
     of = f" by {literal(by, 40)}" if by else ""
     ax.set_xlabel(f"{metric.replace('_', ' ')}{of}, with interval")
@@ -308,13 +312,17 @@ def plot_ratings(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
         _draw_density(ax, both)
     if is_ordinal:
         names = [literal(value, 16) for value in scale.values]
+        one_line = [literal(value, 30, lines=1) for value in scale.values]
         ax.set_xticks(levels, names)
-        ax.set_yticks(levels, names)
+        ax.set_yticks(levels, names if levels.size <= 7 else one_line)
         tilt_where_long(ax, names, scale.values)
     elif are_few and (levels % 1 == 0).all():
         ax.locator_params(integer=True)
     ends = (low - margin, high + margin)
-    ax.plot(ends, ends, color=ink(), lw=1, ls="--", zorder=0.5)
+    stops = np.array([ends[0], *levels, ends[1]] if are_few else ends)
+    gaps = 0.3 * np.diff(stops) * are_few  # around the counts
+    line = np.stack([stops[:-1] + gaps, stops[1:] - gaps, gaps * math.nan], axis=1).ravel()
+    ax.plot(line, line, color=ink(), lw=1, ls="--", zorder=0.5)
     ax.set(xlim=ends, ylim=ends, aspect="equal", xlabel="human", ylabel="judge")
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_title(f"{literal(pairs.name, 60)}, {counted(len(pairs), 'pair')}")

@@ -95,8 +95,8 @@ class Explorer(SessionPanel):
         labels = [word(value) for value in found.values]
         for number, name in enumerate(found.names):
             _, matrix, _ = found.find(Query(judge=number))
-            shown = pd.DataFrame(matrix, pd.Index(labels, name=f"human / {name}"), labels)
-            parts.append(html_table(shown.rename_axis(columns=f"human / {name}")))
+            shown = pd.DataFrame(matrix, labels, pd.Index(labels, name=f"human / {name}"))
+            parts.append(html_table(shown))
         rows = found.find(Query(judge=len(found.names) - 1))[0][:_MOST_ROWS]
         table = with_content(found.table.iloc[rows], self.session.pairs.previews)
         return "".join([*parts, html_table(table, index=False)])
