@@ -13,17 +13,16 @@ from hypothesis import strategies as st
 from scipy.stats import beta, norm
 from scipy.stats import t as student
 from statsmodels.regression.linear_model import OLS
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
 from workbench.metrics.intervals import (
     Bootstrap,
     Interval,
+    adjusted,
     effective_size,
     figure,
     full_agreement,
-    holm,
     mean_interval,
     paired_difference,
     proportion,
@@ -149,21 +148,11 @@ def test_the_interval_of_a_mean_is_students() -> None:
     assert math.isnan(mean_interval(np.array([0.3 - 0.1, 0.4 - 0.2]), 0.95).low)  # but for rounding
 
 
-@given(st.lists(st.floats(0, 1) | st.none(), max_size=8))
-def test_holm_equals_statsmodels(given_p: list[float | None]) -> None:
-    """Of those that are defined; others are no tests."""
-    found = holm(pd.Series(given_p, dtype=float))
-    tested = [p for p in given_p if p is not None]
-    expected = multipletests(tested, method="holm")[1] if tested else []
-    assert found.isna().tolist() == [p is None for p in given_p]
-    assert found.dropna().tolist() == pytest.approx(list(expected))
-
-
 def test_what_a_program_has_frozen_stays_so() -> None:
     """The garbage collector is the program's."""
     gc.freeze()
     try:
-        holm(pd.Series([0.01, 0.2]))
+        adjusted(pd.Series([0.01, 0.2]), "holm")
         assert gc.get_freeze_count()
     finally:
         gc.unfreeze()

@@ -30,7 +30,7 @@ from workbench.errors import ArgumentError, ReplayError, one_of
 from workbench.formatting import plain, say
 from workbench.judging.judge import fingerprint, with_instructions
 from workbench.metrics.comparison import Comparison, compare
-from workbench.metrics.intervals import holm
+from workbench.metrics.intervals import adjusted
 from workbench.models.budget import Budget
 from workbench.pairing.splits import Groups
 from workbench.simba.candidate import Candidate, Learned, WorkedExample
@@ -221,7 +221,7 @@ class _Benchmark:
         table = table.astype(kinds)
         table["words more"] -= table["words more"].iloc[0]
         if tested := list(self.comparisons):
-            table.loc[tested, "p adjusted"] = holm(table.loc[tested, "p"])
+            table.loc[tested, "p adjusted"] = adjusted(table.loc[tested, "p"], "holm")
         ordered = self.data.split.test.scale.ordered
         return table if ordered else table.drop(columns=table.filter(like="mean distance"))
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control, ttest_1samp
+from scipy.stats import ttest_1samp
 
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, html_lines, html_table
@@ -21,6 +21,7 @@ from workbench.metrics.intervals import (
     Bootstrap,
     Interval,
     Result,
+    adjusted,
     figure,
     wilson,
 )
@@ -266,9 +267,7 @@ def _tests(
         }
     )
     # A test without a p-value is one that was made: it counts, and its judge does not win.
-    made = table.loc[n >= min_items, "p_value"].fillna(1.0)
-    found = false_discovery_control(made.to_numpy(), method="by")  # Benjamini and Yekutieli
-    table["p_adjusted"] = pd.Series(found, index=made.index)
+    table["p_adjusted"] = adjusted(table["p_value"].fillna(1.0).where(n >= min_items), "fdr_by")
     table["rejected"] = table["p_adjusted"] <= FALSE_DISCOVERIES
     table["note"] = np.where(n < min_items, f"fewer than {min_items} items: not tested", "")
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterable, Mapping
 from statistics import NormalDist
@@ -95,15 +96,22 @@ def figure_table(rows: Mapping[str, Iterable[Any]], *more: str) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()), index=list(rows), columns=columns)
 
 
-def holm(p_values: pd.Series[float]) -> pd.Series[float]:
-    """Return p-values that hold for all tests together; nan stays nan and is no test.
+def adjusted(p_values: pd.Series[float], method: str) -> pd.Series[float]:
+    """Return p-values that hold for all tests together, by statsmodels' name; nan stays nan."""
+    tested, found = p_values.notna(), pd.Series(math.nan, index=p_values.index)
+    if tested.any():
+        from statsmodels.stats.multitest import multipletests
 
-    Source: Holm (1979), Scandinavian Journal of Statistics 6, 65-70.
-    """
-    # By the formula: statsmodels' collects garbage in all that is in memory.
-    ordered = p_values.dropna().astype(float).sort_values()
-    stepped = (ordered * np.arange(len(ordered), 0, -1)).cummax()
-    return stepped.clip(upper=1.0).reindex(p_values.index)
+        # Else it looks for garbage in all that is in memory. What the program froze stays so.
+        freezes = gc.get_freeze_count() == 0
+        if freezes:
+            gc.freeze()
+        try:
+            found[tested] = multipletests(p_values[tested], method=method)[1]
+        finally:
+            if freezes:
+                gc.unfreeze()
+    return found
 
 
 def normal_quantile(confidence: float) -> float:

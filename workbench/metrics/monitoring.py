@@ -20,13 +20,8 @@ from workbench.judging.judge import fingerprints_of
 from workbench.judging.verdict_folder import Scored
 from workbench.metrics.agreement import agreement
 from workbench.metrics.figures import Coded
-<<<<<<< HEAD
-from workbench.metrics.intervals import Result, check_confidence, figure, holm
-from workbench.metrics.slices import FEW, Slices, slice_names, week_of
-=======
 from workbench.metrics.intervals import Result, check_confidence, figure
 from workbench.metrics.slices import FEW, Slices, adjusted_slices, slice_names, week_of
->>>>>>> mend-twelve
 from workbench.pairing.consensus import known_scale, name_of
 from workbench.pairing.joining import pair
 from workbench.pairing.pairs import Pairs
@@ -261,11 +256,7 @@ def _shifts(verdicts: pd.DataFrame, *, numeric: bool) -> pd.DataFrame:
         rows[one] = (len(own), *found)
     columns = ["verdicts", "shift", "shift_p", "note"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("week")
-<<<<<<< HEAD
-    return table.assign(shift_p=holm(table["shift_p"]))
-=======
     return table.assign(shift_p=adjusted_slices(table["shift_p"]))
->>>>>>> mend-twelve
 
 
 def _of_counts(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float, str]:

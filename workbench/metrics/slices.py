@@ -21,9 +21,9 @@ from workbench.metrics.intervals import (
     Array,
     Interval,
     Result,
+    adjusted,
     effective_share,
     figure,
-    holm,
     with_ends,
 )
 from workbench.pairing.pairs import Pairs
