@@ -372,6 +372,34 @@ def test_runs_use_the_active_store(
         assert b"1234567" not in file.read_bytes(), file
 
 
+class OtherMachine(Executor):
+    """Runs where other variables are set."""
+
+    def submit(self, fn: Any, /, task: Any, **_: Any) -> Future[Any]:  # type: ignore[override]
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("WORKBENCH_MODEL", "WORKBENCH_CACHE"):
+                patch.setenv(name, "of the worker")
+            future = Future[Any]()
+            future.set_result(fn(task))
+        return future
+
+
+def test_runs_use_the_model_and_the_cache_of_the_caller(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which the key was made, whatever the variables of a worker say."""
+    monkeypatch.delenv("WORKBENCH_MODEL", raising=False)
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    source = write(
+        tmp_path / "n.ipynb",
+        "import os\nfor name in ('WORKBENCH_MODEL', 'WORKBENCH_CACHE'):\n"
+        "    record(name, os.environ.get(name, 'not set'))",
+    )
+    table = workbench.sweep(source, {"seed": 0}, executor=OtherMachine(), progress=False)
+    assert table["WORKBENCH_MODEL"][0] == "not set"
+    assert table["WORKBENCH_CACHE"][0] == str(tmp_path / "cache")
+
+
 def test_in_a_store_of_its_own_a_run_begins_with_the_default_experiment(
     store: str, tmp_path: Path, threads: Executor
 ) -> None:

@@ -46,6 +46,8 @@ from workbench.experiments.records import TAKEN
 from workbench.experiments.tracking import Logged, SweepRun, logged, table_of
 from workbench.formatting import bar, counted, write_whole
 from workbench.models.budget import Budget, Usage
+from workbench.models.cache import CACHE_VARIABLE
+from workbench.models.recording import MODEL_VARIABLE
 from workbench.store.database import find_experiment_id, prepare_database, store_message
 from workbench.store.tables import digest
 
@@ -174,7 +176,9 @@ def _plan(
 ) -> tuple[list[Task], list[Any]]:
     """Return a task for each point, and what the whole sweep is identified by."""
     content, defaults = notebook_digest(source), {p.name: p.default for p in declared}
-    fixed = [content, version("judge-workbench"), os.environ.get("WORKBENCH_MODEL", "")]
+    # Workers of an executor may have another environment.
+    shared = {name: os.environ.get(name, "") for name in (MODEL_VARIABLE, CACHE_VARIABLE)}
+    fixed = [content, version("judge-workbench"), shared[MODEL_VARIABLE]]
     stop = str(place / f".stop-{secrets.token_hex(8)}")
     hashes = functools.cache(_hash_of)
     told = [without_secrets(point, point) for point in points]
@@ -195,7 +199,7 @@ def _plan(
         parameters = told[position] if equal[digest(told[position])] == 1 else point
         key = digest([fixed, parameters, files])[:16]
         own_store = takes_store and "tracking_uri" not in point
-        store = own if own_store else {} if takes_store else active
+        store = shared | (own if own_store else {} if takes_store else active)
         tasks.append(
             Task(
                 str(source), content, point, key, position, str(place / key), str(Path.cwd()), stop,
