@@ -102,9 +102,11 @@ def test_runs_are_apart_recorded_and_not_repeated(notebook: Path, tmp_path: Path
     assert len(workbench.runs("works")) == 3
 
 
-def test_what_a_run_is_identified_by(notebook: Path, tmp_path: Path, threads: Executor) -> None:
+def test_what_a_run_is_identified_by(
+    notebook: Path, tmp_path: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Data, cells and model make another run; outputs of cells do not."""
-    grid = {"log": str(tmp_path / "log")}
+    grid: dict[str, Any] = {"log": str(tmp_path / "log")}
 
     def ran() -> int:
         before = len(executed(tmp_path))
@@ -118,6 +120,13 @@ def test_what_a_run_is_identified_by(notebook: Path, tmp_path: Path, threads: Ex
     assert ran() == 0
     (tmp_path / "data.txt").write_text("other data")
     assert ran() == 1
+    monkeypatch.setenv("HOME", str(tmp_path / "log"))
+    for given, file in (("~/data.txt", "log/data.txt"), (["x", "list.txt"], "list.txt")):
+        grid["data"] = [given]
+        for content_of_file, runs in (("one", 1), ("one", 0), ("two", 1)):
+            (tmp_path / file).write_text(content_of_file)
+            assert ran() == runs, (given, content_of_file)
+    del grid["data"]
     content.cells[-1].source += "\n# changed"
     nbformat.write(content, notebook)
     assert ran() == 1
@@ -125,11 +134,14 @@ def test_what_a_run_is_identified_by(notebook: Path, tmp_path: Path, threads: Ex
 
 
 def test_a_run_that_is_complete_in_mlflow_is_not_run_again(
-    notebook: Path, tmp_path: Path, threads: Executor
+    notebook: Path, tmp_path: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor where it is called with paths in the home folder."""
     grid = {"log": str(tmp_path / "log")}
     table = workbench.sweep(notebook, grid, executor=threads, progress=False, output="one")
-    again = workbench.sweep(notebook, grid, executor=threads, progress=False, output="two")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home: dict[str, Any] = {"executor": threads, "output": "~/two", "progress": False}
+    again = workbench.sweep("~/works.ipynb", grid, **home)
     there = ["folder", "temporary"]
     pd.testing.assert_frame_equal(again.drop(columns=there), table.drop(columns=there))
     assert Path(again["folder"][0]).is_relative_to(tmp_path / "two")

@@ -83,7 +83,9 @@ def test_each_row_has_its_verdict_and_what_it_cost(tmp_path: Path, loopback: Sta
     assert dask.dataframe.read_parquet(tmp_path / "v").compute()["id"].nunique() == 25
 
 
-def test_every_kind_of_table_gives_the_same_verdicts(tmp_path: Path, loopback: Start) -> None:
+def test_every_kind_of_table_gives_the_same_verdicts(
+    tmp_path: Path, loopback: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """pandas, Dask, a Parquet file and folder, CSV and JSONL: content alone tells partitions."""
     frame, server = answers(23), loopback()
     judge = judge_at(server.url)
@@ -93,6 +95,8 @@ def test_every_kind_of_table_gives_the_same_verdicts(tmp_path: Path, loopback: S
     dask.dataframe.from_pandas(frame, npartitions=3).to_parquet(tmp_path / "parts")
     tables: list[Any] = [frame, dask.dataframe.from_pandas(frame, npartitions=4)]
     tables += [tmp_path / name for name in ("t.parquet", "parts", "t.csv", "t.jsonl")]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tables += ["~/parts", "~/t.csv"]
     for number, table in enumerate(tables):
         done = score(judge, table, tmp_path / "one")
         assert done.asked == (0 if number else 23), table

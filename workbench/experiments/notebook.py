@@ -68,7 +68,7 @@ def run_notebook(
     something true, the kernel is killed. Secrets among the parameters reach the cells, but no file.
     What goes wrong is a `NotebookError`; after Ctrl-C, too, the executed copy is kept.
     """
-    source, folder = find_notebook(notebook), Path(output).resolve()
+    source, folder = find_notebook(notebook), Path(output).expanduser().resolve()
     given = {**(Player(replay).head.parameters if replay else {}), **(parameters or {})}
     passed = resolve_parameters(source, given, folder)
     copy = _Copy(folder / source.name, {**passed, **(environment or {})})

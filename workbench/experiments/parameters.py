@@ -49,7 +49,7 @@ FOLDERS: Final = (Path("notebooks"), Path(__file__).resolve().parents[2] / "note
 
 def find_notebook(name: str | Path) -> Path:
     """Return the notebook at a path, or of a name in one of the `FOLDERS`."""
-    given = Path(name)
+    given = Path(name).expanduser()
     is_path = given.suffix == ".ipynb" or not given.name
     file = given if is_path else given.with_name(given.name + ".ipynb")
     is_name = given.parent in (Path(), Path("notebooks"))

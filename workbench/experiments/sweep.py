@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
@@ -83,9 +84,9 @@ def sweep(
     Parameters
     ----------
     notebook
-        Path, or name in ``notebooks/``; any notebook with a cell tagged ``parameters``. Where it
-        has a parameter ``tracking_uri`` that is not given, each run gets an MLflow store of its
-        own in its folder.
+        Path, or name in ``notebooks/``; any notebook with a cell tagged ``parameters``. Its
+        parameter ``output_dir``, if it has one, is the folder of the run. Where it has a parameter
+        ``tracking_uri`` that is not given, each run gets an MLflow store of its own there.
     grid
         Parameter -> values, a list of dicts, or a table with a row a run.
     executor
@@ -130,7 +131,7 @@ def sweep(
     declared = notebook_parameters(source)
     name = name or source.stem
     _check(name, declared, points)
-    place = Path(output).resolve() / name
+    place = Path(output).expanduser().resolve() / name
     tasks, identity = _plan(
         source, declared, points, place, force=force, timeout=timeout, cell_timeout=cell_timeout
     )
@@ -180,7 +181,7 @@ def _plan(
     shared = {name: os.environ.get(name, "") for name in (MODEL_VARIABLE, CACHE_VARIABLE)}
     fixed = [content, version("judge-workbench"), shared[MODEL_VARIABLE]]
     stop = str(place / f".stop-{secrets.token_hex(8)}")
-    hashes = functools.cache(_hash_of)
+    hash_of, here, beside = functools.cache(_hash_of), Path.cwd(), source.parent
     told = [without_secrets(point, point) for point in points]
     equal = Counter(map(digest, told))
     tasks, data, takes_store = [], set[str](), "tracking_uri" in defaults
@@ -189,11 +190,11 @@ def _plan(
     active = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
     active["MLFLOW_EXPERIMENT_ID"] = find_experiment_id()
     for position, point in enumerate(points):
-        files: dict[str, str] = {}  # that parameters name, the defaults included
-        for name, value in {**defaults, **point}.items():
-            with suppress(OSError, ValueError, TypeError):
-                file = (Path.cwd() if name in point else source.parent) / value
-                files |= {name: hashes(file)} if file.is_file() else {}
+        files = {
+            f"{name}.{k}" if k else name: known
+            for name, value in {**defaults, **point}.items()
+            for k, known in enumerate(_files(value, here if name in point else beside, hash_of))
+        }
         data.update(files.values())
         # Another secret makes no other run, unless points of the grid differ in nothing else.
         parameters = told[position] if equal[digest(told[position])] == 1 else point
@@ -202,11 +203,21 @@ def _plan(
         store = shared | (own if own_store else {} if takes_store else active)
         tasks.append(
             Task(
-                str(source), content, point, key, position, str(place / key), str(Path.cwd()), stop,
+                str(source), content, point, key, position, str(place / key), str(here), stop,
                 empty_store=str(place / ".empty.db") if own_store else "", store=store, **options,
             )
         )  # fmt: skip
     return tasks, [*fixed, sorted(data)]
+
+
+def _files(value: Any, start: Path, hash_of: Callable[[Path], str]) -> list[str]:
+    """The hashes of the files that a parameter names; not of folders, which a run may write to."""
+    found = []
+    for each in value if isinstance(value, (list, tuple)) else [value]:
+        with suppress(OSError, ValueError, TypeError, RuntimeError):  # as for no home folder
+            file = start / Path(each).expanduser()
+            found += [hash_of(file)] if file.is_file() else []
+    return found
 
 
 def _hash_of(file: Path) -> str:
