@@ -268,7 +268,7 @@ def test_a_run_has_a_time_limit(notebook: Path, tmp_path: Path, threads: Executo
 
 def test_nothing_runs_where_the_grid_does_not_fit(notebook: Path, tmp_path: Path) -> None:
     for grid, said in (
-        ({"seed": [1, "two"]}, "seed='two' is no number"),
+        ({"seed": [1, "two"]}, "seed='two' is no whole number"),
         ([{"seed": 1}, {"sead": 1}], "'sead' is not known.*'seed'"),
         ({"output_dir": "x"}, "output_dir is set by the sweep itself"),
         ({"seed": []}, "no point"),
