@@ -208,6 +208,7 @@ def test_mlflow_has_a_parent_and_a_child_for_each_run(
     parent = mlflow.get_run(table.attrs["sweep"])
     assert parent.info.run_name == "two runs"
     assert parent.info.status == "FAILED"
+    assert parent.data.params == {"notebook": "works.ipynb"}
     children = mlflow.MlflowClient().search_runs(
         [parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
     )
@@ -221,6 +222,42 @@ def test_mlflow_has_a_parent_and_a_child_for_each_run(
     assert done.info.end_time - done.info.start_time == pytest.approx(
         table["seconds"][0] * 1000, abs=2
     )
+
+
+def test_two_equal_sweeps_that_begin_at_once_are_one(
+    notebook: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though each has an output folder, and so a lock, of its own: the older one counts."""
+    create, others = mlflow.MlflowClient.create_run, list[str]()
+
+    def after_another(client: Any, experiment_id: str, **given: Any) -> Any:
+        if not others:
+            other = create(client, experiment_id, **{**given, "start_time": 1})
+            others.append(other.info.run_id)
+        return create(client, experiment_id, **given)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", after_another)
+    table = workbench.sweep(notebook, {"log": "log"}, executor=threads, progress=False)
+    sweeps = mlflow.search_runs(filter_string="tags.`workbench.sweep` = 'works'")
+    assert list(sweeps["run_id"]) == others == [table.attrs["sweep"]]
+
+
+def test_the_time_left_is_that_of_the_runs_to_come(
+    notebook: Path, tmp_path: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are complete took no time, and say nothing of the others."""
+    grid = {"log": str(tmp_path / "log")}
+    workbench.sweep(notebook, {**grid, "seed": [0, 1]}, executor=threads, progress=False)
+    close, bars = std.tqdm.close, list[Any]()
+
+    def noted(bar: Any) -> None:
+        if bar.desc == "works" and all(bar is not one for one in bars):
+            bars.append(bar)
+        close(bar)
+
+    monkeypatch.setattr(std.tqdm, "close", noted)
+    workbench.sweep(notebook, {**grid, "seed": [0, 1, 2]}, executor=threads)
+    assert [(bar.initial, bar.n, bar.total) for bar in bars] == [(2, 3, 3)]
 
 
 def test_what_fails_is_told_and_the_others_go_on(
@@ -291,6 +328,7 @@ def test_a_budget_ends_the_sweep_and_earlier_runs_count(notebook: Path, tmp_path
     table = workbench.sweep(notebook, grid, jobs=1, budget=usd, progress=False)
     assert list(table["status"]) == ["complete"] * 2 + ["cancelled"] * 2
     assert "the budget of the sweep is spent: $0.5000 of $0.50" in table["error"][3]
+    pd.testing.assert_frame_equal(workbench.runs("works"), table)
     again = workbench.sweep(notebook, grid, jobs=1, budget=usd, progress=False)
     assert list(again["status"]) == list(table["status"])
     assert len(executed(tmp_path)) == 2
@@ -564,6 +602,9 @@ def test_values_and_figures_are_recorded(store: str, tmp_path: Path, threads: Ex
     )
     shown = {f.path for f in mlflow.MlflowClient().list_artifacts(child["run_id"][0], "figures")}
     assert shown == {"figures/curve.png"}
+    tags = mlflow.get_run(child["run_id"][0]).data.tags
+    assert tags["c"] == "text"
+    assert "curve" not in tags
     outputs = nbformat.read(Path(row["folder"]) / "n.ipynb", as_version=4).cells[-1].outputs
     assert sum("image/png" in output.data for output in outputs) == 1
 

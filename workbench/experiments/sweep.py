@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import multiprocessing
 import os
 import re
@@ -11,7 +10,6 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
@@ -41,6 +39,8 @@ from workbench.experiments.parameters import (
     check_parameters,
     expand,
     find_notebook,
+    hash_of_file,
+    hashes_of,
     notebook_parameters,
 )
 from workbench.experiments.records import TAKEN
@@ -137,7 +137,7 @@ def sweep(
     )
     with writable(place):
         (place / ".locks").mkdir(parents=True, exist_ok=True)
-    log = SweepRun(name, digest([name, identity]), place / ".locks" / "log")
+    log = SweepRun(name, digest([name, identity]), place / ".locks" / "log", source.name)
     status = "KILLED"
     try:
         with bar(total=len(tasks), desc=name, disable=not progress) as shown:
@@ -181,7 +181,7 @@ def _plan(
     shared = {name: os.environ.get(name, "") for name in (MODEL_VARIABLE, CACHE_VARIABLE)}
     fixed = [content, version("judge-workbench"), shared[MODEL_VARIABLE]]
     stop = str(place / f".stop-{secrets.token_hex(8)}")
-    hash_of, here, beside = functools.cache(_hash_of), Path.cwd(), source.parent
+    hash_of, here, beside = functools.cache(hash_of_file), Path.cwd(), source.parent
     told = [without_secrets(point, point) for point in points]
     equal = Counter(map(digest, told))
     tasks, data, takes_store = [], set[str](), "tracking_uri" in defaults
@@ -193,7 +193,7 @@ def _plan(
         files = {
             f"{name}.{k}" if k else name: known
             for name, value in {**defaults, **point}.items()
-            for k, known in enumerate(_files(value, here if name in point else beside, hash_of))
+            for k, known in enumerate(hashes_of(value, here if name in point else beside, hash_of))
         }
         data.update(files.values())
         # Another secret makes no other run, unless points of the grid differ in nothing else.
@@ -208,25 +208,6 @@ def _plan(
             )
         )  # fmt: skip
     return tasks, [*fixed, sorted(data)]
-
-
-def _files(value: Any, start: Path, hash_of: Callable[[Path], str]) -> list[str]:
-    """The hashes of the files that a parameter names; not of folders, which a run may write to."""
-    found = []
-    for each in value if isinstance(value, (list, tuple)) else [value]:
-        with suppress(OSError, ValueError, TypeError, RuntimeError):  # as for no home folder
-            file = start / Path(each).expanduser()
-            found += [hash_of(file)] if file.is_file() else []
-    return found
-
-
-def _hash_of(file: Path) -> str:
-    """The hash of a file's content, which may be larger than memory."""
-    found = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
 
 
 class _Sweep:
@@ -255,6 +236,8 @@ class _Sweep:
             with self.logging:
                 for task in self.tasks:
                     self._recall(task, before.get(task.key, []))
+                self.shown.reset()  # so that the time left is that of the others
+                self.shown.initial = self.shown.n = self.shown.last_print_n = len(self.found)
                 self._run_all([t for t in self.tasks if t.key not in self.found], executor, jobs)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"Stopped. {self._kept()}") from None
@@ -307,7 +290,7 @@ class _Sweep:
             if left <= 0 and not self.over:
                 self._end(f"the budget of the sweep is spent: {self.budget}")
         if self.over:
-            self._take(task.result("cancelled", self.over), log=False)
+            self._take(task.result("cancelled", self.over), log=not self.killed)
             return
         try:
             result = executor.submit(execute, task).result() if executor else self._here(task)
@@ -324,7 +307,7 @@ class _Sweep:
                 "failed", f"{died} ({type(error).__name__}: {error})", started=time.time()
             )
         self._charge(result)
-        self._take(result, log=bool(result.started))
+        self._take(result, log=bool(result.started) or not self.killed)
 
     def _here(self, task: Task) -> Result:
         """Execute a run in the process of this thread, once more in a new one if that dies."""
