@@ -186,7 +186,7 @@ def test_dates_are_never_guessed(tmp_path: Path, loopback: Start, text: str) -> 
         ("concurrency", [0, -1, "8", 1.5]),
         ("partition_rows", ["10", 1.5, None, 0, True]),
         ("seed", [-1, "0"]),
-        ("sample", [float("inf"), float("nan"), "10", 0, 1.5]),
+        ("sample", [float("inf"), float("nan"), "10", 0, 1.5, 1.0]),
     ],
 )
 def test_a_wrong_number_is_told_before_anything_is_read(
