@@ -150,7 +150,7 @@ def test_any_text_is_a_value_of_a_text_parameter(text: str) -> None:
         ("Optional[float]", [5, 0.5], ["0.5x", False]),
         ("'str | None'", ["x", ["x", "y"]], [5, {"x": 1}, [1]]),
         ("bool", [True], [1, "x"]),
-        ("list[str] | None", [["x"], ("x",)], ["x", 3, {"a": 1}]),
+        ("list[str] | None", [["x"], ("x",), 3], ["x", {"a": 1}]),
         ("dict[str, int | None]", [{"a": 1}], ["x", [1]]),
         ("int | str", [5, "x", [1]], []),
         ("Path", [5, "x"], []),

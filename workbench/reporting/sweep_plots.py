@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -106,7 +106,7 @@ def plot_learning_curve(
 def plot_sweep(
     table: pd.DataFrame,
     metric: str = "after",
-    by: str | tuple[str, str] = "n_labels",
+    by: str | Sequence[str] = "n_labels",
     *,
     over: str = "seed",
     ax: Axes | None = None,
