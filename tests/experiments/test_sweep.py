@@ -722,6 +722,7 @@ def test_the_command_sweeps_and_tells_of_failures(
     status, said = run("-p", "seed=0..1", "--jobs", "2")
     assert status == 0, said
     assert said.count("complete") == 2
+    assert list(pd.read_csv("output/works/sweep.csv")["seed"]) == [0, 1]
     status, said = run("-p", "kind=works,raise")
     assert status == 1
     assert "ValueError: no <b>luck</b>" in said

@@ -541,6 +541,8 @@ def test_the_command_scores_with_a_registered_judge(store: str, tmp_path: Path) 
     assert "12 rows in" in done.output
     there = workbench.Scored.open(tmp_path / "v")
     assert (there.rows, there.fingerprint, len(there.trace_ids)) == (12, fingerprint(judge), 5)
+    few = CliRunner().invoke(main, [*words[:-1], str(tmp_path / "few"), "--budget-tokens", "0"])
+    assert (few.exit_code, "BudgetError" in few.output) == (1, True)
     wrong = CliRunner().invoke(main, [*words[:-1], str(tmp_path / "w"), "--time", "when"])
     assert wrong.exit_code == 1
     assert "no column 'when'" in wrong.output
