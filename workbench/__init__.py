@@ -43,7 +43,7 @@ _NAMES = {
     "metrics.comparison": ["Comparison", "compare"],
     "metrics.monitoring": ["Monitored", "monitor"],
     "metrics.prevalence": ["Prevalence", "prevalence", "sampled_accuracy", "sampled_prevalence"],
-    "metrics.repetitions": ["over_seeds"],
+    "metrics.repetitions": ["over_seeds", "varying"],
     "metrics.sample_size": ["LabelsNeeded", "labels_needed"],
     "metrics.self_agreement": ["SelfAgreement", "self_agreement"],
     "metrics.slices": ["Slices"],

@@ -37,6 +37,21 @@ def _parameters(metavar: str, what: str, **options: Any) -> Callable[[Any], Any]
     return click.option(*names, multiple=True, metavar=metavar, help=what, **options)
 
 
+def _budget(command: Any) -> Any:
+    """Add the options that limit what is spent, of which `_limit` makes a budget."""
+    kinds = {"--budget-usd": (float, "US dollars"), "--budget-tokens": (int, "Tokens")}
+    for option, (kind, what) in {**kinds, "--budget": (int, "Model calls")}.items():
+        command = click.option(option, type=kind, help=f"{what} at most in all.")(command)
+    return command
+
+
+def _limit(options: dict[str, Any]) -> Any:
+    from workbench.models.budget import Budget
+
+    calls, tokens, usd = map(options.pop, ("budget", "budget_tokens", "budget_usd"))
+    return Budget(calls, tokens=tokens, usd=usd)
+
+
 def _answers(option: str, what: str) -> Callable[[Any], Any]:
     return click.option(option, type=click.Path(dir_okay=False, path_type=Path), help=what)
 
@@ -135,9 +150,7 @@ def params(notebook: str) -> None:
 @click.option("--experiment", default="sweeps", show_default=True, help="MLflow experiment.")
 @click.option("--timeout", type=float, help="Seconds that a run may take.")
 @click.option("--cell-timeout", type=int, help="Seconds that each cell may take.")
-@click.option("--budget", type=int, help="Model calls at most in all.")
-@click.option("--budget-tokens", type=int, help="Tokens at most in all.")
-@click.option("--budget-usd", type=float, help="US dollars at most in all.")
+@_budget
 @click.option("--force", is_flag=True, help="Run what is complete again.")
 def sweep(notebook: str, given: Any, output: Path, experiment: str, **options: Any) -> None:
     """Run NOTEBOOK, a path or a name in notebooks/, with every combination of parameters.
@@ -157,12 +170,18 @@ def sweep(notebook: str, given: Any, output: Path, experiment: str, **options: A
         import workbench
 
         used = workbench.use_workspace(output, experiment=experiment)
-        calls, tokens, usd = map(options.pop, ("budget", "budget_tokens", "budget_usd"))
-        budget = workbench.Budget(calls, tokens=tokens, usd=usd)
-        table = workbench.sweep(source, grid, output=output, budget=budget, **options)
-    shown = table.drop(columns="folder").astype(object).fillna("")  # no NaN for a person
-    click.echo(shown.to_string(index=False, max_colwidth=80))
-    click.echo(f"\nRuns:          {Path(table['folder'][0]).parent}")
+        options["budget"] = _limit(options)
+        table = workbench.sweep(source, grid, output=output, **options)
+        place = Path(table["folder"][0]).parent
+        table.to_csv(place / "sweep.csv", index=False)
+    shown = table.drop(columns="folder")
+    if {"before", "after"} <= set(shown):  # of 4_align, which records more than a terminal shows
+        names = [*workbench.varying(table, None), "status", "error", "seconds"]
+        names += ["before", "after", "result", "calls", "cost"]
+        shown = shown.filter(names)
+    words = shown.round(3).astype(object).fillna("")  # no NaN for a person
+    click.echo(words.to_string(index=False, max_colwidth=80))
+    click.echo(f"\nRuns:          {place}, the whole table in sweep.csv")
     click.echo(f"MLflow store:  {used.tracking_uri}, experiment {used.experiment}")
     raise SystemExit(0 if (table["status"] == "complete").all() else 1)
 
@@ -177,7 +196,7 @@ def sweep(notebook: str, given: Any, output: Path, experiment: str, **options: A
 @click.option("--groups", help="Tag or input of what belongs together, such as a question's id.")
 @click.option("--experiment", help="Name or id; the active one by default.")
 @click.option("--version", type=int, help="Of the judge; the newest by default.")
-@click.option("--budget", type=int, help="Model calls at most, for traces not judged yet.")
+@_budget
 def check(name: str, experiment: str | None, version: int | None, **options: Any) -> None:
     """Check the registered judge NAME against the labelled traces that it did not learn from.
 
@@ -189,6 +208,7 @@ def check(name: str, experiment: str | None, version: int | None, **options: Any
         from workbench.alignment.certificate import check_registered
 
         _use_experiment(experiment)
+        options["budget"] = _limit(options)
         certificate = check_registered(name, version, **options)
     click.echo(str(certificate))
     raise SystemExit(0 if certificate.passed else 1)
@@ -214,7 +234,7 @@ def _use_experiment(experiment: str | None) -> None:
 @_folder("--to", "verdicts", "Folder of the verdicts.")
 @click.option("--version", type=int, help="Of the judge; the newest by default.")
 @click.option("--experiment", help="Name or id; the active one by default.")
-@click.option("--budget", type=int, help="Model calls at most.")
+@_budget
 @click.option("--partition-rows", type=int, default=1000, show_default=True, help="Rows of a file.")
 @click.option("--concurrency", type=int, default=64, show_default=True, help="Calls at a time.")
 @click.option("--sample", type=float, help="Share or number of rows to import as traces.")
@@ -247,6 +267,7 @@ def score(
                 raise ArgumentError(f"--scheduler {scheduler}: {error}") from None
         _use_experiment(options.pop("experiment"))
         judge = workbench.load_judge(name, version)
+        options["budget"] = _limit(options)
         scored = workbench.score(judge, table, **options)
     click.echo(repr(scored)[1:-1])
 

@@ -4,8 +4,9 @@
 
 The model is a simulation on loopback that answers after a fixed latency, in a process of its own on
 the same cores. The table is a Parquet folder. Each line is a new Dask cluster, which first scores a
-tenth of the table and then all of it: what a worker's memory has grown by in between is given
-beside the throughput, and with it what no program can exceed: concurrency / latency.
+tenth of the table and then all of it: a worker's memory after each, and the second as a multiple of
+the first, are given beside the throughput, and with it what no program can exceed: concurrency /
+latency.
 
 Then one process without a cluster scores the table, is killed (SIGKILL) after a third and after two
 thirds of its calls, and is started again each time: what the folder and the server have counted at
@@ -98,6 +99,7 @@ def with_workers(
         "failed": done.failed,
         f"MB a worker, {few:,} rows": before,
         f"MB a worker, {many:,} rows": after,
+        "growth": after / before,
     }
 
 
@@ -139,7 +141,7 @@ def main() -> int:
         tables = write_tables(folder, options.rows)
         found = [with_workers(n, tables, folder, options) for n in options.workers]
         table = pd.DataFrame(found)
-        print(table.to_string(index=False, float_format=lambda number: f"{number:.1f}"))
+        print(table.to_string(index=False, float_format=lambda number: f"{number:.2f}"))
         limit = options.concurrency / options.latency
         print(
             f"server's limit {options.concurrency} / {options.latency} s = {limit:.0f} rows/s, of "

@@ -365,6 +365,30 @@ def test_a_sweep_that_failed_shows_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    ("grid", "pictures"),
+    [
+        ({"seeds": 2, "n_labels": 20}, 2),  # the seed alone
+        ({"seeds": 1, "n_labels": [10, 20], "model": ["a", "b"], "base_url": ["x", "y"]}, 3),
+    ],
+)
+def test_a_sweep_is_drawn_by_what_varies(
+    tmp_path: Path, grid: dict[str, Any], pictures: int
+) -> None:
+    """The last picture is one of prices, where there are several models."""
+    write(
+        tmp_path / "own.ipynb",
+        "for name in ('after', 'after_kappa', 'usd_per_1000'):\n    record(name, 0.5 + seed / 10)",
+        parameters="seed = 0\nn_labels = None\nmodel = None\nbase_url = None\nmax_steps = None",
+    )
+    given = {"notebook": str(tmp_path / "own.ipynb"), "jobs": 2, **grid}
+    ran = run_notebook("6_experiments", parameters=given, output=tmp_path / "out", progress=False)
+    cells = [cell for cell in nbformat.read(ran.notebook, as_version=4).cells if "outputs" in cell]
+    shown = [output.get("data", {}) for cell in cells for output in cell.outputs]
+    assert sum("image/png" in data for data in shown) == pictures
+
+
+@pytest.mark.usefixtures("store")
 def test_a_sweep_knows_what_a_run_spent_that_failed_while_it_aligned(tmp_path: Path) -> None:
     """What is left after the judge has rated is too little to align with."""
     point = [{"budget": 160}]

@@ -58,7 +58,7 @@ def test_parameters_have_defaults_and_comments(tmp_path: Path) -> None:
         Parameter("base_url", "None", None, "its gateway"),
         Parameter("columns", '["a",\n           "b"]', ["a", "b"], "two of them"),
         Parameter("query", '"a = b # no comment"', "a = b # no comment", ""),
-        Parameter("share", "0.4", 0.4, ""),
+        Parameter("share", "0.4", 0.4, "", "float"),
         Parameter("home", "str(1)", UNKNOWN, ""),
     ]  # fmt: skip
 
@@ -117,12 +117,14 @@ def test_an_unknown_parameter_names_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("default", "text", "said"),
     [
-        (0, "many", "no number"),
-        (0, "1e999", "no number"),
+        (0, "many", "no whole number"),
+        (0, "0.5", "no whole number"),
+        (0, "1e999", "no whole number"),
         (0.5, "nan", "no number"),
         (0.4, "True", "no number"),
         (True, "maybe", "neither True"),
         (["a"], "a,b", "p='a,b' is no list"),
+        ({"a": 1}, "a", "p='a' is no dict"),
     ],
 )
 def test_values_that_do_not_fit_the_default_are_refused(default: Any, text: str, said: str) -> None:
@@ -139,6 +141,36 @@ def test_values_written_as_python_are_read_back(value: Any) -> None:
 def test_any_text_is_a_value_of_a_text_parameter(text: str) -> None:
     wanted = None if text == "None" else text
     assert parse_parameters(known(p=""), [("p", text)]) == {"p": wanted}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "fits", "misfits"),
+    [
+        ("int | None", [5, 5.0, None], ["twenty", 0.5, True, [1]]),
+        ("Optional[float]", [5, 0.5], ["0.5x", False]),
+        ("'str | None'", ["x", ["x", "y"]], [5, {"x": 1}, [1]]),
+        ("bool", [True], [1, "x"]),
+        ("list[str] | None", [["x"], ("x",), 3], ["x", {"a": 1}]),
+        ("dict[str, int | None]", [{"a": 1}], ["x", [1]]),
+        ("int | str", [5, "x", [1]], []),
+        ("Path", [5, "x"], []),
+    ],
+)
+def test_an_annotation_says_what_fits_where_the_default_is_none(
+    tmp_path: Path, annotation: str, fits: list[Any], misfits: list[Any]
+) -> None:
+    declared = notebook_parameters(write(tmp_path, f"p: {annotation} = None"))
+    for value in fits:
+        check_parameters(declared, {"p": value})
+    for value in misfits:
+        with pytest.raises(NotebookError, match=r"is (no|neither) .*; the default is None"):
+            check_parameters(declared, {"p": value})
+
+
+def test_an_annotation_says_how_a_text_is_read(tmp_path: Path) -> None:
+    declared = notebook_parameters(write(tmp_path, "encoding: str = None\nn: int = None"))
+    values = parse_parameters(declared, [("encoding", "437"), ("n", "437")])
+    assert values == {"encoding": "437", "n": 437}
 
 
 def test_a_number_is_no_text() -> None:
@@ -160,7 +192,7 @@ def test_none_and_unknown_defaults_take_anything() -> None:
 
 
 def test_no_number_is_infinite() -> None:
-    with pytest.raises(NotebookError, match="no number"):
+    with pytest.raises(NotebookError, match="no whole number"):
         check_parameters(known(seed=0), {"seed": float("inf")})
 
 
@@ -252,6 +284,11 @@ def test_a_grid_is_read_from_a_command_line() -> None:
     }
     assert parse_grid(KNOWN, ["columns=1..3"]) == {"columns": ["1..3"]}
     assert expand(parse_grid(KNOWN, [])) == [{}]
+
+
+def test_a_range_that_ends_before_it_begins_is_named() -> None:
+    with pytest.raises(NotebookError, match=r"-p 'seed=0,5\.\.1': .* lower end: 1\.\.5"):
+        parse_grid(KNOWN, ["seed=0,5..1"])
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,7 @@ def test_a_sweep_is_run(folder: Path) -> None:
     ran = shell(f"{line} -p max_steps=1", folder)
     assert ran.returncode == 0, ran.stdout
     assert "complete" in ran.stdout
+    assert "after_kappa" not in ran.stdout  # which is in sweep.csv, with all that is recorded
 
 
 def test_a_users_own_file_is_aligned_on(folder: Path) -> None:

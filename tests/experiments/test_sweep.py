@@ -102,9 +102,11 @@ def test_runs_are_apart_recorded_and_not_repeated(notebook: Path, tmp_path: Path
     assert len(workbench.runs("works")) == 3
 
 
-def test_what_a_run_is_identified_by(notebook: Path, tmp_path: Path, threads: Executor) -> None:
+def test_what_a_run_is_identified_by(
+    notebook: Path, tmp_path: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Data, cells and model make another run; outputs of cells do not."""
-    grid = {"log": str(tmp_path / "log")}
+    grid: dict[str, Any] = {"log": str(tmp_path / "log")}
 
     def ran() -> int:
         before = len(executed(tmp_path))
@@ -118,6 +120,13 @@ def test_what_a_run_is_identified_by(notebook: Path, tmp_path: Path, threads: Ex
     assert ran() == 0
     (tmp_path / "data.txt").write_text("other data")
     assert ran() == 1
+    monkeypatch.setenv("HOME", str(tmp_path / "log"))
+    for given, file in (("~/data.txt", "log/data.txt"), (["x", "list.txt"], "list.txt")):
+        grid["data"] = [given]
+        for content_of_file, runs in (("one", 1), ("one", 0), ("two", 1)):
+            (tmp_path / file).write_text(content_of_file)
+            assert ran() == runs, (given, content_of_file)
+    del grid["data"]
     content.cells[-1].source += "\n# changed"
     nbformat.write(content, notebook)
     assert ran() == 1
@@ -125,11 +134,14 @@ def test_what_a_run_is_identified_by(notebook: Path, tmp_path: Path, threads: Ex
 
 
 def test_a_run_that_is_complete_in_mlflow_is_not_run_again(
-    notebook: Path, tmp_path: Path, threads: Executor
+    notebook: Path, tmp_path: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor where it is called with paths in the home folder."""
     grid = {"log": str(tmp_path / "log")}
     table = workbench.sweep(notebook, grid, executor=threads, progress=False, output="one")
-    again = workbench.sweep(notebook, grid, executor=threads, progress=False, output="two")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home: dict[str, Any] = {"executor": threads, "output": "~/two", "progress": False}
+    again = workbench.sweep("~/works.ipynb", grid, **home)
     there = ["folder", "temporary"]
     pd.testing.assert_frame_equal(again.drop(columns=there), table.drop(columns=there))
     assert Path(again["folder"][0]).is_relative_to(tmp_path / "two")
@@ -196,6 +208,7 @@ def test_mlflow_has_a_parent_and_a_child_for_each_run(
     parent = mlflow.get_run(table.attrs["sweep"])
     assert parent.info.run_name == "two runs"
     assert parent.info.status == "FAILED"
+    assert parent.data.params == {"notebook": "works.ipynb"}
     children = mlflow.MlflowClient().search_runs(
         [parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
     )
@@ -209,6 +222,42 @@ def test_mlflow_has_a_parent_and_a_child_for_each_run(
     assert done.info.end_time - done.info.start_time == pytest.approx(
         table["seconds"][0] * 1000, abs=2
     )
+
+
+def test_two_equal_sweeps_that_begin_at_once_are_one(
+    notebook: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though each has an output folder, and so a lock, of its own: the older one counts."""
+    create, others = mlflow.MlflowClient.create_run, list[str]()
+
+    def after_another(client: Any, experiment_id: str, **given: Any) -> Any:
+        if not others:
+            other = create(client, experiment_id, **{**given, "start_time": 1})
+            others.append(other.info.run_id)
+        return create(client, experiment_id, **given)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", after_another)
+    table = workbench.sweep(notebook, {"log": "log"}, executor=threads, progress=False)
+    sweeps = mlflow.search_runs(filter_string="tags.`workbench.sweep` = 'works'")
+    assert list(sweeps["run_id"]) == others == [table.attrs["sweep"]]
+
+
+def test_the_time_left_is_that_of_the_runs_to_come(
+    notebook: Path, tmp_path: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are complete took no time, and say nothing of the others."""
+    grid = {"log": str(tmp_path / "log")}
+    workbench.sweep(notebook, {**grid, "seed": [0, 1]}, executor=threads, progress=False)
+    close, bars = std.tqdm.close, list[Any]()
+
+    def noted(bar: Any) -> None:
+        if bar.desc == "works" and all(bar is not one for one in bars):
+            bars.append(bar)
+        close(bar)
+
+    monkeypatch.setattr(std.tqdm, "close", noted)
+    workbench.sweep(notebook, {**grid, "seed": [0, 1, 2]}, executor=threads)
+    assert [(bar.initial, bar.n, bar.total) for bar in bars] == [(2, 3, 3)]
 
 
 def test_what_fails_is_told_and_the_others_go_on(
@@ -256,7 +305,7 @@ def test_a_run_has_a_time_limit(notebook: Path, tmp_path: Path, threads: Executo
 
 def test_nothing_runs_where_the_grid_does_not_fit(notebook: Path, tmp_path: Path) -> None:
     for grid, said in (
-        ({"seed": [1, "two"]}, "seed='two' is no number"),
+        ({"seed": [1, "two"]}, "seed='two' is no whole number"),
         ([{"seed": 1}, {"sead": 1}], "'sead' is not known.*'seed'"),
         ({"output_dir": "x"}, "output_dir is set by the sweep itself"),
         ({"seed": []}, "no point"),
@@ -279,6 +328,7 @@ def test_a_budget_ends_the_sweep_and_earlier_runs_count(notebook: Path, tmp_path
     table = workbench.sweep(notebook, grid, jobs=1, budget=usd, progress=False)
     assert list(table["status"]) == ["complete"] * 2 + ["cancelled"] * 2
     assert "the budget of the sweep is spent: $0.5000 of $0.50" in table["error"][3]
+    pd.testing.assert_frame_equal(workbench.runs("works"), table)
     again = workbench.sweep(notebook, grid, jobs=1, budget=usd, progress=False)
     assert list(again["status"]) == list(table["status"])
     assert len(executed(tmp_path)) == 2
@@ -370,6 +420,34 @@ def test_runs_use_the_active_store(
     assert (table["experiment"][0], table["shown"][0]) == (active.experiment_id, store)
     for file in (path for path in Path(table["folder"][0]).rglob("*") if path.is_file()):
         assert b"1234567" not in file.read_bytes(), file
+
+
+class OtherMachine(Executor):
+    """Runs where other variables are set."""
+
+    def submit(self, fn: Any, /, task: Any, **_: Any) -> Future[Any]:  # type: ignore[override]
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("WORKBENCH_MODEL", "WORKBENCH_CACHE"):
+                patch.setenv(name, "of the worker")
+            future = Future[Any]()
+            future.set_result(fn(task))
+        return future
+
+
+def test_runs_use_the_model_and_the_cache_of_the_caller(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which the key was made, whatever the variables of a worker say."""
+    monkeypatch.delenv("WORKBENCH_MODEL", raising=False)
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    source = write(
+        tmp_path / "n.ipynb",
+        "import os\nfor name in ('WORKBENCH_MODEL', 'WORKBENCH_CACHE'):\n"
+        "    record(name, os.environ.get(name, 'not set'))",
+    )
+    table = workbench.sweep(source, {"seed": 0}, executor=OtherMachine(), progress=False)
+    assert table["WORKBENCH_MODEL"][0] == "not set"
+    assert table["WORKBENCH_CACHE"][0] == str(tmp_path / "cache")
 
 
 def test_in_a_store_of_its_own_a_run_begins_with_the_default_experiment(
@@ -524,6 +602,9 @@ def test_values_and_figures_are_recorded(store: str, tmp_path: Path, threads: Ex
     )
     shown = {f.path for f in mlflow.MlflowClient().list_artifacts(child["run_id"][0], "figures")}
     assert shown == {"figures/curve.png"}
+    tags = mlflow.get_run(child["run_id"][0]).data.tags
+    assert tags["c"] == "text"
+    assert "curve" not in tags
     outputs = nbformat.read(Path(row["folder"]) / "n.ipynb", as_version=4).cells[-1].outputs
     assert sum("image/png" in output.data for output in outputs) == 1
 
@@ -641,6 +722,7 @@ def test_the_command_sweeps_and_tells_of_failures(
     status, said = run("-p", "seed=0..1", "--jobs", "2")
     assert status == 0, said
     assert said.count("complete") == 2
+    assert list(pd.read_csv("output/works/sweep.csv")["seed"]) == [0, 1]
     status, said = run("-p", "kind=works,raise")
     assert status == 1
     assert "ValueError: no <b>luck</b>" in said

@@ -83,7 +83,9 @@ def test_each_row_has_its_verdict_and_what_it_cost(tmp_path: Path, loopback: Sta
     assert dask.dataframe.read_parquet(tmp_path / "v").compute()["id"].nunique() == 25
 
 
-def test_every_kind_of_table_gives_the_same_verdicts(tmp_path: Path, loopback: Start) -> None:
+def test_every_kind_of_table_gives_the_same_verdicts(
+    tmp_path: Path, loopback: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """pandas, Dask, a Parquet file and folder, CSV and JSONL: content alone tells partitions."""
     frame, server = answers(23), loopback()
     judge = judge_at(server.url)
@@ -93,6 +95,8 @@ def test_every_kind_of_table_gives_the_same_verdicts(tmp_path: Path, loopback: S
     dask.dataframe.from_pandas(frame, npartitions=3).to_parquet(tmp_path / "parts")
     tables: list[Any] = [frame, dask.dataframe.from_pandas(frame, npartitions=4)]
     tables += [tmp_path / name for name in ("t.parquet", "parts", "t.csv", "t.jsonl")]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tables += ["~/parts", "~/t.csv"]
     for number, table in enumerate(tables):
         done = score(judge, table, tmp_path / "one")
         assert done.asked == (0 if number else 23), table
@@ -182,7 +186,7 @@ def test_dates_are_never_guessed(tmp_path: Path, loopback: Start, text: str) -> 
         ("concurrency", [0, -1, "8", 1.5]),
         ("partition_rows", ["10", 1.5, None, 0, True]),
         ("seed", [-1, "0"]),
-        ("sample", [float("inf"), float("nan"), "10", 0, 1.5]),
+        ("sample", [float("inf"), float("nan"), "10", 0, 1.5, 1.0]),
     ],
 )
 def test_a_wrong_number_is_told_before_anything_is_read(
@@ -537,6 +541,8 @@ def test_the_command_scores_with_a_registered_judge(store: str, tmp_path: Path) 
     assert "12 rows in" in done.output
     there = workbench.Scored.open(tmp_path / "v")
     assert (there.rows, there.fingerprint, len(there.trace_ids)) == (12, fingerprint(judge), 5)
+    few = CliRunner().invoke(main, [*words[:-1], str(tmp_path / "few"), "--budget-tokens", "0"])
+    assert (few.exit_code, "BudgetError" in few.output) == (1, True)
     wrong = CliRunner().invoke(main, [*words[:-1], str(tmp_path / "w"), "--time", "when"])
     assert wrong.exit_code == 1
     assert "no column 'when'" in wrong.output

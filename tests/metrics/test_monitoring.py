@@ -155,6 +155,7 @@ def test_too_few_labels_of_the_latest_week_ask_for_more(tmp_path: Path) -> None:
     table = labels(scored, [0.9] * 3)
     found = workbench.monitor(JUDGE, scored, table.head(220))
     assert (found.action, "has 20 labels" in found.advice) == ("label", True)
+    assert "Only" not in found.advice
 
 
 def test_weeks_with_few_labels_keep_their_own(tmp_path: Path) -> None:
@@ -164,6 +165,7 @@ def test_weeks_with_few_labels_keep_their_own(tmp_path: Path) -> None:
     assert list(found.table["labelled"]) == [10, 9, 9, 9]
     assert list(found.table["accuracy"]) == [1.0] * 4
     assert "Label 21 more of 2026, week 05, which has 9 labels" in found.advice
+    assert "Only 9 rows of it became traces: draw more by score's sample=" in found.advice
 
 
 def test_the_agreement_is_that_of_the_version_that_scored(
@@ -229,7 +231,7 @@ def test_what_is_undefined_is_nan_with_its_reason(tmp_path: Path) -> None:
     assert found.agreement is None
     assert "No row was imported" in found.undefined["agreement"]
     assert list(found.table["note"]) == ["one verdict throughout"] * 2
-    assert found.action == "label"
+    assert (found.action, "Only 0 rows of it became traces" in found.advice) == ("label", True)
 
 
 def test_numbers_are_compared_by_their_distribution(tmp_path: Path) -> None:
@@ -292,6 +294,27 @@ def test_folders_of_several_months_are_one_and_of_several_judges_none(tmp_path: 
     found = workbench.monitor(JUDGE, [one, tmp_path / "two"], labels(one, [0.9]))
     assert list(found.table["verdicts"]) == [400, 400]
     assert two.rows == 400
+
+
+def test_over_all_weeks_each_counts_by_its_verdicts(tmp_path: Path) -> None:
+    """However many of them were drawn: one in 2 of the first month's, one in 20 of the second's."""
+    often = folder(tmp_path / "often", [HALF], every=2)
+    seldom = folder(tmp_path / "seldom", [[], HALF * 5], every=20)
+    sample = seldom.sample.assign(trace_id=[f"u{n}" for n in seldom.sample["row"]])
+    VerdictFolder(tmp_path / "seldom").write_sample(sample)
+    made = pd.concat([labels(often, [1.0]), labels(seldom, [0, 0.5])])
+    found = workbench.monitor(JUDGE, [often, seldom], made)
+    weeks = found.table
+    assert list(weeks["labelled"]) == [200, 100]
+    expected = (weeks["accuracy"] * weeks["verdicts"]).sum() / weeks["verdicts"].sum()
+    assert found.agreement is not None
+    assert found.agreement.accuracy == pytest.approx(expected)
+    low, high = found.agreement.accuracy_interval
+    assert low < expected < high
+    assert 0.12 < high - low < 0.2  # it stands on the 100 labels of the second month
+    assert math.isnan(found.agreement.kappa)
+    assert "over all weeks each counts by its verdicts" in found.notes[0]
+    assert workbench.monitor(JUDGE, often, labels(often, [1.0])).notes == ()
 
 
 def test_the_picture_shows_each_week(tmp_path: Path) -> None:

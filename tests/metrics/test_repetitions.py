@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from workbench.errors import ArgumentError
-from workbench.metrics.repetitions import over_seeds
+from workbench.metrics.repetitions import over_seeds, varying
 
 SWEEP = pd.DataFrame(
     {
@@ -18,6 +18,16 @@ SWEEP = pd.DataFrame(
         "after": [1.0, 2.0, 3.0, 0.5, math.nan, math.nan],
     }
 )
+
+
+def test_what_varies_is_told_by_the_parameters_of_a_table() -> None:
+    """Those before the status; lists are values too."""
+    assert varying(SWEEP) == ["n_labels"]
+    assert varying(SWEEP, None) == ["seed", "n_labels"]
+    lists = SWEEP.assign(n_labels=20)
+    lists.insert(0, "columns", [["a"], ["b"]] * 3)
+    assert varying(lists) == ["columns"]
+    assert varying(SWEEP.drop(columns="status")) == []
 
 
 def test_a_mean_has_students_interval() -> None:

@@ -133,6 +133,10 @@ def test_the_frontier_joins_what_nothing_cheaper_excels() -> None:
     step = next(line for line in ax.lines if line.get_linestyle() == "--")
     assert np.array(step.get_xydata()) == pytest.approx(np.array([[1.0, 0.45], [3.0, 0.55]]))
     assert [text.get_text() for text in ax.texts] == ["a", "c", "b"]
+    assert [text.get_ha() for text in ax.texts] == ["left", "left", "right"]
+    wide = known.assign(usd_per_1000=known["usd_per_1000"] ** 4 / 10)
+    formatter = plot_frontier(wide, ax=axes()).xaxis.get_major_formatter()
+    assert [formatter(usd, 0) for usd in (0.1, 1)] == [r"\$0.1", r"\$1"]
     assert "1 run without a value left out" in ax.get_xlabel()
     with pytest.raises(ArgumentError, match="holds no value of 'usd_per_1000':"):
         plot_frontier(known.assign(usd_per_1000=math.nan))

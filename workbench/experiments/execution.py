@@ -65,7 +65,7 @@ class Task:
     """A run as it is sent to the process that executes it.
 
     Once the file ``stop`` is there, it is not begun; where that is empty, it is killed. ``store``
-    holds the variables by which MLflow finds the active store and experiment.
+    holds the variables that name the model, the cache, and MLflow's active store and experiment.
     """
 
     notebook: str

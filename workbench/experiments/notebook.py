@@ -61,13 +61,14 @@ def run_notebook(
     """Execute a notebook with parameters and keep the executed copy in the folder ``output``.
 
     It runs in a kernel of this Python, in ``cwd`` or the current folder, so that relative paths
-    among the parameters mean what they say. ``record`` and ``replay`` are files of model answers;
+    among the parameters mean what they say. A variable that is empty in ``environment`` is not
+    set there. ``record`` and ``replay`` are files of model answers;
     a replay takes its parameters from the file where none are given. With ``progress`` the output
     of the cells is shown on stderr. ``ends`` is asked several times a second: once it returns
     something true, the kernel is killed. Secrets among the parameters reach the cells, but no file.
     What goes wrong is a `NotebookError`; after Ctrl-C, too, the executed copy is kept.
     """
-    source, folder = find_notebook(notebook), Path(output).resolve()
+    source, folder = find_notebook(notebook), Path(output).expanduser().resolve()
     given = {**(Player(replay).head.parameters if replay else {}), **(parameters or {})}
     passed = resolve_parameters(source, given, folder)
     copy = _Copy(folder / source.name, {**passed, **(environment or {})})
@@ -89,8 +90,10 @@ def run_notebook(
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
         summary.unlink(missing_ok=True)  # one of an earlier run must not pass for one of this run
+    own = environment or {}
     variables = _QUIET | os.environ | {"MPLBACKEND": _INLINE}
-    variables |= {**recording_variables(record, replay), **(environment or {})}
+    variables |= {**recording_variables(record, replay), **own}
+    variables = {k: v for k, v in variables.items() if v or k not in own}
     started = time.monotonic()
     try:
         _execute(

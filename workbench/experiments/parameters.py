@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import csv
 import difflib
+import hashlib
 import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
@@ -38,7 +39,34 @@ class Parameter:
     source: str
     default: Any
     help: str
+    annotation: str = ""
 
+    @property
+    def kind(self) -> type | None:
+        """Type of the values by a simple annotation (``int | None``), else that of the default."""
+        if not self.annotation:
+            return type(self.default)
+        text = re.sub(r"Optional\[|[\s'\"]", "", self.annotation)
+        named = {re.split(r"[\[\]]", one)[0] for one in text.split("|")} - {"None"}
+        return next((kind for kind in _KINDS if {kind.__name__} == named), None)
+
+
+def _is_text(value: Any) -> bool:
+    several = value if isinstance(value, (list, tuple)) else [value]  # of columns, say
+    return all(isinstance(one, str) for one in several)
+
+
+_GIVEN = "which workbench.sweep can give and a command line cannot"
+_KINDS: Final[dict[Any, tuple[str, Callable[[Any], bool]]]] = {
+    bool: ("neither True nor False", lambda value: isinstance(value, bool)),
+    int: ("no whole number", lambda value: type(value) in (int, float) and value % 1 == 0),
+    float: ("no number", lambda value: type(value) in (int, float) and math.isfinite(value)),
+    str: ("no text", _is_text),
+    list: (f"no list, {_GIVEN}", lambda value: not isinstance(value, (str, dict))),
+    tuple: (f"no list, {_GIVEN}", lambda value: not isinstance(value, (str, dict))),
+    dict: (f"no dict, {_GIVEN}", lambda value: isinstance(value, dict)),
+}
+"""What fits a type, and what is said of a value that does not. Others may be anything."""
 
 Grid: TypeAlias = Mapping[str, Any] | Iterable[Mapping[str, Any]] | pd.DataFrame
 Point: TypeAlias = dict[str, Any]
@@ -49,7 +77,7 @@ FOLDERS: Final = (Path("notebooks"), Path(__file__).resolve().parents[2] / "note
 
 def find_notebook(name: str | Path) -> Path:
     """Return the notebook at a path, or of a name in one of the `FOLDERS`."""
-    given = Path(name)
+    given = Path(name).expanduser()
     is_path = given.suffix == ".ipynb" or not given.name
     file = given if is_path else given.with_name(given.name + ".ipynb")
     is_name = given.parent in (Path(), Path("notebooks"))
@@ -100,7 +128,8 @@ def _assignments(source: str) -> list[Parameter]:
             with suppress(ValueError, TypeError):
                 default = ast.literal_eval(node.value)
             written = ast.get_source_segment(source, node.value) or ""
-            found[target.id] = Parameter(target.id, written, default, _comment(lines, node))
+            kind = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
+            found[target.id] = Parameter(target.id, written, default, _comment(lines, node), kind)
     return list(found.values())
 
 
@@ -115,7 +144,7 @@ def _comment(lines: list[str], node: ast.stmt) -> str:
 
 
 def check_parameters(parameters: Iterable[Parameter], values: Mapping[str, Any]) -> None:
-    """Raise `NotebookError` unless each value is one of a known parameter and fits its default."""
+    """Raise `NotebookError` unless each value is one of a known parameter and of its kind."""
     known = {parameter.name: parameter for parameter in parameters}
     for name, value in values.items():
         if name not in known:
@@ -125,23 +154,30 @@ def check_parameters(parameters: Iterable[Parameter], values: Mapping[str, Any])
             raise NotebookError(
                 f"Parameter {name!r} is not known.{hint} The notebook takes: {listed or 'none'}"
             )
-        default, problem = known[name].default, ""
-        if isinstance(default, bool) and not isinstance(value, bool):
-            problem = "neither True nor False"
-        elif type(default) in (int, float) and not _is_number(value):
-            problem = "no number"
-        elif isinstance(default, str) and isinstance(value, (bool, int, float)):
-            problem = "no text"
-        elif isinstance(default, (list, tuple)) and isinstance(value, str):
-            problem = "no list, which workbench.sweep can give and a command line cannot"
-        if problem and value is not None:
+        problem, fits = _KINDS.get(known[name].kind, ("", lambda _: True))
+        if value is not None and not fits(value):
             raise NotebookError(
                 f"{name}={value!r} is {problem}; the default is {known[name].source}."
             )
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def hashes_of(value: Any, start: Path, hash_of: Callable[[Path], str]) -> list[str]:
+    """Return hashes of the files that a value names; not of folders, which a run may write to."""
+    found = []
+    for each in value if isinstance(value, (list, tuple)) else [value]:
+        with suppress(OSError, ValueError, TypeError, RuntimeError):  # as for no home folder
+            file = start / Path(each).expanduser()
+            found += [hash_of(file)] if file.is_file() else []
+    return found
+
+
+def hash_of_file(file: Path) -> str:
+    """Return a hash of a file's content, which may be larger than memory."""
+    found = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 # -- texts of a command line ----------------------------------------------------------------
@@ -154,14 +190,14 @@ def parse_parameters(
     parameters: Sequence[Parameter], given: Iterable[tuple[str, str]]
 ) -> dict[str, Any]:
     """Convert texts from a command line into values, and check them (`check_parameters`)."""
-    defaults = {p.name: p.default for p in parameters}
-    values = {name: _value(text, defaults.get(name)) for name, text in given}
+    kinds = {p.name: p.kind for p in parameters}
+    values = {name: _value(text, kinds.get(name)) for name, text in given}
     check_parameters(parameters, values)
     return values
 
 
-def _value(text: str, default: Any) -> Any:
-    if isinstance(default, str) and text != "None":
+def _value(text: str, kind: type | None) -> Any:
+    if kind is str and text != "None":
         return text  # so that a column may be named 007
     if text in _WORDS:
         return _WORDS[text]
@@ -180,13 +216,13 @@ def parse_grid(parameters: Sequence[Parameter], given: Iterable[str]) -> dict[st
     range belong to it. Values are read and checked as by `parse_parameters`; a name that is given
     twice has the values of both.
     """
-    defaults = {p.name: p.default for p in parameters}
+    kinds = {p.name: p.kind for p in parameters}
     grid: dict[str, list[Any]] = {}
     for one in given:
         name, is_there, text = one.partition("=")
         if not is_there:
             raise NotebookError(f"-p {one!r} gives no value. Write NAME=VALUE or NAME=VALUE,VALUE.")
-        default, values = defaults.get(name), grid.setdefault(name, [])
+        kind, values = kinds.get(name), grid.setdefault(name, [])
         try:
             listed = next(csv.reader([text], skipinitialspace=True), [""])
         except csv.Error as error:  # as for a line break
@@ -194,8 +230,11 @@ def parse_grid(parameters: Sequence[Parameter], given: Iterable[str]) -> dict[st
                 f"-p {one!r} cannot be read ({error}). Put quotes around a value of several lines."
             ) from None
         for value in listed:
-            span = None if isinstance(default, str) else _RANGE.fullmatch(value)
-            values += range(int(span[1]), int(span[2]) + 1) if span else [_value(value, default)]
+            span = None if kind is str else _RANGE.fullmatch(value)
+            low, high = map(int, span.groups()) if span else (0, 0)
+            if low > high:
+                raise NotebookError(f"-p {one!r}: a range begins at its lower end: {high}..{low}.")
+            values += range(low, high + 1) if span else [_value(value, kind)]
         for read in values or [None]:
             check_parameters(parameters, {name: read})
     return grid

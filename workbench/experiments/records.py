@@ -24,9 +24,9 @@ _NAME = re.compile(rf"(?!(?:{'|'.join(TAKEN)})$)[A-Za-z][\w-]{{0,99}}", re.ASCII
 def record(name: str, value: Any) -> None:
     """Record a value or a figure of this notebook, for the sweep that runs it.
 
-    It becomes a column of `sweep`'s table, and of the MLflow run a metric or a picture. Recorded
-    again, the latest counts. It is shown where it is recorded, and lies in the executed notebook,
-    from which `sweep` reads it.
+    It becomes a column of `sweep`'s table, and of the MLflow run a metric, a tag (of a text) or a
+    picture. Recorded again, the latest counts. It is shown where it is recorded, and lies in the
+    executed notebook, from which `sweep` reads it.
 
     Parameters
     ----------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import multiprocessing
 import os
 import re
@@ -40,12 +39,16 @@ from workbench.experiments.parameters import (
     check_parameters,
     expand,
     find_notebook,
+    hash_of_file,
+    hashes_of,
     notebook_parameters,
 )
 from workbench.experiments.records import TAKEN
 from workbench.experiments.tracking import Logged, SweepRun, logged, table_of
 from workbench.formatting import bar, counted, write_whole
 from workbench.models.budget import Budget, Usage
+from workbench.models.cache import CACHE_VARIABLE
+from workbench.models.recording import MODEL_VARIABLE
 from workbench.store.database import find_experiment_id, prepare_database, store_message
 from workbench.store.tables import digest
 
@@ -81,9 +84,9 @@ def sweep(
     Parameters
     ----------
     notebook
-        Path, or name in ``notebooks/``; any notebook with a cell tagged ``parameters``. Where it
-        has a parameter ``tracking_uri`` that is not given, each run gets an MLflow store of its
-        own in its folder.
+        Path, or name in ``notebooks/``; any notebook with a cell tagged ``parameters``. Its
+        parameter ``output_dir``, if it has one, is the folder of the run. Where it has a parameter
+        ``tracking_uri`` that is not given, each run gets an MLflow store of its own there.
     grid
         Parameter -> values, a list of dicts, or a table with a row a run.
     executor
@@ -128,13 +131,13 @@ def sweep(
     declared = notebook_parameters(source)
     name = name or source.stem
     _check(name, declared, points)
-    place = Path(output).resolve() / name
+    place = Path(output).expanduser().resolve() / name
     tasks, identity = _plan(
         source, declared, points, place, force=force, timeout=timeout, cell_timeout=cell_timeout
     )
     with writable(place):
         (place / ".locks").mkdir(parents=True, exist_ok=True)
-    log = SweepRun(name, digest([name, identity]), place / ".locks" / "log")
+    log = SweepRun(name, digest([name, identity]), place / ".locks" / "log", source.name)
     status = "KILLED"
     try:
         with bar(total=len(tasks), desc=name, disable=not progress) as shown:
@@ -174,9 +177,11 @@ def _plan(
 ) -> tuple[list[Task], list[Any]]:
     """Return a task for each point, and what the whole sweep is identified by."""
     content, defaults = notebook_digest(source), {p.name: p.default for p in declared}
-    fixed = [content, version("judge-workbench"), os.environ.get("WORKBENCH_MODEL", "")]
+    # Workers of an executor may have another environment.
+    shared = {name: os.environ.get(name, "") for name in (MODEL_VARIABLE, CACHE_VARIABLE)}
+    fixed = [content, version("judge-workbench"), shared[MODEL_VARIABLE]]
     stop = str(place / f".stop-{secrets.token_hex(8)}")
-    hashes = functools.cache(_hash_of)
+    hash_of, here, beside = functools.cache(hash_of_file), Path.cwd(), source.parent
     told = [without_secrets(point, point) for point in points]
     equal = Counter(map(digest, told))
     tasks, data, takes_store = [], set[str](), "tracking_uri" in defaults
@@ -185,33 +190,24 @@ def _plan(
     active = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
     active["MLFLOW_EXPERIMENT_ID"] = find_experiment_id()
     for position, point in enumerate(points):
-        files: dict[str, str] = {}  # that parameters name, the defaults included
-        for name, value in {**defaults, **point}.items():
-            with suppress(OSError, ValueError, TypeError):
-                file = (Path.cwd() if name in point else source.parent) / value
-                files |= {name: hashes(file)} if file.is_file() else {}
+        files = {
+            f"{name}.{k}" if k else name: known
+            for name, value in {**defaults, **point}.items()
+            for k, known in enumerate(hashes_of(value, here if name in point else beside, hash_of))
+        }
         data.update(files.values())
         # Another secret makes no other run, unless points of the grid differ in nothing else.
         parameters = told[position] if equal[digest(told[position])] == 1 else point
         key = digest([fixed, parameters, files])[:16]
         own_store = takes_store and "tracking_uri" not in point
-        store = own if own_store else {} if takes_store else active
+        store = shared | (own if own_store else {} if takes_store else active)
         tasks.append(
             Task(
-                str(source), content, point, key, position, str(place / key), str(Path.cwd()), stop,
+                str(source), content, point, key, position, str(place / key), str(here), stop,
                 empty_store=str(place / ".empty.db") if own_store else "", store=store, **options,
             )
         )  # fmt: skip
     return tasks, [*fixed, sorted(data)]
-
-
-def _hash_of(file: Path) -> str:
-    """The hash of a file's content, which may be larger than memory."""
-    found = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
 
 
 class _Sweep:
@@ -240,6 +236,8 @@ class _Sweep:
             with self.logging:
                 for task in self.tasks:
                     self._recall(task, before.get(task.key, []))
+                self.shown.reset()  # so that the time left is that of the others
+                self.shown.initial = self.shown.n = self.shown.last_print_n = len(self.found)
                 self._run_all([t for t in self.tasks if t.key not in self.found], executor, jobs)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"Stopped. {self._kept()}") from None
@@ -292,7 +290,7 @@ class _Sweep:
             if left <= 0 and not self.over:
                 self._end(f"the budget of the sweep is spent: {self.budget}")
         if self.over:
-            self._take(task.result("cancelled", self.over), log=False)
+            self._take(task.result("cancelled", self.over), log=not self.killed)
             return
         try:
             result = executor.submit(execute, task).result() if executor else self._here(task)
@@ -309,7 +307,7 @@ class _Sweep:
                 "failed", f"{died} ({type(error).__name__}: {error})", started=time.time()
             )
         self._charge(result)
-        self._take(result, log=bool(result.started))
+        self._take(result, log=bool(result.started) or not self.killed)
 
     def _here(self, task: Task) -> Result:
         """Execute a run in the process of this thread, once more in a new one if that dies."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -47,15 +49,21 @@ class SweepRun:
     By the file ``lock`` processes with the same output folder take turns.
     """
 
-    def __init__(self, name: str, identity: str, lock: Path) -> None:
+    def __init__(self, name: str, identity: str, lock: Path, notebook: str) -> None:
         self.client, self.lock = mlflow.MlflowClient(), lock
         self.experiment_id = str(find_experiment_id())  # MLflow's store of files takes no other
-        where = f"tags.`{IDENTITY_TAG}` = '{identity}'"
+        equal = [self.experiment_id], f"tags.`{IDENTITY_TAG}` = '{identity}'"
+        search = partial(self.client.search_runs, *equal, order_by=["attributes.start_time"])
         with store_errors(), FileLock(lock):
-            found = [*self.client.search_runs([self.experiment_id], where)]
+            found = [*search()]
             if not found:
                 tags = resolve_tags() | {NAME_TAG: name, IDENTITY_TAG: identity}
-                found = [self.client.create_run(self.experiment_id, run_name=name, tags=tags)]
+                own = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
+                self.client.log_param(own.info.run_id, "notebook", notebook)
+                # One with another output folder, and so another lock, may begin at the same time.
+                found = [*search()]
+                if found[0].info.run_id != own.info.run_id:
+                    self.client.delete_run(own.info.run_id)
             self.run_id = found[0].info.run_id
             self.client.update_run(self.run_id, status="RUNNING")
 
@@ -92,22 +100,22 @@ class SweepRun:
 
     def _fill(self, run_id: str, result: Result, ended: int) -> None:
         """Write what there is of a run, its row last: a child without it does not count."""
-        numbers = {"seconds": result.seconds, **result.recorded}
+        found = {"seconds": result.seconds, **result.recorded}
+        numbers = {k: float(n) for k, n in found.items() if isinstance(n, (int, float))}
+        own = result.folder + os.sep  # in which figures are
+        texts = {k: t for k, t in found.items() if isinstance(t, str) and own not in t}
         self.client.log_batch(
             run_id,
             params=[Param(name, str(value)[:500]) for name, value in result.parameters.items()],
-            metrics=[
-                Metric(name, float(value), ended, 0)
-                for name, value in numbers.items()
-                if isinstance(value, (int, float))
-            ],
+            metrics=[Metric(name, value, ended, 0) for name, value in numbers.items()],
+            tags=[RunTag(name, text[:PIECE]) for name, text in texts.items()],
         )
-        folder = Path(result.folder)
-        for file in sorted(folder.glob("*")):
+        # The folder of a run that was not begun is of an earlier attempt.
+        for file in sorted(Path(result.folder).glob("*")) if result.started else ():
             if file.is_file() and file.suffix in _KEPT:
                 self.client.log_artifact(run_id, str(file))
-        if (folder / "figures").is_dir():
-            self.client.log_artifacts(run_id, str(folder / "figures"), "figures")
+            elif file.name == "figures":
+                self.client.log_artifacts(run_id, str(file), file.name)
         row = json.dumps(asdict(result))
         pieces = enumerate(range(0, len(row), PIECE))
         rows = [RunTag(f"{ROW_TAG}.{n}", row[at : at + PIECE]) for n, at in pieces]

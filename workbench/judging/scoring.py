@@ -126,9 +126,10 @@ def score(
     check_whole("concurrency", concurrency)
     check_whole("seed", seed, 0)
     is_number = isinstance(sample, Real) and math.isfinite(sample)
-    if sample is not None and not (is_number and (0 < sample < 1 or 1 <= sample == int(sample))):
+    is_sample = is_number and (0 < sample < 1 or 1 <= sample == int(sample))
+    if sample is not None and (not is_sample or str(sample) == "1.0"):  # all of them, or one?
         raise ArgumentError(
-            f"sample={sample!r} must be a share of the rows in (0, 1), or a whole number."
+            f"sample={sample!r} must be a share of the rows in (0, 1), or a whole number of them."
         )
     _check(judge, layout)
     limit = Budget.of(budget)

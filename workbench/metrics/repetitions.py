@@ -31,8 +31,8 @@ def over_seeds(
         Column with numbers, True being 1; what is missing, as for a run that failed, is left out
         and counted.
     by
-        Columns whose values are kept apart, lists by their text; by default all parameters of a
-        sweep but ``over``.
+        Columns whose values are kept apart, lists by their text; by default the parameters of a
+        sweep that vary (see `varying`).
     over
         Column that is aggregated over, the seed.
     confidence
@@ -56,22 +56,15 @@ def over_seeds(
     [{'n_labels': 20, 'n': 2, 'mean': 0.7}]
     """
     check_confidence(confidence)
-    # The parameters of a sweep stand first.
-    columns = list(table.columns)
-    parameters = columns[: columns.index("status")] if "status" in columns else []
-    by = [name for name in parameters if name != over] if by is None else by
-    by = [by] if isinstance(by, str) else list(by)
+    names = varying(table, over)
+    by = [by] if isinstance(by, str) else list(names if by is None else by)
     require_columns(table, "table", [metric, *by])
-    table = table.copy()
-    for name in {*parameters, *by}:  # lists can neither be counted nor grouped
-        if table[name].dtype == object:
-            table[name] = [str(v) if isinstance(v, (list, dict)) else v for v in table[name]]
-    for name in parameters:
-        if name not in (over, *by) and table[name].nunique(dropna=False) > 1:
-            raise ArgumentError(
-                f"by={by!r}: the parameter {name!r} varies as well, and its values are no "
-                f"repetitions. Name it in by=, or give the rows of one value of it."
-            )
+    if others := [name for name in names if name not in by]:
+        raise ArgumentError(
+            f"by={by!r}: the parameter {others[0]!r} varies as well, and its values are no "
+            f"repetitions. Name it in by=, or give the rows of one value of it."
+        )
+    table = table.assign(**{name: table[name].map(_hashable) for name in by})
     table[metric] = as_numbers(table[metric], metric)
     rows = []
     for key, runs in table.groupby(by, dropna=False) if by else [((), table)]:
@@ -80,6 +73,22 @@ def over_seeds(
         ends = mean_interval(values.to_numpy(), confidence)
         rows.append((*key, len(values), len(runs) - len(values), *figures, *ends))
     return pd.DataFrame(rows, columns=[*by, "n", "missing", "mean", "min", "max", "low", "high"])
+
+
+def varying(table: pd.DataFrame, over: str | None = "seed") -> list[str]:
+    """Return the parameters of `sweep`'s table that have several values, but for ``over``.
+
+    >>> varying(pd.DataFrame({"seed": [0, 1], "model": ["a", "b"], "steps": 2, "status": ""}))
+    ['model']
+    """
+    columns = list(table.columns)  # the parameters first
+    names = columns[: columns.index("status")] if "status" in columns else []
+    values = {name: table[name].map(_hashable) for name in names if name != over}
+    return [name for name, each in values.items() if each.nunique(dropna=False) > 1]
+
+
+def _hashable(value: Any) -> Any:
+    return str(value) if isinstance(value, (list, dict)) else value
 
 
 def as_numbers(values: pd.Series[Any], name: str) -> pd.Series[float]:

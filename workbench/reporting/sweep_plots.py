@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -106,7 +106,7 @@ def plot_learning_curve(
 def plot_sweep(
     table: pd.DataFrame,
     metric: str = "after",
-    by: str | tuple[str, str] = "n_labels",
+    by: str | Sequence[str] = "n_labels",
     *,
     over: str = "seed",
     ax: Axes | None = None,
@@ -194,12 +194,16 @@ def plot_frontier(
     ax.step(best["cost"], best["mean"], where="post", color=ink(), lw=1, ls="--", zorder=1)
     ends = [points["mean"] - points["low"], points["high"] - points["mean"]]
     ax.errorbar(points["cost"], points["mean"], ends, fmt="o", color=blue(), ms=6, capsize=3)
-    near: dict[str, Any] = {"xytext": (7, 5), "textcoords": "offset points", "size": "small"}
+    low, high = points["cost"].min(), points["cost"].max()
+    is_wide = low > 0 and high > 20 * low
+    ax.set_xscale("log" if is_wide else "linear")
+    ax.xaxis.set_major_formatter(lambda usd, _: rf"\${usd:g}")
+    middle = math.sqrt(low * high) if is_wide else (low + high) / 2
+    look: dict[str, Any] = {"textcoords": "offset points", "size": "small"}
     for name, x, y in zip(points[by], points["cost"], points["mean"], strict=True):
-        ax.annotate(literal(_all(name), 40), (x, y), **near)
-    costs = points["cost"]
-    if costs.min() > 0 and costs.max() > 20 * costs.min():
-        ax.set_xscale("log")
+        # A name stands on the side where there is room.
+        look |= {"xytext": (-7, 5), "ha": "right"} if x > middle else {"xytext": (7, 5)}
+        ax.annotate(literal(_all(name), 40), (x, y), **look)
     ax.margins(x=0.2, y=0.15)
     return _finished(ax, "US dollars for 1,000 judgements", metric, len(table) - len(known), {})
 

@@ -259,7 +259,8 @@ def _rows_of(table: Any, columns: list[str], encoding: str | None) -> Iterator[R
 
 def _is_parquet(table: Any) -> bool:
     is_path = isinstance(table, (str, os.PathLike))
-    return is_path and (Path(table).is_dir() or Path(table).suffix.lower() == ".parquet")
+    path = Path(table).expanduser() if is_path else Path()
+    return is_path and (path.is_dir() or path.suffix.lower() == ".parquet")
 
 
 def _dataset(path: Any) -> Any:
