@@ -448,9 +448,11 @@ def with_models(optimizer: Any, name: Callable[[str, str], str], make: Callable[
     for attribute, use in uses.items():
         setattr(copied, attribute, name(use, getattr(optimizer, attribute)))
 
-    def create(optimized_program: Any, original_judge: Any) -> Any:
-        return make(original(optimized_program, original_judge).instructions)
-
     if original is not None:
+        rebuilt: Callable[[Any, Any], Any] = original
+
+        def create(optimized_program: Any, original_judge: Any) -> Any:
+            return make(rebuilt(optimized_program, original_judge).instructions)
+
         setattr(copied, method, create)
     return copied

@@ -24,7 +24,7 @@ from workbench.models.runner import Runner
 from workbench.scale import Scale
 from workbench.simba import reflector
 from workbench.simba.items import Case, Item
-from workbench.simba.reflection import Request, whole_lines
+from workbench.simba.reflection import Request
 from workbench.store.traces import Example
 
 SCALE = Scale.of(["poor", "fair", "good"])

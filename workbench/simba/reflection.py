@@ -19,15 +19,9 @@ from workbench.formatting import read_literal
 from workbench.models.answers import json_in, without_thoughts
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
-from workbench.simba.candidate import (
-    MAX_FIELD,
-    RULES_HEADING,
-    one_line,
-    one_line_json,
-    shortened_json,
-    words_of,
-)
+from workbench.simba.candidate import MAX_FIELD, one_line, one_line_json, shortened_json, words_of
 from workbench.simba.items import Case
+from workbench.vocabulary import RULES_HEADING
 
 ANSWER_TOKENS: Final = 600  # of an answer, unless ``inference_params`` set ``max_tokens``
 DESCRIPTION_TOKENS: Final = 400  # of an answer that describes the ratings, one sentence each
@@ -306,18 +300,6 @@ def rules_in(text: str) -> list[str] | None:
             return None  # other lines explain the refusal
         lines = [_BULLET.sub("", line) for line in listed or plain]
     return list(dict.fromkeys(filter(_is_sentence, map(one_line, lines)))) or None
-
-
-def whole_lines(text: str) -> str:
-    """Leave out the line at which an answer was cut, unless that ended a sentence.
-
-    Of cut JSON the texts are read that stand whole.
-
-    >>> whole_lines("1. Be strict on promises.\\n2. Be kind to jokes unless")
-    '1. Be strict on promises.'
-    """
-    before, _, last = text.rstrip().rpartition("\n")
-    return text if '"' in last or last.endswith((".", "!", "?")) else before
 
 
 def descriptions_in(text: str, values: Sequence[Any]) -> list[str]:

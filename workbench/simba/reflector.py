@@ -36,7 +36,6 @@ from workbench.simba.reflection import (
     Reflection,
     Request,
     is_refusal,
-    whole_lines,
 )
 
 # As long as others succeed, fewer failed requests, or a smaller share, are no reason to give up.
@@ -288,6 +287,18 @@ def context_told(message: str) -> int | None:
     """
     found = _CONTEXT.search(message)
     return int(found[1].replace(",", "")) if found else None
+
+
+def whole_lines(text: str) -> str:
+    """Leave out the line at which an answer was cut, unless that ended a sentence.
+
+    Of cut JSON the texts are read that stand whole.
+
+    >>> whole_lines("1. Be strict on promises.\\n2. Be kind to jokes unless")
+    '1. Be strict on promises.'
+    """
+    before, _, last = text.rstrip().rpartition("\n")
+    return text if '"' in last or last.endswith((".", "!", "?")) else before
 
 
 class _Engine:
