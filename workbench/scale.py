@@ -221,11 +221,10 @@ class Scale:
         seen = {
             fold(raw): normal_form(str(raw)) if isinstance(raw, texts) else raw for raw in writings
         }
-        missing = no_ratings(seen)
-        for word in list(seen):
-            text, top = undecorated(word)
-            is_known = text != word and text in seen and top is None
-            if word in missing or (is_known and len(text) > 1):  # A* is a grade beside A
+        for word in no_ratings(seen):
+            del seen[word]
+        for word, (text, top) in {word: undecorated(word) for word in seen}.items():
+            if word != text and text in seen and top is None and len(text) > 1:  # A* is a grade
                 del seen[word]
         distinct = [seen[word] for word in sorted(seen)]
         if numbers := as_numbers(distinct):

@@ -58,7 +58,6 @@ def test_many_different_percentages_are_numbers() -> None:
         ([1, 2, 3, 4, 5] * 7 + [999] * 5, "999 occurs 5 times, rows 35, 36, 37, 38, 39, far from"),
         ([n / 2 for n in range(118)] + [9999], "9999.0 occurs once, row 118, far from the others"),
         ([-99, *[n / 2 for n in range(118)]], "-99.0 occurs once, row 0, far from the others"),
-        ([1, 2, 4] * 10, "Nobody gave 3. If it may be given: values='1, 2, 3, 4'."),
         (["good", "bad"] * 146 + ["goood"], "Few ratings of 'goood' 0.34%."),
     ],
 )
@@ -192,26 +191,16 @@ def test_clean_data_have_no_doubts() -> None:
 
 
 def test_values_may_translate() -> None:
-    values = {"good": "yes", "bad": "no", "gud": "yes"}
-    found = check(table(["good", "Bad"] * 10), values=values)
+    found = check(table(["good", "Bad"] * 10), values={"good": "yes", "bad": "no"})
     assert found.counts["ana"].to_dict() == {"yes": 10, "no": 10}
     assert found.rows.empty
-    doubt = found.doubts[0]
-    assert (
-        doubt == "'good' as 'yes' (10), 'bad' as 'no' (10), 'gud' as 'yes' (0). In no cell: 'gud'."
-    )
 
 
 def test_what_decorates_a_rating_is_said() -> None:
-    found = check(
-        table(["good", "poor"] * 10 + ["**good**", "Poor!", None], ben="poor"),
-        annotators="ana, ben",
-    )
+    text = repr(found := check(table(["good", "poor"] * 10 + ["**good**", "Poor!", None])))
     assert found.scale.values == ("poor", "good")
-    assert "'**good**' read as 'good' (1), 'Poor!' read as 'poor' (1) in column 'ana'." in repr(
-        found
-    )
-    assert "empty (1: row 22) in column 'ana'." in repr(found)
+    assert "'**good**' read as 'good' (1), 'Poor!' read as 'poor' (1) in column 'ana'." in text
+    assert "empty (1: row 22) in column 'ana'." in text
 
 
 def test_verdicts_are_read_as_ratings_are() -> None:
@@ -232,13 +221,13 @@ def test_ordered_categories_keep_their_order(tmp_path: Path) -> None:
     frame = table(order * 10)
     frame["ana"] = pd.Categorical(frame["ana"], categories=order, ordered=True)
     found = check(frame)
-    assert (found.scale.values, "scale=data.scale" in found.doubts[0]) == (tuple(order), True)
+    assert (found.scale.values, "scale=dataset.scale" in found.doubts[0]) == (tuple(order), True)
     for two, doubts in ((["no", "yes"], 0), (["yes", "no"], 1)):
         frame["ana"] = pd.Categorical(two * 15, categories=two, ordered=True)
         found = check(frame)
         assert found.scale.positive == two[1]
         assert "positive side" in found.table["check"].tolist()
-        assert sum("scale=data.scale" in doubt for doubt in found.doubts) == doubts
+        assert sum("scale=dataset.scale" in doubt for doubt in found.doubts) == doubts
     frame["ana"] = pd.Categorical(order * 10, categories=order, ordered=True)
     beside = frame.assign(ben=[" Lovely", "N/A", None] * 10)
     assert check(beside, annotators="ana, ben").scale == workbench.Scale("ordinal", tuple(order))

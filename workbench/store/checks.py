@@ -221,11 +221,9 @@ def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
     for who, (column, why) in data.labels.items():
         if who != column and who in data.table.columns:
             spec = f"each {who}: {column}" + f" + {why}" * bool(why)
-            yield Finding(
-                "one row a label",
-                f"{who!r} is taken as the one annotator, and there is a column {who!r}.",
-                f"If that says who gave each label: annotators={spec!r}.",
-            )
+            text = f"{who!r} is taken as the one annotator, and there is a column {who!r}."
+            advice = f"If that says who gave each label: annotators={spec!r}."
+            yield Finding("one row a label", text, advice)
     if data.empty:
         text = f"{counted(len(data.empty), 'row')}, left out: {_listed(data.empty)}."
         yield Finding("empty", text)
@@ -261,8 +259,8 @@ def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     counts = Counter(rated["value"])
     texts = [f"{_short(value)} {counts[value]}" for value in scale.shown]
     if scale.kind == "numeric" and len(rated):
-        ends = rated["value"].astype(float).quantile([0, 0.5, 1])
-        texts = [f"{n} {x:g}" for n, x in zip(("lowest", "median", "highest"), ends, strict=True)]
+        low, median, high = rated["value"].astype(float).quantile([0, 0.5, 1])
+        texts = [f"lowest {low:g}", f"median {median:g}", f"highest {high:g}"]
     yield Finding("scale", f"{scale.kind}: {', '.join(texts) or 'no rating'}.")
     if scale.kind == "binary":
         other, positive = map(_short, scale.values)
@@ -272,7 +270,7 @@ def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     typed = Scale.from_type(data.value_type)
     if typed and typed.values != scale.values:
         text = "The order of the ratings is that of the column's categories."
-        yield Finding("order", text, "No judge's type holds it; pair(..., scale=data.scale) does.")
+        yield Finding("order", text, "No judge's type holds it: pair(..., scale=dataset.scale).")
     yield from _about_odd_ones(scale, rated, counts)
     if scale.kind == "numeric" or not len(rated):
         return
@@ -283,7 +281,7 @@ def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
 
 
 def _about_odd_ones(scale: Scale, rated: pd.DataFrame, counts: Counter[Any]) -> Iterable[Finding]:
-    """Ratings that are rare or far from the others, and whole numbers that lack between them."""
+    """Ratings that are rare, or far from the others."""
     sizes = {v: size for v in counts if scale.ordered and (size := number(v)) is not None}
     numbers = [sizes[v] for v in rated["value"] if v in sizes]
     top, bottom = _far_above(numbers), -_far_above(-size for size in numbers)
@@ -297,12 +295,6 @@ def _about_odd_ones(scale: Scale, rated: pd.DataFrame, counts: Counter[Any]) -> 
             often = f"once, row {rows[0]}" if n == 1 else f"{n} times, rows {_listed(rows)}"
             text = f"{value!r} occurs {often}{', far from the others' * is_far}."
             yield Finding("odd rating", text, advice)
-    if sizes and scale.values and all(isinstance(value, int) for value in scale.values):
-        whole = range(min(scale.values), max(scale.values) + 1)
-        lacking = ", ".join(str(value) for value in whole if value not in scale.values)
-        if lacking and len(whole) < 2 * len(scale.values):
-            advice = f"If it may be given: values={', '.join(map(str, whole))!r}."
-            yield Finding("gap", f"Nobody gave {lacking}.", advice)
 
 
 def _far_above(sizes: Iterable[float]) -> float:
@@ -317,10 +309,6 @@ def _about_ratings(data: Dataset, cells: pd.DataFrame, what: str = "rating") -> 
     for who, (column, _) in data.labels.items():
         n = int((cells["value"].notna() & (cells["annotator"] == who)).sum())
         yield Finding(f"{what}s of {who}", f"{counted(n, what)} in column {column!r}.")
-    if data.translations and what == "rating":
-        told = [f"{word!r} as {value!r} ({n})" for word, value, n in data.translations]
-        unused = ", ".join(repr(word) for word, _, n in data.translations if not n)
-        yield Finding("translated", f"{', '.join(told)}.", f"In no cell: {unused}." * bool(unused))
     on = f"They are left out. On it: {data.scale.describe()}."
     kinds = {
         "mapped": ("written otherwise", ""),

@@ -70,7 +70,6 @@ class Dataset:
     scale: Scale
     empty: tuple[int, ...] = ()
     merged: int = 0  # rows that became part of another one, where each is a label
-    translations: tuple[tuple[Any, Any, int], ...] = ()  # word, value, and in how many cells
 
     @property
     def value_type(self) -> Any:
@@ -179,9 +178,6 @@ def read_dataset(
         content = [c for role, columns in named.items() if role != "annotators" for c in columns]
         table, labels = _one_row_an_item(table, each, labels, content)
     rated = [column for column, _ in (*labels.values(), *recorded.values())]
-    times = Counter(fold(cell) for column in rated for cell in table[column])
-    given = _parts("values", values)
-    words = given.items() if isinstance(given, Mapping) else ()
     table, names = translated(table, rated, values)
     return Dataset(
         table=table,
@@ -195,7 +191,6 @@ def read_dataset(
         scale=_scale(table, labels, names),
         empty=tuple(number for number, blank in enumerate(empty) if blank),
         merged=rows - len(table),
-        translations=tuple((word, value, times[fold(word)]) for word, value in words),
     )
 
 
