@@ -184,7 +184,7 @@ def _given(trace: Trace, name: str) -> Iterator[tuple[Feedback, bool]]:
 def _record(kind: type[Kind], trace: Trace, given: Feedback) -> Kind:
     metadata = given.metadata or {}
     version = str(metadata.get(RUBRIC_KEY, ""))
-    by_id = {one.assessment_id: one for one in trace.info.assessments}
+    by_id = {one.assessment_id: one for one in trace.info.assessments if one.assessment_id}
     chain: list[Assessment] = [given]
     while (older := by_id.pop(chain[-1].overrides, None)) is not None:
         chain.append(older)
