@@ -101,10 +101,7 @@ def test_the_positive_one_of_two_values_may_be_named(values: list[str]) -> None:
         for positive in values:
             assert make(values, positive=f" {positive.upper()}").positive == positive
     # Also against what the words say: that an answer is unsafe may be what is looked for.
-    unsafe = Scale.of(["safe", "unsafe"], positive="unsafe")
-    assert (unsafe.positive, unsafe.normalise("no"), unsafe.normalise("yes")) == (
-        "unsafe", "unsafe", "safe",
-    )  # fmt: skip
+    assert Scale.of(["safe", "unsafe"], positive="unsafe").positive == "unsafe"
     assert Scale.from_values(["ham", "spam"]).positive == "ham"
     assert Scale.from_type(Literal["spam", "ham"]) == Scale.of(["spam", "ham"], positive="spam")
 
@@ -219,6 +216,10 @@ def test_a_writing_is_mapped_to_the_one_value(scale: Scale, raw: Any, value: Any
         (YES_NO, "maybe", "'yes', 'no'"),
         (YES_NO, 2, "'yes', 'no'"),
         (Scale.of(["toxic", "clean"]), "yes", "'toxic', 'clean'"),
+        # Whether yes means unsafe depends on the question.
+        (Scale.of(["unsafe", "safe"]), "yes", "'unsafe', 'safe'"),
+        (Scale.of(["good", "bad"]), True, "'good', 'bad'"),
+        (Scale.of(["good", "bad"]), "[1", "'good', 'bad'"),
         (YES_NO, "good", "'yes', 'no'"),
         (YES_NO, "bad", "'yes', 'no'"),
         (WHOLE, 4.5, "whole numbers"),
@@ -226,6 +227,7 @@ def test_a_writing_is_mapped_to_the_one_value(scale: Scale, raw: Any, value: Any
         (NUMBER, True, "numbers"),
         (NUMBER, "inf", "numbers"),
         (NUMBER, "1,000", "numbers"),
+        (NUMBER, "1_2", "numbers"),
         (STARS, "4/10", "1, 2, 3, 4, 5"),
         (NUMBER, "85%", "numbers"),
         (COLOURS, ["red"], "A rating is one value, and this is a list"),
@@ -306,6 +308,9 @@ def test_a_word_for_abstention_that_is_on_the_scale_is_a_value() -> None:
         (["4/5", "3/4"], "binary", ("4/5", "3/4")),
         (["4/5", "6/5", "1"], "nominal", ("1", "4/5", "6/5")),
         (["007", "7", "8"], "binary", (7, 8)),
+        (["**good**", "Good!", "good", "poor"], "binary", ("poor", "good")),
+        (["A*", "A", "B"], "nominal", ("A", "A*", "B")),
+        (["85%", "90%", "7"], "nominal", ("7", "85%", "90%")),
     ],
 )
 def test_observed_values_give_a_scale(
@@ -323,6 +328,12 @@ def test_observed_values_give_a_scale(
 def test_what_makes_no_scale_says_how_to_get_one(seen: list[Any]) -> None:
     with pytest.raises(ScaleError, match="Give the judge a feedback_value_type"):
         Scale.from_values(seen)
+
+
+def test_long_texts_that_make_no_scale_are_not_quoted_whole() -> None:
+    with pytest.raises(ScaleError) as caught:
+        Scale.from_values([f"{k} {'word ' * 1000}" for k in range(30)])
+    assert len(str(caught.value)) < 400
 
 
 def test_a_word_among_many_numbers_is_named() -> None:

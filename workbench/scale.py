@@ -6,6 +6,7 @@ orders the values and measures the distance between two of them.
 
 from __future__ import annotations
 
+import reprlib
 import types
 import typing
 from collections import Counter
@@ -113,11 +114,9 @@ class Scale:
 
     def __post_init__(self) -> None:
         if self.kind != "numeric" and len(self.words) < 2:
-            raise ArgumentError(
-                f"A {self.kind} scale needs at least two different values, got {self.values!r}."
-            )
+            raise ArgumentError(f"values={self.values!r}: a scale has at least two different ones.")
         if self.kind == "binary" and len(self.values) != 2:
-            raise ArgumentError(f"A binary scale has two values, got {self.values!r}.")
+            raise ArgumentError(f"values={self.values!r}: a binary scale has two of them.")
 
     # -- where a scale comes from -------------------------------------------------------
 
@@ -207,11 +206,12 @@ class Scale:
         """Return the scale of observed raw values, for judges whose type is plain str.
 
         Up to 20 distinct values make categories, as in `of`, but that of two unknown words the
-        alphabet decides, and words for yes and for no are one value each; more, if all are numbers,
-        a numeric scale. Where all can be read as numbers they are, such as 4/5 or ``5 stars``, and
-        the 5 that others are out of is on the scale. What stands for a missing rating (``nan``,
-        ``NULL``, ``?``) and abstentions are left out, unless ``every`` is true. Fewer than two
-        distinct values, or more than 20 that are not all numbers, are a `ScaleError`.
+        alphabet decides, and words for yes and for no are one value each, as ``good`` and
+        ``**Good!**`` are; more, if all are numbers, a numeric scale. Where all can be read as
+        numbers they are, such as 4/5 or ``5 stars``, and the 5 that others are out of is on the
+        scale. What stands for a missing rating (``nan``, ``NULL``, ``?``) and abstentions are left
+        out, unless ``every`` is true. Fewer than two distinct values, or more than 20 that are not
+        all numbers, are a `ScaleError`.
         """
         seen_at_all = (raw for raw in observed if not is_missing(raw))
         given = [scalar(raw) for raw in seen_at_all if every or not is_abstention(raw)]
@@ -227,6 +227,9 @@ class Scale:
         }
         for word in () if every else no_ratings(seen):
             del seen[word]
+        for word, (text, top) in {word: undecorated(word) for word in seen}.items():
+            if word != text and text in seen and top is None and len(text) > 1:  # A* is a grade
+                del seen[word]
         distinct = [seen[word] for word in sorted(seen)]
         if numbers := as_numbers(distinct):
             distinct = [int(size) if size.is_integer() else size for size in numbers]
@@ -240,8 +243,8 @@ class Scale:
         elif 2 <= len(distinct) <= MOST_CATEGORIES:
             scale = replace(cls.of(distinct), declared=())
         else:
-            shown = ", ".join(map(repr, distinct[:5])) + ", …" * (len(distinct) > 5)
-            words = [repr(value) for value in distinct if not as_numbers([value])]
+            shown = ", ".join(map(reprlib.repr, distinct[:5])) + ", …" * (len(distinct) > 5)
+            words = [reprlib.repr(value) for value in distinct if not as_numbers([value])]
             if 0 < len(words) < len(distinct) / 2:
                 shown += f"; all are numbers but {', '.join(words[:5])}"
             raise ScaleError(
@@ -287,7 +290,8 @@ class Scale:
             return self.words[word]
         if (size := number(word)) is not None and size in (sizes := list(map(number, self.values))):
             return self.values[sizes.index(size)]
-        sides = {binary_side(known): value for known, value in self.words.items()}
+        # Not beside other words: a yes to "Is it unsafe?" does not say safe.
+        sides = {truth_side(known): value for known, value in self.words.items()}
         is_known = self.kind == "binary" and set(sides) == {0, 1}
         return sides.get(truth_side(word)) if is_known else None
 

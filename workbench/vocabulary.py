@@ -32,9 +32,9 @@ _NO_RATING: Final = _words(
 )
 _MARKS: Final = _words("+, ++, +++, --, ---, ±, +/-, +-")
 
-# What people write for the two sides of a yes/no question. The first of each stand for the side of
-# any two values, pass for yes as well; others, such as good and bad, are values of their own, and
-# are not translated unasked.
+# What people write for the two sides of a yes/no question. The first of each stand for the side,
+# pass for yes as well; others, such as good and bad, are values of their own, and are not
+# translated unasked.
 _FALSE: Final = _words("no, n, false, f, 0, fail, failed, falsch, nein, faux, non, falso, nee")
 _TRUE: Final = _words(
     "yes, y, true, t, 1, pass, passed, wahr, ja, vrai, oui, verdadero, vero, si, sí, sì, sim"
@@ -152,7 +152,7 @@ def number(value: object) -> float | None:
     if _DECIMAL_COMMA.fullmatch(text):
         text = text.replace(",", ".")
     try:
-        found = float(text)
+        found = float(text.replace("_", "?"))  # which Python takes for a separator
     except ValueError:
         return None
     return found if math.isfinite(found) else None
@@ -253,9 +253,11 @@ def undecorated(raw: str) -> tuple[str, float | None]:
 
 def as_numbers(values: Iterable[object]) -> list[float]:
     """Return the numbers that the values are, sorted, with the one they are out of; else none."""
+    values = list(values)
+    percent = {str(value).rstrip().endswith("%") for value in values}
     read = [undecorated(value) if isinstance(value, str) else (value, None) for value in values]
     tops = {top for _, top in read if top is not None}
     sizes = {number(value) for value, _ in read}
     found = sorted(tops | {size for size in sizes if size is not None})
-    is_clear = not tops or (len(tops) == 1 and found[-1] in tops)
+    is_clear = not tops or (len(tops) == len(percent) == 1 and found[-1] in tops)
     return found if is_clear and None not in sizes else []

@@ -224,6 +224,7 @@ def test_gates(store: str, judge: Any) -> None:
     labelled(40, judge)
     taken = workbench.align(judge, optimizer=Proposing(WORSE), gate="none", progress=False)
     assert taken.judge.instructions == WORSE
+    assert (taken.status, taken.headline) == ("improved", "not better (gate off)")
     strict = workbench.align(judge, optimizer=Proposing(CURED), gate="significant", progress=False)
     assert strict.status == ("improved" if strict.comparison.significant else "rejected")
     with pytest.raises(ArgumentError, match="better"):

@@ -107,6 +107,7 @@ def test_the_state_goes_on_while_it_learns(model: Embedded) -> None:
     assert running.state.calls is not None
     assert state.calls < running.state.calls <= alignment.calls
     until(lambda: running.view.state["stage"] == "done")
+    assert "of at most" not in running.view.parts[0]
     lines = running.view.parts[1]
     assert f'<div class="wbp-line" dir="auto">{html_text(TEXT)}</div>' in lines
     for rule in alignment.evidence:

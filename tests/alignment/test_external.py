@@ -182,6 +182,8 @@ def test_an_alignment_tells_what_an_optimizer_spent(simulation: Simulation, judg
     assert alignment.calls == served["judge"]
     assert alignment.usage.requests == alignment.calls + alignment.reflection_calls
     assert alignment.tokens
+    places = alignment.preflight.set_index("check")["finding"]
+    assert {"judge model", "reflection model", "embedding model"} <= set(places.index)
 
 
 def test_embeddings_of_the_held_out_test_are_paid(simulation: Simulation, judge: Any) -> None:

@@ -235,6 +235,12 @@ def test_an_alignment_that_did_not_improve_registers_the_original(store: str, st
     assert (again.version, again.new) == (1, False)
 
 
+def test_a_deleted_experiment_takes_no_judge(store: str) -> None:
+    mlflow.delete_experiment(mlflow.get_experiment_by_name("test").experiment_id)
+    with pytest.raises(StoreError, match="was deleted"):
+        register(plain_judge())
+
+
 def test_another_name_is_the_name_of_the_loaded_judge(store: str) -> None:
     registered = register(plain_judge(extra_headers={"X-A": "abc"}), name="strict quality/2")
     assert registered.judge.name == registered.name == "strict quality/2"

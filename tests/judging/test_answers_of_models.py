@@ -118,8 +118,23 @@ def test_an_error_with_status_200_is_waited_for_or_told(assess: Any) -> None:
     assert "Provider returned error" in assessed.failures["error"][0]
 
 
-def test_a_refused_answer_schema_is_left_out_from_then_on(assess: Any) -> None:
-    assessed, server = assess(REPLIES["response_format_422"], GOOD, rows=3)
+def test_json_that_is_no_object_is_waited_for(assess: Any) -> None:
+    assessed, _ = assess({"body": [1]}, GOOD)
+    assert assessed.table["value"].tolist() == ["good"]
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        REPLIES["response_format_422"],
+        {"status": 404, "body": {"error": "No endpoints found that support response_format"}},
+        {"status": 500, "body": {"error": {"message": "json_schema is not supported"}}},
+    ],
+)
+def test_a_refused_answer_schema_is_left_out_from_then_on(
+    assess: Any, refusal: dict[str, Any]
+) -> None:
+    assessed, server = assess(refusal, GOOD, rows=3)
     assert assessed.table["value"].tolist() == ["good"] * 3
     assert sum("response_format" in payload for payload in server.payloads) <= 3
     assert "response_format" not in server.payloads[-1]

@@ -148,14 +148,17 @@ def test_answers_of_a_judge_that_is_not_known_whole_are_not_kept(tmp_path: Path)
 def test_where_a_judges_model_is_reached_is_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def said(judge: Judge) -> str:
-        say_where(judge)
+    def said(judge: Judge, *others: tuple[str | None, str | None]) -> str:
+        say_where(judge, *others)
         return capsys.readouterr().out
 
     assert said(judge_of(MODEL)) == ""
     own = said(judge_of("openai:/m", base_url="http://user:secret-of-mine@localhost:8000/v1"))
     assert own == "Judge 'quality': openai:/m at http://localhost:8000/v1/chat/completions\n"
     assert said(judge_of("openai:/m")).endswith("at its provider's public address\n")
+    reflects = said(judge_of(MODEL), ("openai:/r", "http://localhost:7000/v1"))
+    assert reflects.startswith("Reflection model: openai:/r at http://localhost:7000/v1")
+    assert said(judge_of(MODEL), (None, None), (MODEL, None)) == ""
     monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:9000/v1")
     assert said(judge_of("openai:/m")).endswith("openai:/m at http://localhost:9000/v1\n")
     with workbench.recording(tmp_path / "answers.jsonl"):

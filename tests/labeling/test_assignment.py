@@ -187,5 +187,5 @@ def test_who_or_what_there_is_not_is_said() -> None:
     parts = assign(["tr-1", "tr-2"], ["ana"], batch_size=1)
     with pytest.raises(ArgumentError, match="annotator='ben'"):
         parts.of("ben")
-    with pytest.raises(ArgumentError, match="There are 2 batches"):
+    with pytest.raises(ArgumentError, match="the queue has 2 batches"):
         parts.of("ana", batch=2)

@@ -66,6 +66,8 @@ def test_small_slices_are_pooled_and_writings_of_a_name_are_one() -> None:
     assert len(found.table) == 3
     versions = by_position(pairs, lambda k: ["1.1", "1.10"][k % 2])
     assert versions.table["n"].to_dict() == {"1.1": 35, "1.10": 35}
+    numbers = by_position(pairs, lambda k: ["2", "1", " 1", "1.0"][k % 4])
+    assert numbers.table["n"].to_dict() == {"1": 52, "2": 18}
     single = by_position(pairs, lambda k: "few" if k < 5 else "many")
     assert single.table["n"].to_dict() == {"many": 65, "few": 5}
 

@@ -31,6 +31,7 @@ def read(finish_reason: str = "stop", *, tools: bool = False, **message: Any) ->
         f"[{GOOD}]",
         f"{GOOD}\n{GOOD}",
         [{"type": "text", "text": GOOD}],
+        {"result": "good", "rationale": "because"},
         f'<thought>{{"result": "poor"}}</thought>{GOOD}',
         f'[THINK]{{"result": "poor"}}[/THINK]{GOOD}',
         f'{{"verdict": {GOOD}}}',
@@ -179,6 +180,7 @@ def test_an_error_in_the_body_decides_by_its_own_status(
         {"object": "error", "message": "up", "code": 429},
         {"detail": "up", "status": 429},
         {"choices": [{"error": {"message": "up", "code": 429}, "message": {"content": ""}}]},
+        {"choices": [{"message": {"content": ""}}], "error": {"message": "up", "code": 429}},
     ],
 )
 def test_an_error_without_a_field_of_that_name(body: dict[str, Any]) -> None:

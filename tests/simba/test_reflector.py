@@ -437,6 +437,9 @@ def test_a_prompt_that_is_always_too_long_is_an_error(
 def test_of_an_answer_that_was_cut_the_half_line_is_left_out() -> None:
     """Unless it ended a sentence, or is of JSON."""
     whole = "1. Be strict on promises.\n2. Be kind to jokes"
-    assert whole_lines(whole) == "1. Be strict on promises."
-    assert whole_lines(whole + ".") == whole + "."
-    assert whole_lines('["Be strict on promises.", "Be ki') == '["Be strict on promises.", "Be ki'
+    assert reflector.whole_lines(whole) == "1. Be strict on promises."
+    assert reflector.whole_lines(whole + ".") == whole + "."
+    assert (
+        reflector.whole_lines('["Be strict on promises.", "Be ki')
+        == '["Be strict on promises.", "Be ki'
+    )

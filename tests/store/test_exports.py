@@ -26,6 +26,7 @@ LABEL_STUDIO = [
                 ],
             },
             {"completed_by": 2, "was_cancelled": True, "result": []},
+            {"completed_by": 3, "was_cancelled": False, "result": []},
         ],
         "predictions": [],
     },
@@ -194,6 +195,7 @@ def test_label_studio_with_reasons_and_what_could_not_be_read(tmp_path: Path) ->
     assert second[columns["2"][0]] == "poor"
     assert found.problems["reason"].tolist() == [
         "skipped by the annotator",
+        "no value",
         'several values at once: ["a", "b"]',
     ]
 
@@ -206,6 +208,15 @@ def test_what_was_read_is_imported(tmp_path: Path, store: str) -> None:
         found.table[[column for column, _ in found.columns["labels"].values()]]
     )
     assert votes.shared_items == 1
+
+
+def test_answers_to_a_question_that_holds_no_rating_are_listed(tmp_path: Path) -> None:
+    tags = {"tags": [{"value": ["x", "y"], "user_id": "ana"}]}
+    quality = {"quality": ARGILLA[0]["responses"]["quality"]}
+    export = [{**ARGILLA[0], "responses": quality | tags}]
+    assert (
+        'several values at once: ["x", "y"]' in read(tmp_path, export).problems["reason"].tolist()
+    )
 
 
 def test_several_questions_must_be_told_apart(tmp_path: Path) -> None:

@@ -286,6 +286,15 @@ OVERRIDING = feedback("seen", 2, key="2", metadata=AFTER, overrides="1", valid=F
             {"bo": ("b", True)},
         ),
         ([OVERRIDDEN], {}),
+        # Who overrides a verdict has seen it, and still has when changing that label again.
+        (
+            [
+                feedback("x", kind="LLM_JUDGE", key="1", valid=False),
+                feedback("a", 1, key="2", overrides="1", valid=False),
+                feedback("b", 2, overrides="2"),
+            ],
+            {"ana": ("b", True)},
+        ),
     ],
 )
 def test_which_labels_count(given_: list[Feedback], counting: dict[str, tuple[Any, bool]]) -> None:

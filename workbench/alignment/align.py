@@ -136,7 +136,7 @@ def align(
     learning.check(str(judge.model), (simba and simba.model) or str(judge.model))
     probe = probed(data, data.split.train, whole)
     people = annotator_agreement(data.pairs) if data.pairs.votes.shape[1] > 1 else None
-    checks = preflight(data, probe, people, simba, learning)
+    checks = preflight(data, probe, people, optimizer, learning)
     if progress:
         say(checks.to_string(index=False))
     watch.preflight = checks

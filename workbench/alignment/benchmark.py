@@ -21,7 +21,7 @@ from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench.alignment.align import budgets_of, concurrency_of, learn
 from workbench.alignment.heldout import decide, read_data, score_held_out
-from workbench.alignment.preflight import probed
+from workbench.alignment.preflight import of_models, probed
 from workbench.alignment.result import COUNTS, OptimizerComparison
 from workbench.alignment.runs import AlignmentData, AlignmentRun, Gate, count_looks
 from workbench.compat import endpoint, options
@@ -123,7 +123,8 @@ def compare_optimizers(
             bench.notes.append(f"{MEMALIGN} did not take part: it needs embedding_model=.")
         for name, optimizer in by_name.items():
             if progress:
-                say(f"{name} is learning ...")
+                models = [f"{role} {found}" for role, found, _ in of_models(judge, optimizer)]
+                say(f"{name} is learning: {', '.join(models)} ...")
             each = budgets_of(optimizer, None if budget is None else Budget.of(budget).afresh())
             given = data, probe, optimizer, each, max_failure_share
             attempt = partial(learn, *given, reflection_base_url=reflection_base_url)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from mlflow.genai.judges.base import AlignmentOptimizer
+from mlflow.genai.judges.base import AlignmentOptimizer, Judge
 
 from workbench.alignment.runs import AlignmentData
 from workbench.compat import endpoint, models_of_optimizer
@@ -27,6 +27,7 @@ from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs, Split
 from workbench.simba.forecast import forecast
 from workbench.simba.items import Case, Item
+from workbench.simba.optimizer import SIMBA
 from workbench.store.traces import item_digest
 
 PROBE = -1  # number of the sample that only a probe asks for: no other answer stands in for it
@@ -53,22 +54,22 @@ def preflight(
     data: AlignmentData,
     probe: Verdict,
     annotators: AnnotatorAgreement | None,
-    simba: AlignmentOptimizer | None,
+    optimizer: AlignmentOptimizer,
     budget: Budget,
 ) -> pd.DataFrame:
-    """Return the table of checks; ``simba`` is None where another optimizer is used."""
+    """Return the table of checks."""
     learning = "not known: the optimizer does not say"
-    if simba is not None:
-        split = data.split
+    if isinstance(optimizer, SIMBA):
+        split, model = data.split, optimizer.model
         cases = [*labelled_cases(split.train, data), *labelled_cases(split.dev, data)]
-        scale, settings = split.train.scale, simba.settings
-        most = forecast(data.judge, cases, len(split.dev), settings, scale, simba.model, probe)
+        scale, settings = split.train.scale, optimizer.settings
+        most = forecast(data.judge, cases, len(split.dev), settings, scale, model, probe)
         learning = most.told(budget)
     rows = [
         *_of_pairs(data.pairs, annotators),
         *_of_split(data.split),
         ("judge answers", f"yes: {probe.value!r}", ""),
-        *_of_models(data, simba),
+        *of_models(data.judge, optimizer),
         ("learning takes", learning, "" if budget.is_limited else "budget= sets a limit"),
         ("the test takes", counted(len(data.split.test), "call"), ""),
     ]
@@ -116,17 +117,22 @@ def _of_split(split: Split) -> Iterator[Row]:
         yield "accuracy that test can show", f"above {low:.2f} if all are right", ""
 
 
-def _of_models(data: AlignmentData, simba: AlignmentOptimizer | None) -> Iterator[Row]:
+def of_models(judge: Judge, optimizer: AlignmentOptimizer) -> Iterator[Row]:
     """Yield where each model is reached; a model in this process has no address."""
-    judge_model, (base_url, _, _) = str(data.judge.model), endpoint(data.judge)
+    judge_model, (base_url, _, _) = str(judge.model), endpoint(judge)
     reached = {"judge model": (judge_model, base_url)}
-    if simba is not None:
-        model = simba.model or judge_model
-        url = simba.base_url or (base_url if model == judge_model else None)
+    if isinstance(optimizer, SIMBA):
+        model = optimizer.model or judge_model
+        url = optimizer.base_url or (base_url if model == judge_model else None)
         reached["reflection model"] = model, url
+    for attribute, use in models_of_optimizer(optimizer).items():
+        model = str(getattr(optimizer, attribute))
+        # What is embedded are labelled items, which stay on the server of the judge's provider.
+        alike = use == "embedding" and model.split(":")[0] == judge_model.split(":")[0]
+        reached[f"{use} model"] = model, base_url if alike or model == judge_model else None
     for role, (model, url) in reached.items():
         place = reached_at(model, url)
-        elsewhere = place and base_url and not url
+        elsewhere = place and base_url and not url and isinstance(optimizer, SIMBA)
         advice = "SIMBA(base_url=...) names another address" if elsewhere else ""
         yield role, f"{model} at {place}" if place else model, advice
 

@@ -122,7 +122,8 @@ def register(
     if named != judge.name:
         known = isinstance(judge, InstructionsJudge)
         judge = from_options({**options(judge), "name": named}) if known else None
-    return _write(find_experiment_id(experiment), named, stored, made, judge)
+    where = find_experiment_id(find_experiment_id(experiment))  # by id, it is known to exist
+    return _write(where, named, stored, made, judge)
 
 
 def _provenance(alignment: Any, aligned: str) -> dict[str, Any]:

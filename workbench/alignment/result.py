@@ -108,9 +108,10 @@ class Alignment:
 
     @property
     def headline(self) -> str:
-        """The status, ``"improved (uncertain)"`` where the gain may be luck."""
-        uncertain = self.status == "improved" and not self.comparison.certain
-        return f"{self.status} (uncertain)" if uncertain else self.status
+        """The status; where the gate was off or the gain may be luck, with that beside it."""
+        if self.status != "improved" or self.comparison.certain:
+            return self.status
+        return "improved (uncertain)" if self.comparison.improved else "not better (gate off)"
 
     def figures(self) -> dict[str, Any]:
         """Return what alignments are compared by, as plain values by name (see `record`).

@@ -225,12 +225,16 @@ def reached_at(model: str | None, base_url: str | None = None) -> str:
     return " or ".join(sorted(named)) or "its provider's public address"
 
 
-def say_where(judge: Judge, *, wanted: bool = True) -> None:
-    """Print where the judge's model is reached, unless it is in this process or nothing is sent."""
+def say_where(judge: Judge, *others: tuple[str | None, str | None], wanted: bool = True) -> None:
+    """Print where judge and reflection model are reached, where anything leaves this process."""
     model = getattr(judge, "model", None)
-    place = reached_at(model, endpoint(judge)[0]) if model else ""
-    if wanted and place and replayed() is None:
-        say(f"Judge {judge.name!r}: {model} at {place}")
+    reached = [(f"Judge {judge.name!r}", model, endpoint(judge)[0] if model else None)]
+    differing = [one for one in others if one[1] or one[0] not in (None, model)]
+    reached += [("Reflection model", name or model, base_url) for name, base_url in differing]
+    for who, name, base_url in reached:
+        place = reached_at(name, base_url) if name else ""
+        if wanted and place and replayed() is None:
+            say(f"{who}: {name} at {place}")
 
 
 def _address(named: str) -> str:

@@ -42,9 +42,8 @@ class Assignment:
         named = next((who for who in self.annotators if same_person(who, annotator)), annotator)
         one_of("annotator", named, self.annotators)
         if batch is not None and batch not in range(self.batches):
-            raise ArgumentError(
-                f"batch={batch!r} does not exist. There are {self.batches} batches, from 0."
-            )
+            known = f"{counted(self.batches, 'batch', 'batches')}, counted from 0"
+            raise ArgumentError(f"batch={batch!r} does not exist: the queue has {known}.")
         table = self.table[self.table["annotator"] == named]
         return list(table["trace_id"] if batch is None else table["trace_id"][table.batch == batch])
 

@@ -329,17 +329,18 @@ def _power_note(gains: Array, items: int, p_value: float, alpha: float, change: 
     ``gains`` are those of the groups that the test exchanges, which may be single items.
     """
     n, differing = len(gains), np.count_nonzero(gains)
-    pairs = f"{n} pairs" if n == items else f"{n} groups of pairs"
+    pairs = counted(n, "pair") if n == items else counted(n, "group of pairs", "groups of pairs")
+    are = "is" if n == 1 else "are"
     # k items that all changed one way have the two-sided p-value 2 * 0.5**k.
     needed = math.ceil(math.log2(2 / alpha) + 1e-9)
     if n < ENOUGH_PAIRS and p_value < alpha:
         note = (
-            f"{pairs} are few: the difference is hardly due to chance, but its size is very "
+            f"{pairs} {are} few: the difference is hardly due to chance, but its size is very "
             "uncertain."
         )
     elif n < ENOUGH_PAIRS:
         note = (
-            f"{pairs} are too few to tell: with fewer than {ENOUGH_PAIRS}, a gain or a "
+            f"{pairs} {are} too few to tell: with fewer than {ENOUGH_PAIRS}, a gain or a "
             "loss may be luck."
         )
     elif differing < needed:

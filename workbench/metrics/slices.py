@@ -30,7 +30,7 @@ from workbench.pairing.pairs import Pairs
 from workbench.pairing.splits import field_text
 from workbench.scale import ABSTAIN
 from workbench.store.traces import Example, examples, fetch_traces
-from workbench.vocabulary import fold, folded, is_missing, number
+from workbench.vocabulary import fold, group_key, is_missing, number
 
 By = str | Mapping[str, Hashable]
 
@@ -148,7 +148,7 @@ def slice_names(values: Iterable[Any], *, nothing: str = "(none)") -> list[str]:
     first: dict[str, str] = {}
     texts = [nothing if is_missing(value) else field_text(value) for value in values]
     # Versions 1.1 and 1.10 are two.
-    keys = [fold(text) if number(text) is None else folded(text) for text in texts]
+    keys = [fold(text) if number(text) is None else group_key(text) for text in texts]
     return [first.setdefault(key, text) for key, text in zip(keys, texts, strict=True)]
 
 

@@ -62,7 +62,8 @@ def check_error(body: Any) -> None:
         return
     choice = next(iter(body.get("choices") or []), None)
     if isinstance(choice, Mapping):
-        error = {} if (choice.get("message") or {}).get("content") else choice.get("error")
+        answered = (choice.get("message") or {}).get("content")
+        error = None if answered else choice.get("error") or body.get("error")
     else:  # what other providers answer has other fields than these
         bare = {*body} <= {"object", "type", "code", "status", "message", "detail", "param"}
         error = body.get("error") or (body if bare and body else None)
@@ -161,6 +162,8 @@ def read_content(message: Mapping[str, Any], finish_reason: str) -> str:
 def _text(content: Any) -> str:
     if isinstance(content, list):
         return "\n".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    if isinstance(content, dict):  # as some servers give what was asked for by a schema
+        return json.dumps(content)
     return content if isinstance(content, str) else ""
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -171,14 +172,13 @@ class Client:
         if response.status_code >= 400:
             wait = seconds_to_wait(response.headers.get("Retry-After"))
             raise HTTPStatusError(*_told(response, payload), wait)
-        try:
-            answer: dict[str, Any] = json.loads(response.content)
-        except ValueError:
-            raise HTTPStatusError(
-                502, f"the endpoint did not answer in JSON but with {response.text[:200]!r}"
-            ) from None
-        check_error(answer)
-        return answer
+        with suppress(ValueError):
+            if isinstance(answer := json.loads(response.content), dict):
+                check_error(answer)
+                return answer
+        raise HTTPStatusError(
+            502, f"the endpoint did not answer in JSON but with {response.text[:200]!r}"
+        )
 
     def close(self) -> None:
         self._session.close()
@@ -193,8 +193,8 @@ _NO_SCHEMA: Final = re.compile(
 def _told(response: requests.Response, payload: Mapping[str, Any]) -> tuple[int, str]:
     """The status of an error answer and the provider's own message.
 
-    A refused answer schema has status 400 and the word for it, by which MLflow knows it: it asks
-    again without one, and remembers that for the model.
+    A refused answer schema, whatever its status, becomes one of 400 with the word for it, by which
+    MLflow knows it: it asks again without one, and remembers that for the model.
     """
     status = response.status_code
     try:
@@ -202,7 +202,7 @@ def _told(response: requests.Response, payload: Mapping[str, Any]) -> tuple[int,
     except (ValueError, AttributeError):
         message = ""
     message = message or response.text[:LONGEST_MESSAGE] or f"HTTP {status}"
-    refused = "response_format" in payload and status in (400, 415, 422, 501)
+    refused = "response_format" in payload and status not in (401, 403, 429)
     if refused and _NO_SCHEMA.search(message):
         return 400, f"{message} (response_format)"
     return status, message
@@ -252,6 +252,8 @@ class _UnderWay:
 
     def read(self, response: Any, *, tools: bool) -> Any:
         """Return litellm's response with the JSON that its message holds (see `readable`)."""
+        if not response.choices:
+            raise AnswerError("the provider answered without any choice")
         choice = response.choices[0]
         message = choice.message
         if not (message.tool_calls and tools):

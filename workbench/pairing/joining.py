@@ -195,13 +195,15 @@ def _notes(name: str, human: Mapping[str, HumanLabel], scale: Scale) -> list[str
     if outside and not any(one.votes for one in human.values()):
         raise ScaleError(
             f"No label under {name!r} lies on the judge's scale. First: {outside[0].fault}. Give "
-            "the judge a feedback_value_type that fits, or pass scale=."
+            "the judge a feedback_value_type that fits, pass scale=, or log the labels again: "
+            "log_labels(table, values={...}) translates them."
         )
     if outside:
         many = sum(one.outside for one in outside)
         notes.append(
             f"Outside the scale, so without a vote: {counted(many, 'label')} on "
-            f"{counted(len(outside), 'trace')}. Allowed: {scale.describe()}."
+            f"{counted(len(outside), 'trace')}. Allowed: {scale.describe()}. "
+            "log_labels(table, values={...}) translates them."
         )
     seen = sum(one.fault is None and not one.blind for one in human.values())
     if seen:

@@ -63,7 +63,7 @@ from workbench.errors import (
 )
 from workbench.formatting import bar, say
 from workbench.judging.judge import with_instructions
-from workbench.judging.requests import judge_many
+from workbench.judging.requests import judge_many, say_where
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
@@ -217,6 +217,7 @@ class SIMBA(AlignmentOptimizer):
             cases = [Case(item, Verdict(item.trace_id)) for item in items]
             most = forecast(judge, cases, len(dev), self.settings, scale, self.model)
             say(f"SIMBA: {most.told(budget)}")
+            say_where(judge, (self.model, self.base_url))
         return self.learn(judge, train, dev, scale=scale, budget=budget)
 
     def learn(

@@ -55,6 +55,11 @@ _ADVICE: Final = (
     "that were paid for are kept."
 )
 
+_CUT: Final = (
+    "its answer was cut before it had stated a rule; raise max_tokens with "
+    "SIMBA(inference_params={'max_tokens': ...})"
+)
+
 _OF_CONNECTION: Final = {"timeout", "api_key"}
 
 _CONTEXT: Final = re.compile(
@@ -162,7 +167,10 @@ class Reflector:
         self.asked += len(outcomes)
         self.failures += len(faults)
         allowed = max(self.max_failure_share, MIN_FAILURE_SHARE)
-        hopeless = (first and len(faults) == len(outcomes)) or any(f.permanent for f in faults)
+        # A small model may run on in one answer, and answer the next request.
+        cut = [fault for fault in faults if fault.message == _CUT]
+        in_vain = first and len(faults) == len(outcomes) > len(cut)
+        hopeless = in_vain or any(fault.permanent for fault in faults)
         many = self.failures >= MIN_FAILURES and self.failures > allowed * self.asked
         if faults and (hopeless or many):
             raise ModelError(
@@ -222,10 +230,7 @@ class Reflector:
         stated = request.rules_in(said)
         none = stated is None or (not stated and bool(request.describes))
         if none and engine.was_cut:
-            raise AnswerError(
-                "its answer was cut before it had stated a rule; raise max_tokens with "
-                "SIMBA(inference_params={'max_tokens': ...})"
-            )
+            raise AnswerError(_CUT)
         refused = none and is_refusal(without_thoughts(engine.said))
         if stated is None or refused or (stated and all(map(is_refusal, stated))):
             raise AnswerError(f"it stated no rule but {engine.said[:300]!r}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,12 +113,14 @@ def check_data(
         )  # fmt: skip
     content = _content(data)
     cells = _cells(data, content)
+    recorded = replace(data, labels=data.verdicts, empty=())
     found = [
         *_about_columns(data),
         *_about_rows(data, content),
         *_about_scale(data, cells),
         *_about_kinds(data, cells),
         *_about_ratings(data, cells),
+        *_about_ratings(recorded, _cells(recorded, content), "verdict"),
         *_about_groups(data),
         *_about_enough(data, cells, content),
     ]
@@ -131,10 +135,10 @@ def check_data(
         doubts=tuple(f"{f.finding} {f.advice}" for f in found if f.advice and not f.is_error),
     )
     if strict and check.errors:
-        ending = "Nothing was written. check_data(..., strict=False) gives the whole table."
-        listed: list[dict[Any, Any]] = rows.to_dict("records")
-        meant = [(int(r["row"]), f"{r['column']}: {r['cell']!r} is {r['reading']}") for r in listed]
-        raise TableError("\n".join([*check.errors, ending]), meant)
+        cells_meant = rows.itertuples(index=False, name=None)
+        meant = [(int(row), f"{c}: {cell!r} is {reading}") for row, c, cell, reading in cells_meant]
+        lines = [*check.errors, "Nothing was written. All that was found:", repr(check)]
+        raise TableError("\n".join(lines), meant)
     return check
 
 
@@ -199,8 +203,9 @@ def _about_columns(data: Dataset) -> Iterable[Finding]:
         text = f"Column {column!r} is named for several annotators."
         yield Finding("annotators", text, "Each needs a column, or annotators='each ...'.", True)
     roles: Any = {"inputs": data.inputs, "outputs": data.outputs, "expectations": data.expectations}
+    rated = data.labels | {f"verdicts of {who}": pair for who, pair in data.verdicts.items()}
     try:
-        read_rows(data.table, **roles, tags=tags, labels=data.labels)
+        read_rows(data.table, **roles, tags=tags, labels=rated)
     except TableError as error:
         bad = [f"row {row}: {why}" for row, why in error.rows if not why.startswith("no ")]
         listed = "; ".join(bad[:_SHOWN]).removesuffix(".")
@@ -211,30 +216,26 @@ def _about_columns(data: Dataset) -> Iterable[Finding]:
 
 def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
     joined = f", made of {len(content) + data.merged} that are a label each" * bool(data.merged)
-    yield Finding("rows", f"{counted(len(content), 'row')} in {data.source}{joined}.")
+    size = counted(len(content), "row")
+    yield Finding("rows", f"{size} in {data.source}{joined}. They are counted from 0.")
     for who, (column, why) in data.labels.items():
         if who != column and who in data.table.columns:
             spec = f"each {who}: {column}" + f" + {why}" * bool(why)
-            yield Finding(
-                "one row a label",
-                f"{who!r} is taken as the one annotator, and there is a column {who!r}.",
-                f"If that says who gave each label: annotators={spec!r}.",
-            )
+            text = f"{who!r} is taken as the one annotator, and there is a column {who!r}."
+            advice = f"If that says who gave each label: annotators={spec!r}."
+            yield Finding("one row a label", text, advice)
     if data.empty:
         text = f"{counted(len(data.empty), 'row')}, left out: {_listed(data.empty)}."
         yield Finding("empty", text)
     if blank := content.index[content.isna()].tolist():
         text = f"{counted(len(blank), 'row')} without inputs or outputs: {_listed(blank)}."
-        yield Finding("incomplete", text, "Mend or drop them.")
+        yield Finding("incomplete", text, "Mend or drop them.", True)
     if again := int(content.dropna().duplicated().sum()):
-        is_read_so = all(column.endswith(f": {who}") for who, (column, _) in data.labels.items())
-        advice = "If each row is a label and a column says whose: annotators='each COLUMN: RATING'."
-        yield Finding(
-            "duplicates",
-            f"Rows that repeat another one in all that the judge sees: {again}.",
-            "They stay on one side of a split, and are less evidence than their number says."
-            + f" {advice}" * (not is_read_so),
-        )
+        text = f"Rows that repeat another one in all that the judge sees: {again}."
+        advice = "They stay on one side of a split, and are less evidence than their number says."
+        if not all(column.endswith(f": {who}") for who, (column, _) in data.labels.items()):
+            advice += " If a column says whose label a row is: annotators='each COLUMN: RATING'."
+        yield Finding("duplicates", text, advice)
 
 
 def _about_kinds(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
@@ -245,21 +246,22 @@ def _about_kinds(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     if any(isinstance(cell, (datetime.date, np.datetime64)) for cell in raw):
         yield Finding("dates", "Some ratings are dates.", "Name the columns with the ratings.")
     elif words and any(re.match(r"[+-]?\d", str(value)) for value in values):
-        rows = cells.loc[[v in words for v in cells["value"]], "row"].tolist()
-        listed = ", ".join(map(_short, words[:5]))
-        yield Finding(
-            "numbers and words",
-            f"Numbers mixed with words: {listed}, rows {_listed(rows)}.",
-            "So they have no order. Mend them, or give values without the words.",
-        )
+        numerals = [value for value in values if value not in words]
+        few = min(words, numerals or words, key=lambda side: cells["value"].isin(side).sum())
+        rows = cells.loc[cells["value"].isin(few), "row"].tolist()
+        text = f"Numbers are mixed with words: {', '.join(map(_short, few[:5]))}, rows"
+        advice = "So they have no order. Mend these, or give values without them."
+        yield Finding("numbers and words", f"{text} {_listed(rows)}.", advice)
 
 
 def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     scale, rated = data.scale, cells[cells["value"].notna()]
     counts = Counter(rated["value"])
-    texts = [f"{_short(v)} {counts[v]}" for v in scale.shown or sorted(counts, key=scale.rank)]
-    more = f" and {len(texts) - 20} more values" * (len(texts) > 20)
-    yield Finding("scale", f"{scale.kind}: {', '.join(texts[:20])}{more}.")
+    texts = [f"{_short(value)} {counts[value]}" for value in scale.shown]
+    if scale.kind == "numeric" and len(rated):
+        low, median, high = rated["value"].astype(float).quantile([0, 0.5, 1])
+        texts = [f"lowest {low:g}", f"median {median:g}", f"highest {high:g}"]
+    yield Finding("scale", f"{scale.kind}: {', '.join(texts) or 'no rating'}.")
     if scale.kind == "binary":
         other, positive = map(_short, scale.values)
         text = f"{positive} is positive; pair(..., positive={other}) takes the other one."
@@ -268,25 +270,45 @@ def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     typed = Scale.from_type(data.value_type)
     if typed and typed.values != scale.values:
         text = "The order of the ratings is that of the column's categories."
-        yield Finding("order", text, "No judge's type holds it; pair(..., scale=data.scale) does.")
+        yield Finding("order", text, "No judge's type holds it: pair(..., scale=dataset.scale).")
+    yield from _about_odd_ones(scale, rated, counts)
     if scale.kind == "numeric" or not len(rated):
         return
-    for value, n in sorted(counts.items(), key=lambda each: (each[1], str(each[0]))):
-        if len(rated) >= _MANY and (n == 1 or n < _RARE * len(rated)):
-            rows = rated.loc[[v == value for v in rated["value"]], "row"].tolist()
-            often = f"once, row {rows[0]}" if n == 1 else f"{n} times, rows {_listed(rows)}"
-            advice = "If it is a slip, mend it, or give values without it: it is then left out."
-            yield Finding("odd rating", f"{value!r} occurs {often}.", advice)
     advised = 0.6 / len(scale.values)
     if few := [v for v in scale.shown if counts[v] < advised * len(rated)]:
-        names = ", ".join(f"{v!r} {counts[v] / len(rated):.0%}" for v in few)
+        names = ", ".join(f"{v!r} {100 * counts[v] / len(rated):.2g}%" for v in few)
         yield Finding("balance", f"Few ratings of {names}.", f"{advised:.0%} of each is advised.")
 
 
-def _about_ratings(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
+def _about_odd_ones(scale: Scale, rated: pd.DataFrame, counts: Counter[Any]) -> Iterable[Finding]:
+    """Ratings that are rare, or far from the others."""
+    sizes = {v: size for v in counts if scale.ordered and (size := number(v)) is not None}
+    numbers = [sizes[v] for v in rated["value"] if v in sizes]
+    top, bottom = _far_above(numbers), -_far_above(-size for size in numbers)
+    without = ", or give values without it" * bool(scale.values)
+    advice = f"If it is a slip or stands for no rating, mend it or empty the cell{without}."
+    for value, n in sorted(counts.items(), key=lambda each: (each[1], str(each[0]))):
+        is_rare = len(rated) >= _MANY and (n == 1 or n < _RARE * len(rated))
+        is_far = value in sizes and not bottom < sizes[value] < top
+        if is_far or (is_rare and scale.kind != "numeric"):
+            rows = rated.loc[[v == value for v in rated["value"]], "row"].tolist()
+            often = f"once, row {rows[0]}" if n == 1 else f"{n} times, rows {_listed(rows)}"
+            text = f"{value!r} occurs {often}{', far from the others' * is_far}."
+            yield Finding("odd rating", text, advice)
+
+
+def _far_above(sizes: Iterable[float]) -> float:
+    """The first size behind a gap of twice the range below it, where few lie; else infinity."""
+    ordered = sorted(sizes)
+    few = ordered[3 * len(ordered) // 4 :]
+    far = (b for a, b in pairwise(few) if b - a > 2 * (a - ordered[0]) > 0)
+    return next(far, math.inf)
+
+
+def _about_ratings(data: Dataset, cells: pd.DataFrame, what: str = "rating") -> Iterable[Finding]:
     for who, (column, _) in data.labels.items():
         n = int((cells["value"].notna() & (cells["annotator"] == who)).sum())
-        yield Finding(f"ratings of {who}", f"{counted(n, 'rating')} in column {column!r}.")
+        yield Finding(f"{what}s of {who}", f"{counted(n, what)} in column {column!r}.")
     on = f"They are left out. On it: {data.scale.describe()}."
     kinds = {
         "mapped": ("written otherwise", ""),
@@ -301,7 +323,7 @@ def _about_ratings(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
         texts = []
         alike = own.groupby(["cell", "reading"])["row"]
         for (cell, reading), rows in sorted(alike, key=lambda one: -len(one[1])):
-            where = "" if kind in ("mapped", "empty") else f": row {_listed(rows.tolist())}"
+            where = "" if kind == "mapped" else f": row {_listed(rows.tolist())}"
             shown = f"{cell!r} {reading}" if kind == "mapped" else repr(cell) if cell else "empty"
             texts.append(f"{shown} ({len(rows)}{where})")
         listed = ", ".join(texts[:8]) + f" and {len(texts) - 8} more" * (len(texts) > 8)
@@ -324,15 +346,11 @@ def _about_groups(data: Dataset) -> Iterable[Finding]:
         text += f" {counted(len(without), 'row')} without one: {_listed(without)}."
         advice = "Most rows need one." if lacking else "Each of these is a group of its own."
     yield Finding("groups", text, advice, lacking)
-    by_input = pd.Series([group_key(key) for key in raw]).groupby(
-        row_digests(data.table, data.inputs)
-    )
+    by_input = pd.Series(map(group_key, raw)).groupby(row_digests(data.table, data.inputs))
     if apart := int((by_input.nunique() > 1).sum()):
-        yield Finding(
-            "groups",
-            f"{counted(apart, 'input')} ({', '.join(data.inputs)}) in several groups.",
-            "The same question may then stand on both sides of the split.",
-        )
+        text = f"{counted(apart, 'input')} ({', '.join(data.inputs)}) in several groups."
+        advice = "The same question may then stand on both sides of the split."
+        yield Finding("groups", text, advice)
 
 
 def _about_enough(data: Dataset, cells: pd.DataFrame, content: pd.Series[Any]) -> Iterable[Finding]:
@@ -363,5 +381,6 @@ def _short(value: Any) -> str:
 
 
 def _listed(rows: Sequence[int]) -> str:
+    rows = list(dict.fromkeys(rows))  # several annotators may stand in one
     more = f" and {len(rows) - _SHOWN} more" * (len(rows) > _SHOWN)
     return ", ".join(map(str, rows[:_SHOWN])) + more

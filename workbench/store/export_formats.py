@@ -56,8 +56,9 @@ def _label_studio(records: Sequence[Record], items: dict[str, Item], _: object) 
         for given in record.get("annotations") or record.get("completions") or []:
             who, results = given.get("completed_by"), given.get("result") or []
             who = (who.get("email") or who.get("id")) if isinstance(who, dict) else who
-            if given.get("was_cancelled"):
-                yield _answer(number, key, who, "", fault="skipped by the annotator")
+            if given.get("was_cancelled") or not results:
+                fault = "skipped by the annotator" if given.get("was_cancelled") else "no value"
+                yield _answer(number, key, who, "", fault=fault)
                 continue
             texts = [r["value"]["text"] for r in results if r.get("type") == "textarea"]
             why = "\n".join(t if isinstance(t, str) else "\n".join(t) for t in texts)

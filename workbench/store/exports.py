@@ -114,6 +114,7 @@ def read_labels(
     if not given:
         reasons = "; ".join(sorted({a.reason for a in answers})) or "there is no answer in it"
         raise TableError(f"No label could be read from {str(path)!r}: {reasons}.")
+    told = question is None  # answers to others that cannot be read are told, too
     questions = list(dict.fromkeys(a.question for a in given))
     candidates = [q for q in questions if q != rationale]
     if question is None and len(candidates) == 1:
@@ -124,7 +125,7 @@ def read_labels(
             f"{', '.join(map(repr, questions))}. Name the one that is the rating."
         )
     table, columns, replaced = _table(items, given, question, rationale, outputs)
-    unread = [a for a in answers if a.reason and a.question in ("", question)] + replaced
+    unread = [a for a in answers if a.reason and (told or a.question in ("", question))] + replaced
     problems = pd.DataFrame(unread, columns=Answer._fields)[["record", "annotator", "reason"]]
     return ReadLabels(tool, question, table, columns, problems)
 

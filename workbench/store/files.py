@@ -29,8 +29,6 @@ _MARKS = {
     b"\xfe\xff": "utf-16",
 }
 
-_OLD = ("cp1252", "cp1250", "cp1251", "mac_roman", "cp850")
-
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 
 
@@ -88,7 +86,7 @@ def file_errors(path: Path) -> Iterator[None]:
         yield
     except LookupError as error:
         raise ArgumentError(f"encoding: {error}. Python's names are utf-8, cp1252, ...") from None
-    except (ValueError, OSError, csv.Error) as error:  # pyarrow's own errors are ValueErrors
+    except (ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
         raise TableError(f"{str(path)!r} cannot be read: {error}.") from error
 
 
@@ -118,11 +116,13 @@ def read_records(path: Path, encoding: str | None = None) -> list[dict[str, Any]
         found = []
         for number, line in enumerate(text.split("\n"), start=1):
             try:
-                found += [{**json.loads(line)}] if line.strip() else []
+                row = json.loads(line) if line.strip() else []
             except RecursionError:
                 raise ValueError(f"line {number} is nested too deeply; flatten it") from None
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"line {number} is no JSON object: {error}") from None
+            except ValueError as error:
+                like = ", so it may be CSV: name it .csv" * (number == 1 and "{" not in line)
+                raise ValueError(f"line {number} is no JSON object: {error}{like}") from None
+            found += row if isinstance(row, list) else [row]
     if wrong := [n for n, record in enumerate(found, start=1) if not isinstance(record, dict)]:
         raise ValueError(f"record {wrong[0]} is no JSON object")
     if not found:
@@ -143,11 +143,11 @@ def _text(path: Path, encoding: str | None) -> str:
             raise
         before, after = content[: error.start], content[error.start :]
         word = re.split(rb"\s", before)[-1][-20:] + re.split(rb"\s", after)[0][:20]
-        like = " or ".join(f"{word.decode(name, 'replace')!r} ({name})" for name in _OLD)
         raise ValueError(
-            f"it is not UTF-8: byte {error.start} is in a word that reads {like}. Name the "
-            "encoding that is right: encoding='cp1252' in the call, or `-p encoding cp1252` in "
-            "the command"
+            f"it is not UTF-8: byte {error.start} is in a word that reads "
+            f"{word.decode('cp1252', 'replace')!r} in cp1252, which Windows uses in the West. If "
+            "that is right: encoding='cp1252' in the call, or `-p encoding cp1252` in the "
+            "command; else name the one that it was saved in, such as cp1250, cp1251 or mac_roman"
         ) from None
 
 
@@ -156,13 +156,15 @@ def _read_csv(path: Path, encoding: str | None) -> pd.DataFrame:
     first, _, rest = text.lstrip("\r\n").partition("\n")
     if named := re.fullmatch(r"sep=([^\r\n])\s*", first, re.IGNORECASE):  # as Excel writes it
         return _table(rest, named[1])
+    if re.match(r'[\[\s]*\{"', first):
+        raise ValueError("it holds JSON: name it .jsonl")
     separators = [sep for sep in _SEPARATORS if sep in first] or [","]
     fits: dict[str, pd.DataFrame] = {}
     faults: list[Exception] = []
     for separator in ["\t"] if path.suffix.lower() == ".tsv" else separators:
         try:
             fits[separator] = _table(text, separator)
-        except (ValueError, csv.Error) as error:
+        except ValueError as error:
             faults.append(error)
     if not fits:
         raise faults[0]
@@ -180,7 +182,11 @@ def _table(text: str, separator: str) -> pd.DataFrame:
     # header, and fill up those that are shorter.
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    rows = [(reader.line_num, cells) for cells in reader if cells]
+    try:
+        rows = [(reader.line_num, cells) for cells in reader if cells]
+    except csv.Error as error:
+        where = f"line {reader.line_num}: {error}"
+        raise ValueError(f"{where} (within quotes, a quote is written twice)") from None
     if not rows:
         raise ValueError("it is empty")
     header = rows[0][1]

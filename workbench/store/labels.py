@@ -184,16 +184,19 @@ def _given(trace: Trace, name: str) -> Iterator[tuple[Feedback, bool]]:
 def _record(kind: type[Kind], trace: Trace, given: Feedback) -> Kind:
     metadata = given.metadata or {}
     version = str(metadata.get(RUBRIC_KEY, ""))
-    # What overrides a verdict in MLflow's own page is a label given after a look at it.
-    others = [one for one in trace.info.assessments if one.source.source_type != "HUMAN"]
-    overrides_verdict = given.overrides in {one.assessment_id for one in others}
+    by_id = {one.assessment_id: one for one in trace.info.assessments if one.assessment_id}
+    chain: list[Assessment] = [given]
+    while (older := by_id.pop(chain[-1].overrides, None)) is not None:
+        chain.append(older)
+    # What overrides a verdict in MLflow's own page is given after a look at it.
+    seen = (one.source.source_type != "HUMAN" or has_mark(one, AFTER_VERDICT_KEY) for one in chain)
     return kind(
         trace_id=trace.info.trace_id,
         annotator=given.source.source_id or "default",
         value=given.value,
         rationale=given.rationale or None,
         created_ms=int(given.create_time_ms or 0),
-        after_verdict=has_mark(given, AFTER_VERDICT_KEY) or overrides_verdict,
+        after_verdict=any(seen),
         rubric_version=int(version) if version.isdecimal() else None,
         assessment_id=given.assessment_id,
         metadata=metadata,

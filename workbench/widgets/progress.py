@@ -132,8 +132,9 @@ def _parts(alignment: BackgroundAlignment) -> list[str]:
     state = alignment.state
     figures = []
     if state.step is not None:
-        text = f"{state.step} of at most {state.max_steps}"
-        figures.append(_figure("Steps", text, state.step, state.max_steps))
+        most = state.step if state.ended else state.max_steps
+        text = f"{state.step}{'' if state.ended else f' of at most {most}'}"
+        figures.append(_figure("Steps", text, state.step, most))
     if state.calls is not None:
         figures.append(_figure("Spent", state.spent, state.share_spent))
     if state.best_score is not None:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from workbench.formatting import counted
 from workbench.models.offline.features import (
     FIELDS,
     TONES,
@@ -262,6 +263,6 @@ def first_impression(item: Item) -> tuple[float, str]:
     source = item.get("expectations") or item.get("inputs") or Text("")
     relevance = min(1.0, 2 * outputs.share_in(source))
     return 0.4 * length + 0.25 * warmth + 0.2 * (1 - doubt) + 0.15 * relevance, (
-        f"The outputs have {len(outputs.words)} words and "
+        f"The outputs have {counted(len(outputs.words), 'word')} and "
         f"{'sound friendly' if warmth else 'sound sober'}."
     )
