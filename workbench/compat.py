@@ -7,7 +7,6 @@ import copy
 import functools
 import importlib
 import inspect
-import json
 import os
 import threading
 import time
@@ -15,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -350,20 +348,6 @@ def add_provider(name: str, handler: Any) -> None:
     others = [one for one in litellm.custom_provider_map if one.get("provider") != name]
     litellm.custom_provider_map = [*others, {"provider": name, "custom_handler": handler}]
     litellm.utils.custom_llm_setup()
-
-
-@functools.cache
-def litellm_prices() -> Mapping[str, Any]:
-    """Read litellm 1.110.2's list from its file, since to import litellm takes seconds.
-
-    Without it some models have no known price.
-    """
-    spec = find_spec("litellm")
-    for folder in (spec and spec.submodule_search_locations) or ():
-        with suppress(OSError, ValueError):
-            listed = Path(folder, "model_prices_and_context_window_backup.json")
-            return dict(json.loads(listed.read_text("utf-8")))
-    return {}
 
 
 # -- optimizers of MLflow -------------------------------------------------------------------

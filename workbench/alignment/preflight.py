@@ -27,7 +27,7 @@ from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs, Split
 from workbench.simba.forecast import forecast
 from workbench.simba.items import Case, Item
-from workbench.simba.optimizer import SIMBA
+from workbench.simba.settings import Settings
 from workbench.store.traces import item_digest
 
 PROBE = -1  # number of the sample that only a probe asks for: no other answer stands in for it
@@ -59,10 +59,11 @@ def preflight(
 ) -> pd.DataFrame:
     """Return the table of checks."""
     learning = "not known: the optimizer does not say"
-    if isinstance(optimizer, SIMBA):
+    settings: Settings | None = getattr(optimizer, "settings", None)  # of SIMBA
+    if settings is not None:
         split, model = data.split, optimizer.model
         cases = [*labelled_cases(split.train, data), *labelled_cases(split.dev, data)]
-        scale, settings = split.train.scale, optimizer.settings
+        scale = split.train.scale
         most = forecast(data.judge, cases, len(split.dev), settings, scale, model, probe)
         learning = most.told(budget)
     rows = [
@@ -121,7 +122,8 @@ def of_models(judge: Judge, optimizer: AlignmentOptimizer) -> Iterator[Row]:
     """Yield where each model is reached; a model in this process has no address."""
     judge_model, (base_url, _, _) = str(judge.model), endpoint(judge)
     reached = {"judge model": (judge_model, base_url)}
-    if isinstance(optimizer, SIMBA):
+    is_simba = hasattr(optimizer, "settings")
+    if is_simba:
         model = optimizer.model or judge_model
         url = optimizer.base_url or (base_url if model == judge_model else None)
         reached["reflection model"] = model, url
@@ -132,7 +134,7 @@ def of_models(judge: Judge, optimizer: AlignmentOptimizer) -> Iterator[Row]:
         reached[f"{use} model"] = model, base_url if alike or model == judge_model else None
     for role, (model, url) in reached.items():
         place = reached_at(model, url)
-        elsewhere = place and base_url and not url and isinstance(optimizer, SIMBA)
+        elsewhere = place and base_url and not url and is_simba
         advice = "SIMBA(base_url=...) names another address" if elsewhere else ""
         yield role, f"{model} at {place}" if place else model, advice
 

@@ -42,7 +42,7 @@ class Parameter:
     annotation: str = ""
 
     @property
-    def kind(self) -> type | None:
+    def kind(self) -> Any:
         """Type of the values by a simple annotation (``int | None``), else that of the default."""
         if not self.annotation:
             return type(self.default)

@@ -126,8 +126,9 @@ def score(
     check_whole("concurrency", concurrency)
     check_whole("seed", seed, 0)
     is_number = isinstance(sample, Real) and math.isfinite(sample)
-    is_sample = is_number and (0 < sample < 1 or 1 <= sample == int(sample))
-    if sample is not None and (not is_sample or str(sample) == "1.0"):  # all of them, or one?
+    if sample is not None and not (
+        is_number and (0 < sample < 1 or (1 <= sample == int(sample) and str(sample) != "1.0"))
+    ):  # 1.0 may be all of them, or one
         raise ArgumentError(
             f"sample={sample!r} must be a share of the rows in (0, 1), or a whole number of them."
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
-
-from workbench.compat import litellm_prices
 
 
 def token_prices(model: str) -> tuple[float, float] | None:
@@ -41,7 +42,18 @@ def _catalog_entry(model: str) -> Mapping[str, Any]:
 
 def _litellm_entry(model: str) -> Mapping[str, Any]:
     provider, _, name = model.replace(":/", "/", 1).partition("/")
-    listed = getattr(sys.modules.get("litellm"), "model_cost", None) or litellm_prices()
+    listed = getattr(sys.modules.get("litellm"), "model_cost", None) or _litellm_prices()
     found: Mapping[str, Any] = listed.get(f"{provider}/{name}") or listed.get(name) or {}
     found = listed.get(found.get("alias_of", "")) or found
     return found if str(found.get("litellm_provider")).startswith(provider) else {}
+
+
+@functools.cache
+def _litellm_prices() -> Mapping[str, Any]:
+    """Read litellm 1.110.2's list from its file, since to import litellm takes seconds."""
+    spec = find_spec("litellm")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        with suppress(OSError, ValueError):
+            listed = Path(folder, "model_prices_and_context_window_backup.json")
+            return dict(json.loads(listed.read_text("utf-8")))
+    return {}
