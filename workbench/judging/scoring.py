@@ -125,14 +125,7 @@ def score(
     check_whole("partition_rows", partition_rows)
     check_whole("concurrency", concurrency)
     check_whole("seed", seed, 0)
-    is_number = isinstance(sample, Real) and math.isfinite(sample)
-    if sample is not None and not (
-        is_number and (0 < sample < 1 or (1 <= sample == int(sample) and str(sample) != "1.0"))
-    ):  # 1.0 may be all of them, or one
-        raise ArgumentError(
-            f"sample={sample!r} must be a share of the rows in (0, 1), or a whole number of them."
-        )
-    _check(judge, layout)
+    _check(judge, layout, sample)
     limit = Budget.of(budget)
     limit.check(str(getattr(judge, "model", None) or ""))
     if limit.measures:
@@ -181,7 +174,14 @@ def _ask_here(
             yield task, judge_examples(judge, list(task.items.values()), runner)
 
 
-def _check(judge: Judge, layout: _Layout) -> None:
+def _check(judge: Judge, layout: _Layout, sample: float | None) -> None:
+    is_number = isinstance(sample, Real) and math.isfinite(sample)
+    if sample is not None and not (
+        is_number and (0 < sample < 1 or (1 <= sample == int(sample) and str(sample) != "1.0"))
+    ):  # 1.0 may be all of them, or one
+        raise ArgumentError(
+            f"sample={sample!r} must be a share of the rows in (0, 1), or a whole number of them."
+        )
     check_single(judge)
     needed = Asker(judge).fields
     if "trace" in needed:

@@ -125,9 +125,7 @@ def monitor(
         Where no row has a usable verdict.
     """
     check_confidence(confidence)
-    given = [scored] if isinstance(scored, (Scored, str, Path)) else list(scored or ())
-    opened = [one if isinstance(one, Scored) else Scored.open(one) for one in given]
-    folders = list({one.folder.resolve(): one for one in opened}.values())  # each counts once
+    folders = _folders(scored)
     asked, found = fingerprints_of(judge)[0], {one.fingerprint for one in folders}
     name, names = name_of(judge), sorted({one.name for one in folders})
     if names != [name] or len(found) != 1 or (asked and asked not in found):
@@ -176,6 +174,13 @@ def monitor(
         folders[0].name, folders[0].fingerprint, table, by_week, agreement_p, trend, verdict_p,
         action, advice, undefined, () if pairs is None else pairs.notes, confidence,
     )  # fmt: skip
+
+
+def _folders(scored: Scored | str | Path | Sequence[Scored | str | Path]) -> list[Scored]:
+    """The folders, each once."""
+    given = [scored] if isinstance(scored, (Scored, str, Path)) else list(scored or ())
+    opened = [one if isinstance(one, Scored) else Scored.open(one) for one in given]
+    return list({one.folder.resolve(): one for one in opened}.values())
 
 
 def _dated(scored: Scored) -> pd.DataFrame:
