@@ -123,7 +123,8 @@ def compare_optimizers(
             bench.notes.append(f"{MEMALIGN} did not take part: it needs embedding_model=.")
         for name, optimizer in by_name.items():
             if progress:
-                models = [f"{role} {found}" for role, found, _ in of_models(judge, optimizer)]
+                reached = of_models(judge, optimizer, reflection_base_url)
+                models = [f"{role} {found}" for role, found, _ in reached]
                 say(f"{name} is learning: {', '.join(models)} ...")
             each = budgets_of(optimizer, None if budget is None else Budget.of(budget).afresh())
             given = data, probe, optimizer, each, max_failure_share

@@ -118,7 +118,9 @@ def _of_split(split: Split) -> Iterator[Row]:
         yield "accuracy that test can show", f"above {low:.2f} if all are right", ""
 
 
-def of_models(judge: Judge, optimizer: AlignmentOptimizer) -> Iterator[Row]:
+def of_models(
+    judge: Judge, optimizer: AlignmentOptimizer, reflection_base_url: str | None = None
+) -> Iterator[Row]:
     """Yield where each model is reached; a model in this process has no address."""
     judge_model, (base_url, _, _) = str(judge.model), endpoint(judge)
     reached = {"judge model": (judge_model, base_url)}
@@ -131,7 +133,8 @@ def of_models(judge: Judge, optimizer: AlignmentOptimizer) -> Iterator[Row]:
         model = str(getattr(optimizer, attribute))
         # What is embedded are labelled items, which stay on the server of the judge's provider.
         alike = use == "embedding" and model.split(":")[0] == judge_model.split(":")[0]
-        reached[f"{use} model"] = model, base_url if alike or model == judge_model else None
+        own = base_url if alike or model == judge_model else None
+        reached[f"{use} model"] = model, (use == "reflection" and reflection_base_url) or own
     for role, (model, url) in reached.items():
         place = reached_at(model, url)
         elsewhere = place and base_url and not url and is_simba
