@@ -85,7 +85,7 @@ def test_it_says_why_not_and_what_it_is_not() -> None:
     assert one_class.table["value"].isna().all()
     assert "sensitivity is undefined" in " ".join(one_class.notes)
     said = " ".join(workbench.certify(from_confusion(GOOD)).notes)
-    assert "one test set of 400 items" in said
+    assert "a test set of 400 items" in said
     assert "Which judge gave the verdicts is not known" in said
     assert "this use of them is not counted" in said
     assert few.looks is None

@@ -92,7 +92,7 @@ def test_parameters_are_checked_before_anything_runs(folder: Path) -> None:
     source = write(folder / "n.ipynb", "open('ran', 'w')")
     with pytest.raises(NotebookError, match="Did you mean 'seed'"):
         run_notebook(source, parameters={"sead": 1})
-    with pytest.raises(NotebookError, match="no number"):
+    with pytest.raises(NotebookError, match="no whole number"):
         run_notebook(source, parameters={"seed": "many"})
     assert not (folder / "ran").exists()
     assert not (folder / "output").exists()

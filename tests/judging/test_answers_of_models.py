@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -56,6 +57,9 @@ class Server:
         self._server.server_close()
 
 
+NUMBERS = itertools.count()
+
+
 @pytest.fixture
 def assess(store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789abcdef")
@@ -65,7 +69,8 @@ def assess(store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         server = Server(*replies)
         servers.append(server)
         judge = workbench.make_judge(
-            "quality", "Rate {{ outputs }} to {{ inputs }}.", model=f"openai:/m{len(servers)}",
+            # MLflow remembers which model has refused a schema.
+            "quality", "Rate {{ outputs }} to {{ inputs }}.", model=f"openai:/m{next(NUMBERS)}",
             base_url=f"  {server.url} ", feedback_value_type=Literal["good", "poor"],
         )  # fmt: skip
         table = pd.DataFrame({"q": [f"q{i}" for i in range(rows)], "a": "x"})

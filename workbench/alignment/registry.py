@@ -12,6 +12,7 @@ import difflib
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, cast
 
@@ -30,7 +31,7 @@ from workbench.credentials import Withheld, restore, withhold
 from workbench.errors import ArgumentError, RegistryError
 from workbench.formatting import html_text, plain
 from workbench.judging.judge import fingerprint, from_options
-from workbench.store.database import address, find_experiment_id, store_errors
+from workbench.store.database import address, check_not_deleted, find_experiment_id, store_errors
 
 # Key of what MLflow's form has no place for: options, names of withheld secrets, provenance.
 BESIDE: Final = "workbench"
@@ -122,7 +123,9 @@ def register(
     if named != judge.name:
         known = isinstance(judge, InstructionsJudge)
         judge = from_options({**options(judge), "name": named}) if known else None
-    where = find_experiment_id(find_experiment_id(experiment))  # by id, it is known to exist
+    where = find_experiment_id(experiment)
+    with suppress(MlflowException):  # what does not exist is told where it is written to
+        check_not_deleted(where)
     return _write(where, named, stored, made, judge)
 
 

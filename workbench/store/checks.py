@@ -298,10 +298,10 @@ def _about_odd_ones(scale: Scale, rated: pd.DataFrame, counts: Counter[Any]) -> 
 
 
 def _far_above(sizes: Iterable[float]) -> float:
-    """The first size behind a gap of twice the range below it, where few lie; else infinity."""
+    """The first size behind a gap much wider than the range below it, where few lie; else inf."""
     ordered = sorted(sizes)
     few = ordered[3 * len(ordered) // 4 :]
-    far = (b for a, b in pairwise(few) if b - a > 2 * (a - ordered[0]) > 0)
+    far = (b for a, b in pairwise(few) if b - a > 1.5 * (a - ordered[0]) > 0)
     return next(far, math.inf)
 
 
