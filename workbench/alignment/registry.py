@@ -50,10 +50,9 @@ _WARNING: Final = (
 class Registered:
     """A judge's version in the registry.
 
-    ``new`` is False where the latest version was this very judge already. ``status`` is that of
-    the alignment which gave the judge ("" for a judge registered by itself), ``headline`` the same
-    with "(uncertain)" where the gain may be luck, ``warning`` what to know before MLflow's own
-    `get_scorer` is used.
+    ``new`` is False where the latest version was this very judge already. ``status`` and
+    ``headline`` are those of the alignment that gave the judge ("" for a judge registered by
+    itself), ``warning`` is what to know before MLflow's own `get_scorer` is used.
     """
 
     name: str
@@ -114,11 +113,10 @@ def register(
         raise ArgumentError(
             f"register takes an Alignment or an MLflow judge, got {type(given).__name__}."
         )
-    own = fingerprint(judge)
+    own, named = fingerprint(judge), name or judge.name
     made: dict[str, Any] = {"fingerprint": own, "model": getattr(judge, "model", None)}
     if judge is not given:
         made |= _provenance(given, own)
-    named = name or judge.name
     stored = _to_store(judge, named)
     if named != judge.name:
         known = isinstance(judge, InstructionsJudge)

@@ -174,11 +174,10 @@ def _ask_here(
             yield task, judge_examples(judge, list(task.items.values()), runner)
 
 
-def _check(judge: Judge, layout: _Layout, sample: float | None) -> None:
+def _check(judge: Judge, layout: _Layout, sample: Any) -> None:
     is_number = isinstance(sample, Real) and math.isfinite(sample)
-    if sample is not None and not (
-        is_number and (0 < sample < 1 or (1 <= sample == int(sample) and str(sample) != "1.0"))
-    ):  # 1.0 may be all of them, or one
+    is_count = is_number and 1 <= sample == int(sample) and str(sample) != "1.0"  # one, or all?
+    if sample is not None and not is_count and not (is_number and 0 < sample < 1):
         raise ArgumentError(
             f"sample={sample!r} must be a share of the rows in (0, 1), or a whole number of them."
         )
