@@ -42,8 +42,8 @@ def align_in_background(
     Parameters
     ----------
     judge, pairs_or_traces, optimizer
-        As `workbench.align` takes them. An optimizer serves one alignment at a time. It is ended
-        by `BackgroundAlignment.cancel`; ``SIMBA.stop`` does nothing here.
+        As `workbench.align` takes them. `BackgroundAlignment.cancel` ends it; ``SIMBA.stop`` does
+        nothing here.
     options
         All other arguments of `workbench.align`; ``progress`` is False unless given. Others are an
         `ArgumentError`. What `align` raises is raised by `BackgroundAlignment.result`.
