@@ -126,12 +126,12 @@ def monitor(
     """
     check_confidence(confidence)
     folders = _folders(scored)
-    asked, found = fingerprints_of(judge)[0], {one.fingerprint for one in folders}
+    asked, found = fingerprints_of(judge), {one.fingerprint for one in folders}
     name, names = name_of(judge), sorted({one.name for one in folders})
-    if names != [name] or len(found) != 1 or (asked and asked not in found):
+    if names != [name] or len(found) != 1 or (asked[0] and not found & {*asked}):
         raise ArgumentError(
             f"scored: the verdicts are of {names} with fingerprints {sorted(found)}, and {name!r} "
-            f"with {asked or 'any one'} is asked for. Monitor each version of a judge by itself."
+            f"with {asked[0] or 'any one'} is asked for. Monitor each version of a judge by itself."
         )
     verdicts = pd.concat(map(_dated, folders), ignore_index=True)
     if verdicts.empty:
@@ -205,7 +205,7 @@ def _paired(judge: Judge | str, labels: Any, sample: pd.DataFrame, fingerprint: 
         pairs, given = _joined(judge, labels, sample), labels["trace_id"]
     else:
         pairs, given = labels, labels.trace_ids
-    if pairs.fingerprint not in ("", fingerprint):
+    if fingerprint not in {pairs.fingerprint or fingerprint, pairs.earlier_fingerprint}:
         raise ArgumentError(
             f"labels: the pairs are of the version with fingerprint {pairs.fingerprint!r}, and "
             f"{fingerprint!r} scored. Give the judge that scored in place of its name, which means "
