@@ -217,6 +217,8 @@ def test_it_can_be_cancelled_before_it_learns(model: Embedded) -> None:
 class Stubborn(AlignmentOptimizer):
     """Asks the judge again and again, whatever comes back, and then proposes it."""
 
+    settings = "what another library keeps under this name"
+
     def __init__(self) -> None:
         self.asked = threading.Event()
         self.refused: list[BaseException] = []

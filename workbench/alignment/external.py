@@ -51,6 +51,22 @@ UNMETERED: Final = ("databricks", "endpoints", "gateway")
 FAILURES_TO_STOP: Final = 10  # lost answers, if these are also more than twice the share allowed
 
 
+Endpoint = tuple[str | None, dict[str, str], dict[str, Any]]
+"""Base URL, headers and parameters by which a model is reached."""
+
+
+def endpoint_of(
+    judge: Judge, kind: str, model: str, reflection_base_url: str | None = None
+) -> Endpoint:
+    """Return how an optimizer reaches a model (``openai:/gpt``) of a kind."""
+    if kind == "reflection" and reflection_base_url:
+        return reflection_base_url, {}, {}
+    own = str(judge.model)
+    # Labelled items are embedded: beside a local judge they are not to leave its server.
+    alike = kind == "embedding" and model.partition(":/")[0] == own.partition(":/")[0]
+    return compat.endpoint(judge) if alike or model == own else (None, {}, {})
+
+
 def propose(
     data: AlignmentData,
     optimizer: AlignmentOptimizer,
@@ -216,14 +232,9 @@ class Meter:
         found = re.fullmatch(rf"{SCHEME}(:?)/{self.id}/\w+/([^/]+)/(.*)", model)
         return f"{found[2]}{found[1]}/{found[3]}" if found else model
 
-    def endpoint(self, kind: str, model: str) -> tuple[str | None, dict[str, str], dict[str, Any]]:
-        """Return base URL, headers and parameters by which a model (``openai/gpt``) is reached."""
-        if kind == "reflection" and self.reflection_base_url:
-            return self.reflection_base_url, {}, {}
-        own = str(self.judge.model).replace(":/", "/", 1)
-        # Labelled items are embedded: beside a local judge they are not to leave its server.
-        same = kind == "embedding" and model.split("/")[0] == own.split("/")[0]
-        return compat.endpoint(self.judge) if same or model == own else (None, {}, {})
+    def endpoint(self, kind: str, model: str) -> Endpoint:
+        """Return how a model (``openai/gpt``) is reached."""
+        return endpoint_of(self.judge, kind, model.replace("/", ":/", 1), self.reflection_base_url)
 
     def complete(self, kind: str, model: str, messages: Sequence[Any], params: Any) -> Any:
         """Return litellm's answer to a chat, or raise an error that nobody retries."""

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from mlflow.genai.judges.base import AlignmentOptimizer, Judge
 
+from workbench.alignment.external import endpoint_of
 from workbench.alignment.runs import AlignmentData
 from workbench.compat import endpoint, models_of_optimizer
 from workbench.errors import ModelError
@@ -59,11 +60,10 @@ def preflight(
 ) -> pd.DataFrame:
     """Return the table of checks."""
     learning = "not known: the optimizer does not say"
-    settings: Settings | None = getattr(optimizer, "settings", None)  # of SIMBA
-    if settings is not None:
-        split, model = data.split, optimizer.model
+    if _is_simba(optimizer):
+        split, settings = data.split, optimizer.settings
         cases = [*labelled_cases(split.train, data), *labelled_cases(split.dev, data)]
-        scale = split.train.scale
+        scale, model = split.train.scale, optimizer.model
         most = forecast(data.judge, cases, len(split.dev), settings, scale, model, probe)
         learning = most.told(budget)
     rows = [
@@ -118,26 +118,26 @@ def _of_split(split: Split) -> Iterator[Row]:
         yield "accuracy that test can show", f"above {low:.2f} if all are right", ""
 
 
+def _is_simba(optimizer: AlignmentOptimizer) -> bool:
+    return isinstance(getattr(optimizer, "settings", None), Settings)
+
+
 def of_models(
     judge: Judge, optimizer: AlignmentOptimizer, reflection_base_url: str | None = None
 ) -> Iterator[Row]:
     """Yield where each model is reached; a model in this process has no address."""
     judge_model, (base_url, _, _) = str(judge.model), endpoint(judge)
     reached = {"judge model": (judge_model, base_url)}
-    is_simba = hasattr(optimizer, "settings")
-    if is_simba:
+    if _is_simba(optimizer):
         model = optimizer.model or judge_model
         url = optimizer.base_url or (base_url if model == judge_model else None)
         reached["reflection model"] = model, url
     for attribute, use in models_of_optimizer(optimizer).items():
         model = str(getattr(optimizer, attribute))
-        # What is embedded are labelled items, which stay on the server of the judge's provider.
-        alike = use == "embedding" and model.split(":")[0] == judge_model.split(":")[0]
-        own = base_url if alike or model == judge_model else None
-        reached[f"{use} model"] = model, (use == "reflection" and reflection_base_url) or own
+        reached[f"{use} model"] = model, endpoint_of(judge, use, model, reflection_base_url)[0]
     for role, (model, url) in reached.items():
         place = reached_at(model, url)
-        elsewhere = place and base_url and not url and is_simba
+        elsewhere = place and base_url and not url and _is_simba(optimizer)
         advice = "SIMBA(base_url=...) names another address" if elsewhere else ""
         yield role, f"{model} at {place}" if place else model, advice
 
