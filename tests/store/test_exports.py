@@ -78,26 +78,11 @@ ARGILLA_ROWS = [
 ]
 ARGILLA_1 = [
     {
-        "external_id": "x",
-        "question": "Two?",
-        "answer": "2",
-        "quality": [
-            {"user_id": "ana", "value": "good", "status": "submitted"},
-            {"user_id": "ben", "value": "poor", "status": "submitted"},
+        "fields": {"question": "Two?", "answer": "2"},
+        "responses": [
+            {"user_id": who, "status": "submitted", "values": {"quality": {"value": value}}}
+            for who, value in (("ana", "good"), ("ben", "poor"))
         ],
-        "quality-suggestion": None,
-        "metadata": "{}",
-    }
-]
-ARGILLA_1_LISTS = [
-    {
-        "question": "Two?",
-        "answer": "2",
-        "quality": {
-            "user_id": ["ana", "ben"],
-            "value": ["good", "poor"],
-            "status": ["submitted", "submitted"],
-        },
     }
 ]
 LANGSMITH = [
@@ -157,7 +142,6 @@ def read(folder: Path, records: list[Any], *, lines: bool = False, **options: An
         ("Argilla", ARGILLA, {"question": "quality", "rationale": "why"}, 1),
         ("Argilla", ARGILLA_ROWS, {}, 0),
         ("Argilla", ARGILLA_1, {}, 0),
-        ("Argilla", ARGILLA_1_LISTS, {}, 0),
         ("LangSmith", LANGSMITH, {}, 1),
         ("Langfuse", LANGFUSE, {}, 1),
         ("Langfuse", LANGFUSE_APART, {}, 0),
@@ -225,7 +209,7 @@ def test_several_questions_must_be_told_apart(tmp_path: Path) -> None:
 
 
 def test_the_later_of_two_answers_counts_and_the_earlier_is_listed(tmp_path: Path) -> None:
-    """With its own reason, if it has one, and not with that of the earlier."""
+    """With its own comment, if it has one, and not with that of the earlier."""
     scores = [
         {"name": "quality", "value": v, "source": "ANNOTATION", "authorUserId": "ana", "comment": c}
         for v, c in ((2, "wrong date"), (4, None))
@@ -234,25 +218,6 @@ def test_the_later_of_two_answers_counts_and_the_earlier_is_listed(tmp_path: Pat
     assert found.table["label: ana"].tolist() == [4]
     assert found.table["rationale: ana"].tolist() == [None]
     assert found.problems["reason"].tolist() == ["2 was replaced by the later answer 4"]
-
-
-def test_a_reason_that_is_a_question_of_its_own_goes_with_the_answer_it_was_given_with(
-    tmp_path: Path,
-) -> None:
-    """Two annotations by one person, the later one without a reason."""
-
-    def result(name: str, kind: str, value: Any) -> dict[str, Any]:
-        return {"from_name": name, "type": kind, "value": {kind: value}}
-
-    given = [result("quality", "choices", ["bad"]), result("why", "choices", ["rude"])]
-    later = [result("quality", "choices", ["good"])]
-    made = [{"completed_by": 1, "result": results} for results in (given, later)]
-    record = {"id": 1, "data": {"prompt": "a", "answer": "b"}, "annotations": made}
-    found = read(tmp_path, [record], question="quality", rationale="why")
-    assert found.table[["label: 1", "rationale: 1"]].to_numpy().tolist() == [["good", None]]
-    made.pop()
-    found = read(tmp_path, [record], question="quality", rationale="why")
-    assert found.table["rationale: 1"].tolist() == ["rude"]
 
 
 @pytest.mark.parametrize(
@@ -323,20 +288,10 @@ def test_what_people_type_in_prodigy_is_their_reason_and_no_input(tmp_path: Path
         ["A2", None, None, "bad", "long"],
     ]
     assert found.problems.empty
-    own = [{**record, "why": record["user_input"], "_view_id": "choice"} for record in records]
+    own = [{**record, "why": record["user_input"]} for record in records]
     found = read(tmp_path, own, rationale="why")
     assert found.columns["inputs"] == ["text", "user_input"]
     assert found.table["rationale: ana"].dropna().tolist() == ["short"]
-
-
-@pytest.mark.parametrize("none", [[], None, {"user_id": [], "value": [], "status": []}])
-def test_a_question_without_an_answer_in_a_row_is_no_input(tmp_path: Path, none: Any) -> None:
-    """Rows of Argilla's 1.x datasets have a cell for it, whoever answered."""
-    rows = [ARGILLA_1[0], {**ARGILLA_1[0], "external_id": "y", "question": "Three?"}]
-    rows[1] |= {"quality": none, "context": [{"role": "user", "content": "Hi"}]}
-    found = read(tmp_path, rows)
-    assert (found.columns["inputs"], len(found)) == (["question", "context"], 2)
-    assert found.table["label: ana"].dropna().tolist() == ["good"]
 
 
 @pytest.mark.parametrize("nested", [False, True])
