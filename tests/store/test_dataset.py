@@ -59,9 +59,9 @@ def test_names_that_cannot_be_read_are_named() -> None:
 @pytest.mark.parametrize(
     ("parameter", "value", "expected"),
     [
-        ("inputs", "qestion", "inputs.*'qestion'.*did you mean 'question'.*groups"),
+        ("inputs", "qestion", "inputs.*'qestion'.*did you mean 'question'.*topic"),
         ("annotators", "ana: ana + reason", "annotators.*'reason'"),
-        ("groups", "query_id", "groups.*'query_id'.*lacks are None"),
+        ("groups", "query_id", "groups.*'query_id'"),
     ],
 )
 def test_a_missing_column_names_the_parameter_and_the_columns(
@@ -122,7 +122,7 @@ def test_the_picture_of_a_dataset_names_roles_and_escapes() -> None:
     html = read(data=table, inputs="question, <b>", annotators="ana: ana + why")._repr_html_()
     assert "&lt;b&gt;" in html
     assert "<b>" not in html
-    assert "ana: ana with why" in html
+    assert "ana, why" in html
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_the_words_that_read_one_row_a_label() -> None:
         rows, inputs="question", outputs="answer", annotators="who: rating"
     )
     advice = next(doubt for doubt in found.doubts if "annotators=" in doubt)
-    spec = advice.partition("annotators='")[2].removesuffix("'.")
+    spec = advice.partition("annotators='")[2].partition("'")[0]
     assert spec == "each who: rating"
     found = workbench.check_data(rows, inputs="question", outputs="answer", annotators=spec)
     assert found.counts.sum().to_dict() == {"ana": 10, "ben": 10}
@@ -228,7 +228,7 @@ def test_the_words_that_read_one_row_a_label() -> None:
 
 
 def test_rows_of_equal_content_are_one_item_in_whatever_form_they_come(tmp_path: Path) -> None:
-    """Null and a missing key are the same, long lists are compared whole, odd cells are told."""
+    """Null and a missing key are the same, long lists are compared whole."""
     path = tmp_path / "a.jsonl"
     path.write_text(
         '{"q": "a?", "c": null, "a": "x", "who": "ana", "r": "yes"}\n'
@@ -240,8 +240,6 @@ def test_rows_of_equal_content_are_one_item_in_whatever_form_they_come(tmp_path:
     cells: list[Any] = [*long, {"a": 1, 2: 3}]
     table = pd.DataFrame({"q": cells, "c": "", "a": "x", "who": [*"aba"], "r": [*"yny"]})
     assert len(read(data=table, **roles)) == 3
-    found = workbench.check_data(table, **roles, strict=False)
-    assert "row 2: column 'q' holds a dict with a key of type int" in found.errors[0]
 
 
 def test_rows_that_were_joined_keep_their_numbers_in_the_import(store: str) -> None:

@@ -220,7 +220,7 @@ def test_nothing_is_written_when_something_is_wrong(trace_ids: list[str]) -> Non
 def test_a_column_that_is_taken_for_a_name_is_warned_of(trace_ids: list[str]) -> None:
     """``annotator="who"`` makes one person of all in the column ``who``."""
     table = pd.DataFrame({"trace_id": trace_ids, "who": ["ana", "bo", "cy"], "r": "good"})
-    with pytest.warns(UserWarning, match=r"'who' is the annotator's name itself.*groupby"):
+    with pytest.warns(UserWarning, match=r"'who' is taken as the one annotator.*groupby"):
         log_labels(table, name="quality", annotator="who", value="r")
     # A column of ratings that bears the annotator's name is how tables often are.
     log_labels(table.rename(columns={"r": "dee"}), name="quality", annotator="dee", value="dee")

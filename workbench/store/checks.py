@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 import os
-import re
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from workbench.errors import ArgumentError, ScaleError, TableError
+from workbench.errors import ScaleError, TableError
 from workbench.formatting import counted, html_table
 from workbench.scale import ABSTAIN, Scale, no_rating
 from workbench.store.dataset import Dataset, Names, RaterText, as_list, read_dataset
-from workbench.store.tables import check_keys, empty_rows, rater_columns, read_rows, row_digests
+from workbench.store.tables import empty_rows, name_hint, rater_columns, row_digests
 from workbench.vocabulary import as_text, group_key, is_missing, is_unnamed, number, revealed
 
 _ENOUGH = 10  # labelled rows that alignment needs
@@ -100,8 +98,8 @@ def check_data(
     Raises
     ------
     TableError
-        When fewer than 10 rows have a rating on the scale, or a rating is no single value. Its
-        ``rows`` are those of the table that are meant.
+        For what makes an alignment pointless, such as fewer than 10 rows with a rating on the
+        scale. Its ``rows`` are those of the table that are meant.
     ArgumentError, ScaleError
         As in `workbench.read_dataset`.
     """
@@ -118,7 +116,6 @@ def check_data(
         *_about_columns(data),
         *_about_rows(data, content),
         *_about_scale(data, cells),
-        *_about_kinds(data, cells),
         *_about_ratings(data, cells),
         *_about_ratings(recorded, _cells(recorded, content), "verdict"),
         *_about_groups(data),
@@ -189,41 +186,22 @@ def _shown(data: Dataset) -> list[str]:
 
 
 def _about_columns(data: Dataset) -> Iterable[Finding]:
-    """What columns cannot be, and what `import_traces` would refuse."""
-    shown, tags = _shown(data), data.groups
-    try:
-        check_keys(as_list(tags))
-    except ArgumentError as error:
-        yield Finding("groups", str(error), "Rename the column, which is imported as a tag.", True)
-        tags = None
-    for column in [c for c in dict.fromkeys(rater_columns(data.labels)) if c in shown]:
+    """What columns cannot be."""
+    for column in [c for c in dict.fromkeys(rater_columns(data.labels)) if c in _shown(data)]:
         text = f"Column {column!r} holds ratings, and the judge is shown it."
         yield Finding("shown", text, "It could simply repeat the ratings.", True)
     for column in [c for c, n in Counter(c for c, _ in data.labels.values()).items() if n > 1]:
         text = f"Column {column!r} is named for several annotators."
         yield Finding("annotators", text, "Each needs a column, or annotators='each ...'.", True)
-    roles: Any = {"inputs": data.inputs, "outputs": data.outputs, "expectations": data.expectations}
-    rated = data.labels | {f"verdicts of {who}": pair for who, pair in data.verdicts.items()}
-    try:
-        read_rows(data.table, **roles, tags=tags, labels=rated)
-    except TableError as error:
-        bad = [f"row {row}: {why}" for row, why in error.rows if not why.startswith("no ")]
-        listed = "; ".join(bad[:_SHOWN]).removesuffix(".")
-        text = f"{counted(len(bad), 'cell')} cannot be imported: {listed}."
-        if bad:  # of rows without inputs or outputs it is told below
-            yield Finding("unreadable", text, "Mend or drop these rows.", True)
+    for who, (column, _) in data.labels.items():
+        if hint := name_hint(data.table, who, column):
+            yield Finding("one row a label", *hint)
 
 
 def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
     joined = f", made of {len(content) + data.merged} that are a label each" * bool(data.merged)
     size = counted(len(content), "row")
     yield Finding("rows", f"{size} in {data.source}{joined}. They are counted from 0.")
-    for who, (column, why) in data.labels.items():
-        if who != column and who in data.table.columns:
-            spec = f"each {who}: {column}" + f" + {why}" * bool(why)
-            text = f"{who!r} is taken as the one annotator, and there is a column {who!r}."
-            advice = f"If that says who gave each label: annotators={spec!r}."
-            yield Finding("one row a label", text, advice)
     if data.empty:
         text = f"{counted(len(data.empty), 'row')}, left out: {_listed(data.empty)}."
         yield Finding("empty", text)
@@ -238,32 +216,16 @@ def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
         yield Finding("duplicates", text, advice)
 
 
-def _about_kinds(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
-    """What looks like numbers or dates and is none on the scale."""
-    raw = [cell for column, _ in data.labels.values() for cell in data.table[column]]
-    values = () if data.scale.ordered else data.scale.values
-    words = [value for value in values if number(value) is None]
-    if any(isinstance(cell, (datetime.date, np.datetime64)) for cell in raw):
-        yield Finding("dates", "Some ratings are dates.", "Name the columns with the ratings.")
-    elif words and any(re.match(r"[+-]?\d", str(value)) for value in values):
-        numerals = [value for value in values if value not in words]
-        few = min(words, numerals or words, key=lambda side: cells["value"].isin(side).sum())
-        rows = cells.loc[cells["value"].isin(few), "row"].tolist()
-        text = f"Numbers are mixed with words: {', '.join(map(_short, few[:5]))}, rows"
-        advice = "So they have no order. Mend these, or give values without them."
-        yield Finding("numbers and words", f"{text} {_listed(rows)}.", advice)
-
-
 def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     scale, rated = data.scale, cells[cells["value"].notna()]
     counts = Counter(rated["value"])
-    texts = [f"{_short(value)} {counts[value]}" for value in scale.shown]
+    texts = [f"{reprlib.repr(value)} {counts[value]}" for value in scale.shown]
     if scale.kind == "numeric" and len(rated):
         low, median, high = rated["value"].astype(float).quantile([0, 0.5, 1])
         texts = [f"lowest {low:g}", f"median {median:g}", f"highest {high:g}"]
     yield Finding("scale", f"{scale.kind}: {', '.join(texts) or 'no rating'}.")
     if scale.kind == "binary":
-        other, positive = map(_short, scale.values)
+        other, positive = map(reprlib.repr, scale.values)
         text = f"{positive} is positive; pair(..., positive={other}) takes the other one."
         advice = "Taken, since the words do not tell. values=... names it first."
         yield Finding("positive side", text, advice * (not scale.positive_is_known))
@@ -323,9 +285,8 @@ def _about_ratings(data: Dataset, cells: pd.DataFrame, what: str = "rating") -> 
         texts = []
         alike = own.groupby(["cell", "reading"])["row"]
         for (cell, reading), rows in sorted(alike, key=lambda one: -len(one[1])):
-            where = "" if kind == "mapped" else f": row {_listed(rows.tolist())}"
-            shown = f"{cell!r} {reading}" if kind == "mapped" else repr(cell) if cell else "empty"
-            texts.append(f"{shown} ({len(rows)}{where})")
+            shown = (repr(cell) if cell else "empty") + f" {reading}" * (kind == "mapped")
+            texts.append(f"{shown} ({len(rows)}: row {_listed(rows.tolist())})")
         listed = ", ".join(texts[:8]) + f" and {len(texts) - 8} more" * (len(texts) > 8)
         columns = ", ".join(map(repr, own["column"].unique()))
         check, advice = kinds[str(kind)]
@@ -373,11 +334,6 @@ def _counts(data: Dataset, cells: pd.DataFrame) -> pd.DataFrame:
     found = pd.crosstab(rated["value"], rated["annotator"]).rename_axis(columns=None)
     order = list(data.scale.shown) or sorted(found.index)
     return found.reindex(index=order, columns=list(data.labels), fill_value=0)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]} …"
 
 
 def _listed(rows: Sequence[int]) -> str:

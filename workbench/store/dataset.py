@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeAlias
 import pandas as pd
 
 from workbench.errors import ArgumentError, ScaleError, TableError, check_whole
-from workbench.formatting import counted, html_table, html_text
+from workbench.formatting import counted, html_result
 from workbench.scale import Scale, is_abstention, no_rating
 from workbench.store.files import read_table
 from workbench.store.tables import (
@@ -105,18 +105,16 @@ class Dataset:
         return f"<Dataset {self.source}: {counted(len(self), 'row')}, {self.scale.kind} scale>"
 
     def _repr_html_(self) -> str:
-        head = f"{self.source}: {counted(len(self), 'row')}, rated {self.scale.describe()}"
         roles = {
             "inputs": self.inputs,
             "outputs": as_list(self.outputs),
             "expectations": self.expectations or [],
-            "annotators": _shown(self.labels),
-            "recorded verdicts": _shown(self.verdicts),
+            "annotators": rater_columns(self.labels),
+            "recorded verdicts": rater_columns(self.verdicts),
             "kept together": as_list(self.groups),
         }
         rows = [(role, ", ".join(columns)) for role, columns in roles.items() if columns]
-        table = pd.DataFrame(rows, columns=["role", "columns"])
-        return f"<div>{html_text(head)}</div>" + html_table(table, index=False)
+        return html_result(self, pd.DataFrame(rows, columns=["role", "columns"]))
 
 
 def read_dataset(
@@ -169,7 +167,13 @@ def read_dataset(
         "annotators": [*rater_columns(labels), *([] if each is None else [each])],
         "verdicts": rater_columns(recorded),
     }
-    _require(table, source, named)
+    for parameter, columns in named.items():
+        if not columns and parameter in ("inputs", "outputs"):
+            raise ArgumentError(
+                f"{parameter} is not given. Name at least one column of {source}, which has "
+                f"{', '.join(map(repr, table.columns))}."
+            )
+        require_columns(table, parameter, columns)
     empty = empty_rows(table, [column for columns in named.values() for column in columns])
     table = table.set_axis(range(len(table))).loc[[k for k, no in enumerate(empty) if not no]]
     if not (rows := len(table)):
@@ -192,23 +196,6 @@ def read_dataset(
         empty=tuple(number for number, blank in enumerate(empty) if blank),
         merged=rows - len(table),
     )
-
-
-def _require(table: pd.DataFrame, source: str, named: Mapping[str, list[str]]) -> None:
-    """Raise `ArgumentError` unless the table has all columns, inputs and outputs among them."""
-    for parameter, columns in named.items():
-        if not columns and parameter in ("inputs", "outputs"):
-            raise ArgumentError(
-                f"{parameter} is not given. Name at least one column of {source}, which has "
-                f"{', '.join(map(repr, table.columns))}."
-            )
-        try:
-            require_columns(table, parameter, columns)
-        except ArgumentError as error:
-            raise ArgumentError(
-                f"{error} Say what the columns of {source} are by {', '.join(named)}; those that "
-                "it lacks are None."
-            ) from None
 
 
 def _one_row_an_item(
@@ -298,10 +285,6 @@ def _parts(parameter: str, given: Any) -> Mapping[str, Any] | Sequence[Any]:
 
 def as_list(columns: str | list[str] | None) -> list[str]:
     return [columns] if isinstance(columns, str) and columns else list(columns or [])
-
-
-def _shown(raters: Raters) -> list[str]:
-    return [f"{who}: {' with '.join(filter(None, columns))}" for who, columns in raters.items()]
 
 
 def _listed(columns: Sequence[str]) -> str:

@@ -186,17 +186,21 @@ def check_keys(tags: Iterable[str]) -> None:
             )
 
 
+def name_hint(table: pd.DataFrame, who: str, column: str) -> tuple[str, str] | None:
+    """Return what to say where an annotator has the name of a column, which may say who rated."""
+    if who == column or who not in table.columns:
+        return None
+    return (
+        f"{who!r} is taken as the one annotator, and there is a column {who!r}.",
+        f"If that says who gave each label: annotators='each {who}: {column}' in read_dataset, or "
+        f"log_labels for each group of table.groupby({who!r}).",
+    )
+
+
 def warn_of_name(table: pd.DataFrame, who: str, column: str) -> None:
-    """Warn where an annotator is named as a column is that may say who gave each label."""
-    if who != column and who in table.columns:
-        warnings.warn(
-            f"{who!r} is the annotator's name itself; the column of this name is not read. Where "
-            "each row is one label and that column says whose: data = workbench.read_dataset("
-            f"table, inputs=..., outputs=..., annotators='each {who}: {column}'), and "
-            "import_traces(data.table, labels=data.labels, ...); or log_labels for the rows of "
-            f"each, for who, rows in table.groupby({who!r}).",
-            stacklevel=3,
-        )
+    """Warn of a name that `name_hint` finds."""
+    if hint := name_hint(table, who, column):
+        warnings.warn(" ".join(hint), stacklevel=3)
 
 
 def _unstorable_in(cell: Any, is_text: bool) -> int:
