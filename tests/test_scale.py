@@ -336,11 +336,6 @@ def test_long_texts_that_make_no_scale_are_not_quoted_whole() -> None:
     assert len(str(caught.value)) < 400
 
 
-def test_a_word_among_many_numbers_is_named() -> None:
-    with pytest.raises(ScaleError, match=r"seen: 31 \(.*; all are numbers but 'x'\)"):
-        Scale.from_values([*range(30), "x"])
-
-
 @given(
     st.lists(
         st.sampled_from(

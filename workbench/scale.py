@@ -244,9 +244,6 @@ class Scale:
             scale = replace(cls.of(distinct), declared=())
         else:
             shown = ", ".join(map(reprlib.repr, distinct[:5])) + ", …" * (len(distinct) > 5)
-            words = [reprlib.repr(value) for value in distinct if not as_numbers([value])]
-            if 0 < len(words) < len(distinct) / 2:
-                shown += f"; all are numbers but {', '.join(words[:5])}"
             raise ScaleError(
                 f"Distinct values seen: {len(distinct)} ({shown or 'none'}). They make no rating "
                 "scale. Give the judge a feedback_value_type, for instance Literal['yes', 'no'] or "

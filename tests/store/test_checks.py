@@ -120,7 +120,7 @@ def test_doubts_about_rows_groups_balance_and_the_positive_side() -> None:
 
 
 def test_words_among_many_numbers_are_named_with_their_rows() -> None:
-    with pytest.raises(ScaleError, match=r"all are numbers but 'x'.*No number: row 30, 31\."):
+    with pytest.raises(ScaleError, match=r"No number: row 30, 31\."):
         check(table([*range(30), "x", "x"]))
 
 

@@ -41,16 +41,15 @@ def test_csv_may_have_a_byte_order_mark(tmp_path: Path, mark: str) -> None:
         ("a.csv", '{"a": 1}\n{"a": 2}\n', "it holds JSON: name it .jsonl"),
         ("a.jsonl", "q,a\nx,y\n", "line 1 is no JSON object: .*it may be CSV: name it .csv"),
         ("a.csv", "", "empty"),
-        ("a.csv", "q\ntrès\n", r"reads 'très' in cp1252.*encoding='cp1252'.*cp1250"),
+        ("a.csv", "q\ntrès\n", r"reads '.*très.*' in cp1252.*encoding='cp1252'.*cp1250"),
         ("a.ndjson", '{"a": 1}\n{"a": 1', "line 2"),
         ("a.jsonl", '{"a": 1}\n[["a", 1]]', "record 2 is no JSON object"),
         ("a.jsonl", '{"q": 1}\n{"q": ' + "[" * 100_000, "line 2 is nested too deeply"),
         ("a.jsonl", "[1, 2]", "record 1 is no JSON object"),
         ("a.csv", "q|a;b\nx|y;z\n", "may be separated by semicolon or pipe"),
         ("a.csv", "q, in short;a\nx, y;z\n", "may be separated by comma or semicolon"),
-        ("a.json", '{"q": ["x", "y"], "a": ["u", "v"]}', "holds columns, and not rows"),
-        ("a.json", '{"q": {"0": "x"}, "a": {"0": "u"}}', "holds columns, and not rows"),
-        ("a.jsonl", '{"q": {"0": "x", "1": "y"}}', "holds columns, and not rows"),
+        ("a.json", '{"q": ["x", "y"], "a": ["u", "v"]}', "no list of rows; df.to_json"),
+        ("a.json", '{"q": {"0": "x"}, "a": {"0": "u"}}', "no list of rows; df.to_json"),
         ("a.jsonl", "\n", "empty"),
         ("a.parquet", "no parquet", "cannot be read"),
     ],
@@ -143,13 +142,6 @@ def test_the_words_that_read_a_file_do(tmp_path: Path) -> None:
     path.write_bytes(b"q,a\nx,\xff\n")
     with pytest.raises(TableError, match="cannot be read"):
         read_table(path, "ascii")
-
-
-@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])
-def test_wide_characters_need_no_byte_order_mark(tmp_path: Path, encoding: str) -> None:
-    path = tmp_path / "a.csv"
-    path.write_bytes("q,a\nx,schön\n".encode(encoding))
-    assert read_table(path).to_dict("list") == {"q": ["x"], "a": ["schön"]}
 
 
 def test_of_a_frame_of_dask_only_the_columns_that_are_asked_for_are_computed() -> None:

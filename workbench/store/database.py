@@ -154,15 +154,10 @@ def _is_half_made(path: Path) -> bool:
             # MLflow makes the first experiment once all tables are there.
             used = database.execute("SELECT 1 FROM experiments").fetchone()
             return list(found) != [(compat.latest_schema(),)] and not used
-    except sqlite3.OperationalError as error:
-        raise StoreError(
-            f"{path} cannot be opened: {error}. Check that it is a file that this user may read "
-            "and write and that no other program holds, and try again."
-        ) from None
     except sqlite3.DatabaseError as error:
         raise StoreError(
-            f"{path} cannot be read as an SQLite database: {error}. Give another folder or "
-            "tracking URI, or move the file away."
+            f"{path} cannot be opened as an SQLite database: {error}. Check that this user may "
+            "read and write it and that no other program holds it, or give another tracking URI."
         ) from None
 
 

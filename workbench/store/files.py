@@ -3,6 +3,7 @@ than memory, read and written in partitions of Parquet."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import itertools
@@ -22,12 +23,6 @@ import pyarrow.parquet as pq
 from workbench.errors import ArgumentError, StoreError, TableError
 from workbench.formatting import write_whole
 from workbench.store.tables import plain, require_columns
-
-_MARKS = {
-    b"\xff\xfe\x00\x00": "utf-32",
-    b"\xff\xfe": "utf-16",
-    b"\xfe\xff": "utf-16",
-}
 
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 
@@ -101,17 +96,11 @@ def read_records(path: Path, encoding: str | None = None) -> list[dict[str, Any]
     except (ValueError, RecursionError):
         found = None  # one object a line
     if isinstance(found, dict):
-        lists = [v for v in found.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
+        lists = [cell for cell in found.values() if isinstance(cell, list)]
         is_row = path.suffix.lower() != ".json" or any(isinstance(v, str) for v in found.values())
-        cells, is_table = list(found.values()), len(lists) == 1 and not is_row
-        indexed = all(isinstance(v, dict) and v and all(map(str.isdigit, v)) for v in cells)
-        listed = path.suffix.lower() == ".json" and all(isinstance(v, list) for v in cells)
-        if cells and not is_table and (indexed or listed):
-            raise ValueError(
-                "it holds columns, and not rows. Write it with df.to_json(path, orient='records'), "
-                "or read it with pandas and give the DataFrame"
-            )
-        found = lists[0] if is_table else [found]
+        if not is_row and len(lists) != 1:
+            raise ValueError("it has no list of rows; df.to_json(path, orient='records') makes one")
+        found = [found] if is_row else lists[0]
     if found is None:
         found = []
         for number, line in enumerate(text.split("\n"), start=1):
@@ -132,22 +121,18 @@ def read_records(path: Path, encoding: str | None = None) -> list[dict[str, Any]
 
 def _text(path: Path, encoding: str | None) -> str:
     content = path.read_bytes()
-    marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
-    even, odd = content[::2].count(0), content[1::2].count(0)
-    if marked is None and max(even, odd) > len(content) / 8:  # no other text holds NUL
-        marked = "utf-16-le" if odd > even else "utf-16-be"
+    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return content.decode(encoding or marked or "utf-8").removeprefix("\ufeff")
+        return content.decode(encoding or ("utf-16" if is_wide else "utf-8")).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        if encoding or marked:
+        if encoding or is_wide:
             raise
-        before, after = content[: error.start], content[error.start :]
-        word = re.split(rb"\s", before)[-1][-20:] + re.split(rb"\s", after)[0][:20]
+        near = content[max(0, error.start - 20) : error.start + 20].decode("cp1252", "replace")
         raise ValueError(
-            f"it is not UTF-8: byte {error.start} is in a word that reads "
-            f"{word.decode('cp1252', 'replace')!r} in cp1252, which Windows uses in the West. If "
-            "that is right: encoding='cp1252' in the call, or `-p encoding cp1252` in the "
-            "command; else name the one that it was saved in, such as cp1250, cp1251 or mac_roman"
+            f"it is not UTF-8: what is at byte {error.start} reads {near!r} in cp1252, which "
+            "Windows uses in the West. If that is right: encoding='cp1252' in the call, or "
+            "`-p encoding cp1252` in the command; else name the one that it was saved in, such as "
+            "cp1250, cp1251 or mac_roman"
         ) from None
 
 

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 
 from workbench.errors import ArgumentError
-from workbench.formatting import bar, counted, html_result, say
+from workbench.formatting import bar, counted, html_result
 from workbench.store.assessments import (
     content_id,
     log_assessments,
@@ -197,14 +197,10 @@ def import_traces(
     if tagged:
         keys = ", ".join(dict.fromkeys(key for _, key, _ in tagged))
         notes.append(f"tags set on traces that were there: {keys}")
-    try:
-        _write_traces(new, where, progress=progress)
-        log_assessments(added, progress=progress, desc="labels")
-        for tag in tagged:
-            write("The tags", TracingClient().set_trace_tag, *tag)
-    except KeyboardInterrupt:
-        say("Interrupted. Run the same import again to add what is missing.")
-        raise
+    _write_traces(new, where, progress=progress)
+    log_assessments(added, progress=progress, desc="labels")
+    for tag in tagged:
+        write("The tags", TracingClient().set_trace_tag, *tag)
     id_of = {row.number: trace_id for trace_id, row in found.items()}
     return Imported(
         trace_ids=list(found),

@@ -20,8 +20,6 @@ from workbench.scale import Scale
 from workbench.store.database import address, all_pages, find_experiment_id, store_errors
 from workbench.vocabulary import fold
 
-_CUT = " … (cut: MLflow's page takes 1,000 characters)"
-
 
 @store_errors()
 def find_schema(name: str, *, experiment: str | None = None) -> LabelSchema | None:
@@ -81,7 +79,7 @@ def make_schema(
     where = find_experiment_id(experiment)
     text = instruction.strip()
     if len(text) > 1000:
-        text = text[: 1000 - len(_CUT)] + _CUT
+        text = text[:998] + " …"
     schema = find_schema(name, experiment=where)
     with supported("label schemas"):
         if schema is None:
