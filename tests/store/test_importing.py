@@ -266,24 +266,9 @@ def test_traces_of_version_0_1_are_known_by_their_tags(store: str) -> None:
 
 
 def test_long_texts_survive(store: str) -> None:
-    """Rows of megabytes go in batches that a server takes as one request."""
     table = pd.DataFrame({"q": ["a", "b"], "o": ["✓ " * 2_500_000, "z"]})
     import_traces(table, inputs="q", outputs="o")
     assert [e.outputs for e in examples()] == table["o"].tolist()
-
-
-def test_a_batch_is_as_large_as_its_own_rows(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few long rows after many short ones are no transaction of their sum."""
-    real, sizes = TracingClient.log_spans, []
-
-    def counting(self: TracingClient, location: str, spans: list[Span]) -> Any:
-        sizes.append(sum(len(span.outputs) for span in spans))
-        return real(self, location, spans)
-
-    monkeypatch.setattr(TracingClient, "log_spans", counting)
-    table = pd.DataFrame({"q": range(BATCH), "o": ["x"] * (BATCH - 3) + ["y" * 1_900_000] * 3})
-    import_traces(table, inputs="q", outputs="o", progress=False)
-    assert (len(sizes), max(sizes) < 4_000_000) == (2, True)
 
 
 def test_a_number_that_became_a_float_is_the_same_row(store: str) -> None:

@@ -43,11 +43,7 @@ from workbench.store.tables import (
 )
 from workbench.store.traces import trace_infos
 
-# A batch is one transaction and, on a server, one request.
-_BATCH_TRACES = 200
-_BATCH_CHARACTERS = 4_000_000
-
-_NAME = "imported"
+_BATCH = 200  # traces in one transaction and, on a server, one request
 
 
 @dataclass(frozen=True)
@@ -265,50 +261,41 @@ def _compare(
     for one in given:
         # An annotator has one label, and a trace one expectation of a name.
         parts = 4 if one.feedback else 2
-        there = [a for a in in_order(stored) if place(a)[:parts] == place(one)[:parts]]
-        there = [a for a in there if a.feedback is None or a.feedback.error is None]
-        there = [a for a in there if not has_mark(a, DECISION_KEY)]  # which is no label
+        there = [
+            a
+            for a in in_order(stored)
+            if place(a)[:parts] == place(one)[:parts]
+            and (a.feedback is None or a.feedback.error is None)
+            and not has_mark(a, DECISION_KEY)  # which is no label
+        ]
         if not there:
             missing.append(one)
         elif one.feedback is not None:
             current = ([a for a in there if a.valid is not False] or there)[-1]
             (said, why), (before, why_before) = signature(one)[4:], signature(current)[4:]
             if said != before or why not in ("", why_before):
-                row = (one.source.source_id, one.feedback.value, current.feedback.value)
-                differing.append(row)
+                label, found = one.feedback.value, current.feedback.value
+                differing.append((one.source.source_id, label, found))
     return missing, differing
 
 
 def _write_traces(new: Sequence[tuple[Row, str, int]], where: str, *, progress: bool) -> None:
     """Write traces of one span each, batch by batch."""
     client = TracingClient()
-    hidden = not progress or len(new) <= _BATCH_TRACES
-    with bar(total=len(new), desc="import", disable=hidden) as shown:
-        for batch in _batches(new):
-            write("The traces", client.log_spans, where, [_span(*one) for one in batch])
-            shown.update(len(batch))
-
-
-def _batches(new: Sequence[tuple[Row, str, int]]) -> Iterator[list[tuple[Row, str, int]]]:
-    batch: list[tuple[Row, str, int]] = []
-    size = 0
-    for one in new:
-        length = len(json.dumps([one[0].inputs, one[0].outputs]))
-        if batch and (len(batch) == _BATCH_TRACES or size + length > _BATCH_CHARACTERS):
-            yield batch
-            batch, size = [], 0
-        batch.append(one)
-        size += length
-    if batch:
-        yield batch
+    with bar(total=len(new), desc="import", disable=not progress or len(new) <= _BATCH) as shown:
+        for k in range(0, len(new), _BATCH):
+            spans = [_span(*one) for one in new[k : k + _BATCH]]
+            write("The traces", client.log_spans, where, spans)
+            shown.update(len(spans))
 
 
 def _span(row: Row, trace_id: str, start_ms: int) -> Span:
-    tags = {"mlflow.traceName": _NAME, **row.tags}
+    name = "imported"
+    tags = {"mlflow.traceName": name, **row.tags}
     number = int(trace_id.removeprefix("tr-"), 16)
     return Span(
         ReadableSpan(
-            name=_NAME,
+            name=name,
             context=SpanContext(number, number >> 64 or 1, False, TraceFlags(1)),
             start_time=start_ms * 1_000_000,
             end_time=start_ms * 1_000_000,
