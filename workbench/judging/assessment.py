@@ -35,8 +35,8 @@ from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.store.assessments import AssessmentWriter, Logged, log_feedback_table, verdict_id
 from workbench.store.database import check_not_deleted
-from workbench.store.dataset import Names
 from workbench.store.files import read_table
+from workbench.store.tables import Names
 from workbench.store.traces import Example, as_example, fetch_traces, previews
 
 

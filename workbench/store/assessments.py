@@ -7,6 +7,7 @@ import json
 import os
 import time
 import uuid
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -21,17 +22,18 @@ from workbench.compat import one_transaction
 from workbench.errors import StoreError
 from workbench.formatting import bar, counted, html_result, unstorable
 from workbench.store.database import write
-from workbench.store.dataset import Names, translated
 from workbench.store.files import read_table
 from workbench.store.labels import AFTER_VERDICT_KEY, DECISION_KEY, has_mark, in_order
 from workbench.store.tables import (
     KEEP_WORDS,
+    Names,
     check_text,
     digest,
+    name_hint,
     raise_bad_rows,
     read_rating,
     require_columns,
-    warn_of_name,
+    translated,
 )
 from workbench.store.traces import fetch_traces
 from workbench.vocabulary import fold, folded, is_missing, no_ratings, scalar
@@ -252,7 +254,8 @@ def log_labels(
         anything is written, and so are trace ids that the store does not hold (`StoreError`).
     """
     frame = read_table(table, encoding)
-    warn_of_name(frame, annotator, str(value))
+    if hint := name_hint(frame, annotator, str(value)):
+        warnings.warn(" ".join(hint), stacklevel=2)
     source = AssessmentSource("HUMAN", annotator)
     return log_feedback_table(
         frame, source, name=name, value=value, rationale=rationale, values=values, progress=progress

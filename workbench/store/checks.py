@@ -16,8 +16,8 @@ import pandas as pd
 from workbench.errors import ScaleError, TableError
 from workbench.formatting import counted, html_table
 from workbench.scale import ABSTAIN, Scale, no_rating
-from workbench.store.dataset import Dataset, Names, RaterText, as_list, read_dataset
-from workbench.store.tables import empty_rows, name_hint, rater_columns, row_digests
+from workbench.store.dataset import Dataset, RaterText, as_list, read_dataset
+from workbench.store.tables import Names, empty_rows, name_hint, rater_columns, row_digests
 from workbench.vocabulary import as_text, group_key, is_missing, is_unnamed, number, revealed
 
 _ENOUGH = 10  # labelled rows that alignment needs

@@ -12,7 +12,6 @@ Names that hold a comma, colon or plus are given as a list or dict, or as JSON o
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,16 +26,18 @@ from workbench.formatting import counted, html_result
 from workbench.scale import Scale, is_abstention, no_rating
 from workbench.store.files import read_table
 from workbench.store.tables import (
+    Names,
     Raters,
     columns_by_rater,
     empty_rows,
+    parts,
     rater_columns,
     require_columns,
     row_digests,
+    translated,
 )
 from workbench.vocabulary import as_numbers, fold, folded, is_missing, normal_form, number, scalar
 
-Names: TypeAlias = str | Sequence[str] | None
 RaterText: TypeAlias = str | Mapping[str, "str | Sequence[str]"] | None
 
 
@@ -227,32 +228,18 @@ def _one_row_an_item(
     return found, {who: (f"{rating}: {who}", whys[who]) for who in whys}
 
 
-def translated(
-    table: pd.DataFrame, rated: Sequence[str], values: Names | Mapping[str, Any]
-) -> tuple[pd.DataFrame, list[Any]]:
-    """Return the table with its ratings as ``values`` translates them, and the rating values."""
-    given = _parts("values", values)
-    if not isinstance(given, Mapping):
-        return table, list(given)
-    words = {fold(word): value for word, value in given.items()}
-    for column in table.columns.intersection(list(rated)):
-        cells = [words.get(fold(cell), cell) for cell in table[column]]
-        table = table.assign(**{column: pd.Series(cells, table.index, dtype=object)})
-    return table, list(dict.fromkeys(given.values()))
-
-
 def parse_names(parameter: str, given: Names) -> list[str]:
     """Read names from text with commas between them, from a list, or from JSON of one."""
-    return list(_parts(parameter, given))
+    return list(parts(parameter, given))
 
 
 def parse_raters(parameter: str, given: RaterText) -> Raters:
     """Read who rated in which columns from text, from a dict, or from JSON of one."""
-    parts = _parts(parameter, given)
-    if isinstance(parts, Mapping):
-        return columns_by_rater(parameter, parts)
+    named = parts(parameter, given)
+    if isinstance(named, Mapping):
+        return columns_by_rater(parameter, named)
     raters: dict[str, list[str]] = {}
-    for part in parts:
+    for part in named:
         who, colon, text = str(part).rpartition(":")
         columns = [name.strip() for name in text.split("+")]
         who = who.strip() if colon else columns[0]
@@ -263,24 +250,6 @@ def parse_raters(parameter: str, given: RaterText) -> Raters:
             )
         raters[who] = columns
     return columns_by_rater(parameter, raters)
-
-
-def _parts(parameter: str, given: Any) -> Mapping[str, Any] | Sequence[Any]:
-    """Return a list or dict, be it JSON of one, as it is, and other text split at its commas."""
-    if isinstance(given, str):
-        text = given.strip()
-        if text.startswith("{") or (text.startswith("[") and text.endswith("]")):
-            try:
-                given = json.loads(text)
-            except ValueError as error:
-                raise ArgumentError(
-                    f"{parameter}={given!r} is no JSON list or object: {error}."
-                ) from None
-        else:
-            given = [part.strip() for part in text.split(",")] if text else None
-    if isinstance(given, (Mapping, Sequence)):
-        return given
-    return [] if given is None else [str(given)]  # the command line reads 1 as a number
 
 
 def as_list(columns: str | list[str] | None) -> list[str]:

@@ -28,18 +28,16 @@ from workbench.store.assessments import (
     signature,
 )
 from workbench.store.database import check_not_deleted, find_experiment_id, write
-from workbench.store.dataset import Names, translated
 from workbench.store.files import read_table
 from workbench.store.labels import DECISION_KEY, has_mark, in_order
 from workbench.store.tables import (
     ColumnSpec,
     LabelSpec,
+    Names,
     Row,
-    columns_by_rater,
     digest,
     read_rows,
     row_numbers,
-    warn_of_name,
 )
 from workbench.store.traces import trace_infos
 
@@ -62,7 +60,7 @@ class Imported:
         Numbers of traces and labels written now, in the experiment ``experiment_id``.
     notes
         What was left out or replaced: empty rows, cells that hold no rating, characters that
-        cannot be stored, tags that were changed.
+        cannot be stored, tags that were changed; and annotators named as a column is.
     differing
         Labels that were left out since the annotator has another one, or another rationale, in
         the store: ``row``, ``trace_id``, ``annotator``, ``label`` (the table's), ``stored``.
@@ -159,10 +157,6 @@ def import_traces(
             "under the name of the judge that they are compared with."
         )
     frame = read_table(table, encoding)
-    rated = {who: column for who, (column, _) in columns_by_rater("labels", labels).items()}
-    for who, column in rated.items():
-        warn_of_name(frame, who, column)
-    frame, names = translated(frame, list(rated.values()), values)
     rows, notes = read_rows(
         frame,
         inputs=inputs,
@@ -170,7 +164,7 @@ def import_traces(
         expectations=expectations,
         tags=tags,
         labels=labels,
-        values=names,
+        values=values,
     )
     where, now = check_not_deleted(find_experiment_id(experiment)), now_ms()
     found, stored = _find(rows, where)

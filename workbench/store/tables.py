@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -33,6 +32,9 @@ ColumnSpec: TypeAlias = str | Sequence[str] | Mapping[str, str]
 
 LabelSpec: TypeAlias = Mapping[str, str | tuple[str, str | None]]
 """{annotator: column} or {annotator: (column, rationale column)}."""
+
+Names: TypeAlias = str | Sequence[str] | None
+"""Names as text with commas between them, JSON of a list, or a list."""
 
 Raters: TypeAlias = dict[str, tuple[str, str | None]]
 """{annotator: (column of ratings, column of rationales or None)}."""
@@ -93,6 +95,38 @@ def columns_by_rater(argument: str, spec: Mapping[str, Any] | None) -> Raters:
     return {who: (str(c), None if why is None else str(why)) for who, (c, why) in both.items()}
 
 
+def parts(parameter: str, given: Any) -> Mapping[str, Any] | Sequence[Any]:
+    """Return a list or dict, be it JSON of one, as it is, and other text split at its commas."""
+    if isinstance(given, str):
+        text = given.strip()
+        if text.startswith("{") or (text.startswith("[") and text.endswith("]")):
+            try:
+                given = json.loads(text)
+            except ValueError as error:
+                raise ArgumentError(
+                    f"{parameter}={given!r} is no JSON list or object: {error}."
+                ) from None
+        else:
+            given = [part.strip() for part in text.split(",")] if text else None
+    if isinstance(given, (Mapping, Sequence)):
+        return given
+    return [] if given is None else [str(given)]  # the command line reads 1 as a number
+
+
+def translated(
+    table: pd.DataFrame, rated: Iterable[str], values: Names | Mapping[str, Any]
+) -> tuple[pd.DataFrame, list[Any]]:
+    """Return the table with its ratings as ``values`` translates them, and the rating values."""
+    given = parts("values", values)
+    if not isinstance(given, Mapping):
+        return table, list(given)
+    words = {fold(word): value for word, value in given.items()}
+    for column in table.columns.intersection(list(rated)):
+        cells = [words.get(fold(cell), cell) for cell in table[column]]
+        table = table.assign(**{column: pd.Series(cells, table.index, dtype=object)})
+    return table, list(dict.fromkeys(given.values()))
+
+
 def rater_columns(raters: Raters) -> list[str]:
     """Return all columns with ratings or rationales."""
     return [column for pair in raters.values() for column in pair if column is not None]
@@ -124,7 +158,7 @@ def read_rows(
     expectations: ColumnSpec | None = None,
     tags: ColumnSpec | None = None,
     labels: LabelSpec | None = None,
-    values: Iterable[Any] = (),
+    values: Names | Mapping[str, Any] = None,
 ) -> tuple[list[Row], list[str]]:
     """Return the rows in plain values, and what was left out; bad ones are a `TableError`."""
     specs = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": tags}
@@ -138,8 +172,9 @@ def read_rows(
     used = list(dict.fromkeys(column for columns in named.values() for column in columns))
     texts = {*named["tags"], *named["labels"]}
     rated = list(dict.fromkeys(column for column, _ in raters.values()))
+    table, names = translated(table, rated, values)
     unrated = no_ratings({fold(cell) for column in rated for cell in table[column]})
-    unrated -= set(map(fold, values))
+    unrated -= set(map(fold, names))
     rows: list[Row] = []
     bad: list[tuple[int, str]] = []
     empty: list[int] = []
@@ -167,7 +202,9 @@ def read_rows(
         f"{counted(words.total(), 'cell')} without a rating: {listed} ({KEEP_WORDS})": words,
         f"{counted(replaced, 'character')} that cannot be stored replaced by U+FFFD": replaced,
     }
-    return rows, [note for note, found in notes.items() if found]
+    hints = [name_hint(table, who, column) for who, (column, _) in raters.items()]
+    said = [" ".join(hint) for hint in hints if hint]
+    return rows, said + [note for note, found in notes.items() if found]
 
 
 def row_numbers(table: pd.DataFrame) -> list[int]:
@@ -195,12 +232,6 @@ def name_hint(table: pd.DataFrame, who: str, column: str) -> tuple[str, str] | N
         f"If that says who gave each label: annotators='each {who}: {column}' in read_dataset, or "
         f"log_labels for each group of table.groupby({who!r}).",
     )
-
-
-def warn_of_name(table: pd.DataFrame, who: str, column: str) -> None:
-    """Warn of a name that `name_hint` finds."""
-    if hint := name_hint(table, who, column):
-        warnings.warn(" ".join(hint), stacklevel=3)
 
 
 def _unstorable_in(cell: Any, is_text: bool) -> int:
