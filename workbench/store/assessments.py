@@ -25,7 +25,6 @@ from workbench.store.database import write
 from workbench.store.files import read_table
 from workbench.store.labels import AFTER_VERDICT_KEY, DECISION_KEY, has_mark, in_order
 from workbench.store.tables import (
-    KEEP_WORDS,
     Names,
     check_text,
     digest,
@@ -239,8 +238,8 @@ def log_labels(
         one that is also the name of a column other than ``value`` is warned of.
     value, rationale
         Columns with the labels and the annotator's reasons. Values are kept as given, also
-        abstentions such as ``N/A``; rows without one are skipped and listed, and of several rows
-        on one trace all but the last.
+        abstentions such as ``N/A``; rows without one, or with a word such as ``none`` that is no
+        rating, are skipped and listed, and of several rows on one trace all but the last.
     values
         The rating values, or a dict that translates them, as in `import_traces`.
     encoding
@@ -317,10 +316,8 @@ def _read_ratings(
     for row, (trace_id, raw, *why) in reversed(list(enumerate(zip(*columns, strict=True)))):
         if is_missing(trace_id):
             skipped.append((row, "without a trace_id"))
-        elif is_missing(raw):
+        elif is_missing(raw) or fold(raw) in words:
             skipped.append((row, "without a value"))
-        elif fold(raw) in words:
-            skipped.append((row, f"without a value: {str(raw)!r} ({KEEP_WORDS})"))
         elif str(trace_id) in ratings:
             skipped.append((row, "followed by another on the same trace"))
         else:

@@ -121,8 +121,8 @@ def check_data(
         *_about_groups(data),
         *_about_enough(data, cells, content),
     ]
-    rows = cells.loc[cells["reading"] != "", ["row", "column", "cell", "reading"]]
-    rows = rows.sort_values("row", kind="stable")
+    told = ~cells["reading"].isin(["", "empty"])
+    rows = cells.loc[told, ["row", "column", "cell", "reading"]].sort_values("row", kind="stable")
     check = DataCheck(
         table=pd.DataFrame(found)[["check", "finding", "advice"]],
         rows=rows.reset_index(drop=True),
@@ -140,33 +140,33 @@ def check_data(
 
 
 def _cells(data: Dataset, content: pd.Series[Any]) -> pd.DataFrame:
-    """Read each cell with a rating: ``value`` on the scale or None, and ``kind`` of reading."""
+    """Read each cell of a rating: ``value`` on the scale or None, and how it was read."""
     blank = [(row, "no inputs or outputs") for row in content.index[content.isna()]]
     blank += [(row, "empty, left out") for row in data.empty]
-    found: list[tuple[Any, ...]] = [(row, "", "", "", None, "", why) for row, why in blank]
+    found: list[tuple[Any, ...]] = [(row, "", "", "", None, why) for row, why in blank]
     for who, (column, _) in data.labels.items():
         for row, raw in data.table[column].items():
             text = "" if is_missing(raw) else as_text(raw)
             shown = revealed(text if len(text) <= 60 else text[:60] + " …")
             found.append((row, column, shown, who, *_read(raw, data.scale)))
-    columns = ["row", "column", "cell", "annotator", "value", "kind", "reading"]
+    columns = ["row", "column", "cell", "annotator", "value", "reading"]
     # As objects, since a missing rating would make floats of whole numbers.
     return pd.DataFrame(found, columns=columns, dtype=object).astype({"row": int})
 
 
-def _read(raw: Any, scale: Scale) -> tuple[Any, str, str]:
+def _read(raw: Any, scale: Scale) -> tuple[Any, str]:
     if is_missing(raw):
-        return None, "empty", ""
+        return None, "empty"
     if no_rating(raw, scale):
-        return None, "none", "no rating"
+        return None, "no rating"
     try:
         value = scale.normalise(raw)
     except ScaleError:
-        return None, "off", "off the scale"
+        return None, "off the scale"
     if value is ABSTAIN:
-        return None, "abstention", "can't judge"
+        return None, "can't judge"
     same = str(value) == str(raw) or (value == raw and not isinstance(value, bool))
-    return value, *(("value", "") if same else ("mapped", f"read as {value!r}"))
+    return value, "" if same else f"read as {value!r}"
 
 
 def _content(data: Dataset) -> pd.Series[Any]:
@@ -271,26 +271,24 @@ def _about_ratings(data: Dataset, cells: pd.DataFrame, what: str = "rating") -> 
     for who, (column, _) in data.labels.items():
         n = int((cells["value"].notna() & (cells["annotator"] == who)).sum())
         yield Finding(f"{what}s of {who}", f"{counted(n, what)} in column {column!r}.")
-    on = f"They are left out. On it: {data.scale.describe()}."
-    kinds = {
-        "mapped": ("written otherwise", ""),
-        "empty": ("no rating", ""),
-        "none": ("no rating", "They count as missing; values=... names one that is a rating."),
-        "abstention": ("can't judge", ""),
-        "off": ("off the scale", f"{on} values names others, or translates them."),
+    advice = {
+        "no rating": "They count as missing; values=... names one that is a rating.",
+        "off the scale": f"They are left out. On it: {data.scale.describe()}. values names others, "
+        "or translates them.",
     }
-    for kind, own in cells.groupby("kind"):
-        if kind not in kinds:
-            continue
+    read = cells[(cells["reading"] != "") & (cells["column"] != "")]
+    kinds = read["reading"].replace(
+        {"^read as .*": "written otherwise", "^empty$": "no value"}, regex=True
+    )
+    for kind, own in read.groupby(kinds):
         texts = []
         alike = own.groupby(["cell", "reading"])["row"]
         for (cell, reading), rows in sorted(alike, key=lambda one: -len(one[1])):
-            shown = (repr(cell) if cell else "empty") + f" {reading}" * (kind == "mapped")
+            shown = (repr(cell) if cell else "empty") + f" {reading}" * reading.startswith("read")
             texts.append(f"{shown} ({len(rows)}: row {_listed(rows.tolist())})")
         listed = ", ".join(texts[:8]) + f" and {len(texts) - 8} more" * (len(texts) > 8)
         columns = ", ".join(map(repr, own["column"].unique()))
-        check, advice = kinds[str(kind)]
-        yield Finding(check, f"{listed} in column {columns}.", advice)
+        yield Finding(str(kind), f"{listed} in column {columns}.", advice.get(str(kind), ""))
 
 
 def _about_groups(data: Dataset) -> Iterable[Finding]:

@@ -39,8 +39,6 @@ Names: TypeAlias = str | Sequence[str] | None
 Raters: TypeAlias = dict[str, tuple[str, str | None]]
 """{annotator: (column of ratings, column of rationales or None)}."""
 
-KEEP_WORDS = "pass values=..., the ratings that there are, if it is one"
-
 _MOST_LEVELS = 200  # of lists and dicts in a cell: Python's own JSON ends at a thousand
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -197,9 +195,10 @@ def read_rows(
     if not isinstance(outputs, (list, tuple, Mapping)):
         rows = [replace(row, outputs=next(iter(row.outputs.values()))) for row in rows]
     listed = ", ".join(f"{word!r} {n}" for word, n in words.most_common(8))
+    keep = " (pass values=..., the ratings that there are, if it is one)"
     notes = {
         f"{counted(len(empty), 'empty row')} left out: {', '.join(map(str, empty[:20]))}": empty,
-        f"{counted(words.total(), 'cell')} without a rating: {listed} ({KEEP_WORDS})": words,
+        f"{counted(words.total(), 'cell')} without a rating: {listed}{keep}": words,
         f"{counted(replaced, 'character')} that cannot be stored replaced by U+FFFD": replaced,
     }
     hints = [name_hint(table, who, column) for who, (column, _) in raters.items()]
