@@ -358,11 +358,7 @@ class Scale:
                 f"positive={value!r} is for a scale of two values; this one is {self.kind} "
                 f"({self.describe()})."
             )
-        try:
-            positive = self.normalise(value)
-        except ScaleError as error:
-            raise ArgumentError(f"positive={value!r}: {error}") from None
-        if positive is ABSTAIN:
+        if (positive := self._read(scalar(value))) is None:
             raise ArgumentError(f"positive={value!r} is not one of {self.describe()}.")
         return self if positive == self.positive else replace(self, values=self.values[::-1])
 

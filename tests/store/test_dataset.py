@@ -117,12 +117,11 @@ def test_instructions_begin_with_the_names_of_the_columns() -> None:
     assert judge.template_variables == {"inputs", "outputs", "expectations"}
 
 
-def test_the_picture_of_a_dataset_names_roles_and_escapes() -> None:
-    table = TABLE.rename(columns={"context": "<b>"})
-    html = read(data=table, inputs="question, <b>", annotators="ana: ana + why")._repr_html_()
+def test_the_picture_of_a_dataset_is_its_rows_escaped() -> None:
+    html = read(data=TABLE.rename(columns={"context": "<b>"}))._repr_html_()
     assert "&lt;b&gt;" in html
     assert "<b>" not in html
-    assert "ana, why" in html
+    assert "excellent" in html
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.errors import ArgumentError, TableError
-from workbench.store.tables import plain, raise_bad_rows, read_rows, require_columns
+from workbench.store.tables import Row, plain, raise_bad_rows, read_rows, require_columns
 
 # -- cells ---
 
@@ -79,6 +79,10 @@ def test_what_json_cannot_hold_has_a_reason(cell: Any) -> None:
 # -- rows ---
 
 
+def read(table: pd.DataFrame, labels: Any = None, **roles: Any) -> list[Row]:
+    return read_rows(table, {"expectations": None, "tags": None, **roles}, labels)[0]
+
+
 @pytest.fixture
 def table() -> pd.DataFrame:
     return pd.DataFrame(
@@ -96,7 +100,7 @@ def table() -> pd.DataFrame:
 
 def test_empty_expectations_tags_and_labels_are_left_out(table: pd.DataFrame) -> None:
     """A cell without a value makes no expectation, no tag and no label."""
-    rows, _ = read_rows(
+    rows = read(
         table,
         inputs="q",
         outputs="answer",
@@ -123,7 +127,7 @@ def test_all_bad_rows_are_listed_with_their_reasons() -> None:
         dtype=object,
     )
     with pytest.raises(TableError, match="6 of 7 rows") as caught:
-        read_rows(table, inputs="q", outputs="o", tags="tag", labels={"ana": ("ana", "why")})
+        read(table, inputs="q", outputs="o", tags="tag", labels={"ana": ("ana", "why")})
     assert caught.value.rows == [
         (1, "no inputs (column 'q' is empty)"),
         (2, "column 'q' holds a value of type bytes"),
@@ -149,9 +153,9 @@ def test_many_bad_rows_are_counted() -> None:
 def test_a_column_a_list_and_a_dict_say_the_same(table: pd.DataFrame) -> None:
     """Inputs are a dict by key however they are named; a single output is the cell itself."""
     for inputs in ("q", ["q"], {"q": "q"}):
-        row = read_rows(table, inputs=inputs, outputs="answer")[0][0]
+        row = read(table, inputs=inputs, outputs="answer")[0]
         assert (row.inputs, row.outputs) == ({"q": "a"}, "x")
-    row = read_rows(table, inputs={"query": "q", "context": "context"}, outputs=["answer"])[0][1]
+    row = read(table, inputs={"query": "q", "context": "context"}, outputs=["answer"])[1]
     assert (row.inputs, row.outputs) == ({"query": "b", "context": None}, {"answer": "y"})
 
 
@@ -175,7 +179,7 @@ def test_wrong_columns_are_named(
 ) -> None:
     """A column or key that does not do is an error that names the argument."""
     with pytest.raises(ArgumentError, match=message):
-        read_rows(table, **{"inputs": "q", "outputs": "answer", **arguments})
+        read(table, **{"inputs": "q", "outputs": "answer", **arguments})
 
 
 def test_a_column_that_is_there_twice_is_named() -> None:
@@ -190,4 +194,4 @@ def test_what_is_nested_too_deeply_is_told() -> None:
     with pytest.raises(ValueError, match="more than 200 deep"):
         plain(deep)
     with pytest.raises(TableError, match=r"row 0: column 'q' holds lists or dicts"):
-        read_rows(pd.DataFrame({"q": [deep], "o": "x"}), inputs="q", outputs="o")
+        read(pd.DataFrame({"q": [deep], "o": "x"}), inputs="q", outputs="o")

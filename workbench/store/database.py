@@ -33,9 +33,6 @@ def address() -> str:
 _SQL = re.compile(r"\[SQL:|sqlalche\.me|\((sqlite3|psycopg2?|pymysql|MySQLdb|pyodbc)\S*\.\w+\)")
 
 _MEANT = {
-    r"error code 403 != 200|^PERMISSION_DENIED\b": (
-        "this user has no permission for that (403); the server's administrator gives it"
-    ),
     r"error code 401 != 200|^UNAUTHENTICATED\b": (
         "it does not accept user and password (401). Set MLFLOW_TRACKING_USERNAME and "
         "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"

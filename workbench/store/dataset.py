@@ -106,16 +106,7 @@ class Dataset:
         return f"<Dataset {self.source}: {counted(len(self), 'row')}, {self.scale.kind} scale>"
 
     def _repr_html_(self) -> str:
-        roles = {
-            "inputs": self.inputs,
-            "outputs": as_list(self.outputs),
-            "expectations": self.expectations or [],
-            "annotators": rater_columns(self.labels),
-            "recorded verdicts": rater_columns(self.verdicts),
-            "kept together": as_list(self.groups),
-        }
-        rows = [(role, ", ".join(columns)) for role, columns in roles.items() if columns]
-        return html_result(self, pd.DataFrame(rows, columns=["role", "columns"]))
+        return html_result(self, self.table)
 
 
 def read_dataset(

@@ -157,15 +157,8 @@ def import_traces(
             "under the name of the judge that they are compared with."
         )
     frame = read_table(table, encoding)
-    rows, notes = read_rows(
-        frame,
-        inputs=inputs,
-        outputs=outputs,
-        expectations=expectations,
-        tags=tags,
-        labels=labels,
-        values=values,
-    )
+    roles = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": tags}
+    rows, notes = read_rows(frame, roles, labels, values)
     where, now = check_not_deleted(find_experiment_id(experiment)), now_ms()
     found, stored = _find(rows, where)
     absent = [trace_id for trace_id in found if trace_id not in stored]

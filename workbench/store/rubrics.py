@@ -7,7 +7,6 @@ numbers the versions, so two people who edit at the same moment make two version
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -143,8 +142,7 @@ def set_rubric(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
         made = write()  # someone else made the prompt at the same moment
-    # Where someone else wrote the same text at the same moment, the earlier version counts.
-    return [v for v in _history(name, where) if v.version <= int(made.version)][-1]
+    return next(one for one in _history(name, where) if one.version == int(made.version))
 
 
 def rubric(
@@ -222,8 +220,6 @@ def _history(name: str, experiment_id: str) -> RubricHistory:
             return RubricHistory(name)
         raise
     found.sort(key=lambda version: int(version.version))
-    # Of equal texts in a row the first is the version; the others changed nothing.
-    changes = [next(same) for _, same in itertools.groupby(found, lambda one: one.template)]
     versions = [
         Rubric(
             name=name,
@@ -233,6 +229,6 @@ def _history(name: str, experiment_id: str) -> RubricHistory:
             note=one.commit_message or "",
             created_ms=int(one.creation_timestamp or 0),
         )
-        for one in changes
+        for one in found
     ]
     return RubricHistory(name, tuple(versions))

@@ -150,17 +150,15 @@ class Row:
 
 def read_rows(
     table: pd.DataFrame,
-    *,
-    inputs: ColumnSpec,
-    outputs: ColumnSpec,
-    expectations: ColumnSpec | None = None,
-    tags: ColumnSpec | None = None,
+    roles: Mapping[str, ColumnSpec | None],
     labels: LabelSpec | None = None,
     values: Names | Mapping[str, Any] = None,
 ) -> tuple[list[Row], list[str]]:
-    """Return the rows in plain values, and what was left out; bad ones are a `TableError`."""
-    specs = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": tags}
-    sides = {argument: columns_by_key(argument, spec) for argument, spec in specs.items()}
+    """Return the rows in plain values, and what was left out; bad ones are a `TableError`.
+
+    ``roles`` has the columns of inputs, outputs, expectations and tags.
+    """
+    sides = {argument: columns_by_key(argument, spec) for argument, spec in roles.items()}
     raters = columns_by_rater("labels", labels)
     named = {argument: list(by_key.values()) for argument, by_key in sides.items()}
     named["labels"] = rater_columns(raters)
@@ -192,7 +190,7 @@ def read_rows(
     raise_bad_rows(bad, len(table), "imported")
     if not rows:
         raise TableError("The table has no rows, so there is nothing to import.")
-    if not isinstance(outputs, (list, tuple, Mapping)):
+    if not isinstance(roles["outputs"], (list, tuple, Mapping)):
         rows = [replace(row, outputs=next(iter(row.outputs.values()))) for row in rows]
     listed = ", ".join(f"{word!r} {n}" for word, n in words.most_common(8))
     keep = " (pass values=..., the ratings that there are, if it is one)"
