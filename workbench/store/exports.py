@@ -221,19 +221,16 @@ def _label_studio(records: Sequence[Record], items: dict[str, Item], _: object) 
         for given in record.get("annotations") or []:
             who, results = given.get("completed_by"), given.get("result") or []
             who = (who.get("email") or who.get("id")) if isinstance(who, dict) else who
-            if given.get("was_cancelled") or not results:
-                fault = "skipped by the annotator" if given.get("was_cancelled") else "no value"
-                yield _answer(number, key, who, "", fault=fault)
-                continue
-            texts = [r["value"]["text"] for r in results if r.get("type") == "textarea"]
-            why = "\n".join(t if isinstance(t, str) else "\n".join(t) for t in texts)
-            for result in results:
-                kind, fault = str(result.get("type")), ""
-                if kind not in ("choices", "rating", "number"):
-                    fault = f"an answer of type {kind!r} holds no single rating"
-                if kind != "textarea":
-                    rating = (result.get("value") or {}).get(kind)
-                    yield _answer(number, key, who, result.get("from_name"), rating, why, fault)
+            if given.get("was_cancelled"):
+                yield _answer(number, key, who, "", fault="skipped by the annotator")
+            elif not results:
+                yield _answer(number, key, who, "")
+            else:
+                texts = [r["value"]["text"] for r in results if r.get("type") == "textarea"]
+                why = "\n".join(t if isinstance(t, str) else "\n".join(t) for t in texts)
+                for result in [r for r in results if r.get("type") != "textarea"]:
+                    rating = result.get("value")  # such as {"choices": ["good"]}
+                    yield _answer(number, key, who, result.get("from_name"), rating, why)
 
 
 def _argilla(records: Sequence[Record], items: dict[str, Item], _: object) -> Iterator[Answer]:
@@ -281,9 +278,6 @@ def _langsmith(records: Sequence[Record], items: dict[str, Item], _: object) -> 
             fault = fault or _APART.format("run", "runs and feedback") * (key not in items)
             value = f.get("value") if f.get("value") is not None else f.get("score")
             yield _answer(number, key, who, f.get("key"), value, f.get("comment"), fault)
-    if not any(record.get("feedback") or "key" in record for record in records):
-        fault = "feedback_stats holds averages and not who gave what; export the feedback"
-        yield _answer(0, "", "", "", fault=fault)
 
 
 _SCORE = {"trace_id", "name", "value"}
@@ -366,11 +360,7 @@ _TOOLS: dict[str, tuple[Callable[[Record], bool], Callable[..., Iterator[Answer]
     ),
     "Langfuse": (lambda r: isinstance(r.get("scores"), list) or {*_snake(r)} >= _SCORE, _langfuse),
     "LangSmith": (
-        lambda r: (
-            isinstance(r.get("feedback"), list)
-            or "feedback_stats" in r
-            or {"run_id", "key"} <= {*r}
-        ),
+        lambda r: isinstance(r.get("feedback"), list) or {"run_id", "key"} <= {*r},
         _langsmith,
     ),
     "Prodigy": (lambda r: r.get("answer") in ("accept", "reject", "ignore"), _prodigy),
