@@ -11,7 +11,8 @@ import pytest
 
 import workbench
 from workbench.errors import ArgumentError, ScaleError, TableError
-from workbench.store.dataset import parse_names, parse_raters
+from workbench.store.dataset import parse_names
+from workbench.store.tables import columns_by_rater
 
 TABLE = pd.DataFrame(
     {
@@ -152,7 +153,7 @@ def test_names_are_read_from_text_lists_and_json(given: Any, names: list[str]) -
     ],
 )
 def test_raters_are_read_from_text_dicts_and_json(given: Any, raters: dict[str, Any]) -> None:
-    assert parse_raters("annotators", given) == raters
+    assert columns_by_rater("annotators", given) == raters
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_raters_are_read_from_text_dicts_and_json(given: Any, raters: dict[str, 
 )
 def test_raters_that_cannot_be_read_are_named(given: str) -> None:
     with pytest.raises(ArgumentError, match=r"^annotators"):
-        parse_raters("annotators", given)
+        columns_by_rater("annotators", given)
 
 
 LONG = pd.DataFrame(

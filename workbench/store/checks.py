@@ -16,8 +16,15 @@ import pandas as pd
 from workbench.errors import ScaleError, TableError
 from workbench.formatting import counted, html_table
 from workbench.scale import ABSTAIN, Scale, no_rating
-from workbench.store.dataset import Dataset, RaterText, as_list, read_dataset
-from workbench.store.tables import Names, empty_rows, name_hint, rater_columns, row_digests
+from workbench.store.dataset import Dataset, as_list, read_dataset
+from workbench.store.tables import (
+    LabelSpec,
+    Names,
+    empty_rows,
+    name_hint,
+    rater_columns,
+    row_digests,
+)
 from workbench.vocabulary import as_text, group_key, is_missing, is_unnamed, number, revealed
 
 _ENOUGH = 10  # labelled rows that alignment needs
@@ -75,9 +82,9 @@ def check_data(
     inputs: Names = None,
     outputs: Names = None,
     expectations: Names = None,
-    annotators: RaterText = None,
-    labels: RaterText = None,
-    verdicts: RaterText = None,
+    annotators: LabelSpec = None,
+    labels: LabelSpec = None,
+    verdicts: LabelSpec = None,
     groups: str | None = None,
     values: Names | Mapping[str, Any] = None,
     encoding: str | None = None,

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -26,6 +26,7 @@ from workbench.formatting import counted, html_result
 from workbench.scale import Scale, is_abstention, no_rating
 from workbench.store.files import read_table
 from workbench.store.tables import (
+    LabelSpec,
     Names,
     Raters,
     columns_by_rater,
@@ -37,8 +38,6 @@ from workbench.store.tables import (
     translated,
 )
 from workbench.vocabulary import as_numbers, fold, folded, is_missing, normal_form, number, scalar
-
-RaterText: TypeAlias = str | Mapping[str, "str | Sequence[str]"] | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -115,8 +114,8 @@ def read_dataset(
     inputs: Names,
     outputs: Names,
     expectations: Names = None,
-    annotators: RaterText = None,
-    verdicts: RaterText = None,
+    annotators: LabelSpec = None,
+    verdicts: LabelSpec = None,
     groups: str | None = None,
     values: Names | Mapping[str, Any] = None,
     encoding: str | None = None,
@@ -148,8 +147,8 @@ def read_dataset(
     """
     table = read_table(data, encoding)
     source = "table" if isinstance(data, pd.DataFrame) else Path(data).name
-    labels = parse_raters("annotators", annotators)
-    recorded = parse_raters("verdicts", verdicts)
+    labels = columns_by_rater("annotators", annotators)
+    recorded = columns_by_rater("verdicts", verdicts)
     each = next((who.removeprefix("each ") for who in labels if who.startswith("each ")), None)
     named = {
         "inputs": parse_names("inputs", inputs),
@@ -222,25 +221,6 @@ def _one_row_an_item(
 def parse_names(parameter: str, given: Names) -> list[str]:
     """Read names from text with commas between them, from a list, or from JSON of one."""
     return list(parts(parameter, given))
-
-
-def parse_raters(parameter: str, given: RaterText) -> Raters:
-    """Read who rated in which columns from text, from a dict, or from JSON of one."""
-    named = parts(parameter, given)
-    if isinstance(named, Mapping):
-        return columns_by_rater(parameter, named)
-    raters: dict[str, list[str]] = {}
-    for part in named:
-        who, colon, text = str(part).rpartition(":")
-        columns = [name.strip() for name in text.split("+")]
-        who = who.strip() if colon else columns[0]
-        if not who or not all(columns) or who in raters:
-            raise ArgumentError(
-                f"{parameter}: {part!r} cannot be read. Write 'who: column', or 'who: column + "
-                "rationale_column', with commas between the annotators, each of them once."
-            )
-        raters[who] = columns
-    return columns_by_rater(parameter, raters)
 
 
 def as_list(columns: str | list[str] | None) -> list[str]:

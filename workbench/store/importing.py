@@ -97,7 +97,7 @@ def import_traces(
     inputs: ColumnSpec,
     outputs: ColumnSpec,
     expectations: ColumnSpec | None = None,
-    labels: LabelSpec | None = None,
+    labels: LabelSpec = None,
     label_name: str | None = None,
     values: Names | Mapping[str, Any] = None,
     tags: ColumnSpec | None = None,

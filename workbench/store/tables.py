@@ -30,8 +30,8 @@ from workbench.vocabulary import check_people, fold, is_missing, no_ratings, sca
 ColumnSpec: TypeAlias = str | Sequence[str] | Mapping[str, str]
 """A column, several, or {key: column}."""
 
-LabelSpec: TypeAlias = Mapping[str, str | tuple[str, str | None]]
-"""{annotator: column} or {annotator: (column, rationale column)}."""
+LabelSpec: TypeAlias = str | Mapping[str, str | Sequence[str | None]] | None
+"""{annotator: column} or {annotator: (column, rationale column)}; or text, see `read_dataset`."""
 
 Names: TypeAlias = str | Sequence[str] | None
 """Names as text with commas between them, JSON of a list, or a list."""
@@ -76,21 +76,28 @@ def columns_by_key(argument: str, spec: ColumnSpec | None) -> dict[str, str]:
     return {key: str(column) for key, column in keyed.items()}  # as `read_table` names them
 
 
-def columns_by_rater(argument: str, spec: Mapping[str, Any] | None) -> Raters:
-    """Return who rated in which columns."""
-    is_dict = isinstance(spec or {}, Mapping)
-    given = dict(spec or {}) if is_dict else {}
-    pairs = {who: c if isinstance(c, (tuple, list)) else (c,) for who, c in given.items()}
-    if not is_dict or any(len(pair) not in (1, 2) for pair in pairs.values()):
-        raise ArgumentError(
-            f"{argument}={spec!r} must be a dict: {{annotator: column}} or "
-            "{annotator: (column, rationale column)}."
-        )
-    for who in pairs:
+def columns_by_rater(argument: str, spec: LabelSpec) -> Raters:
+    """Return who rated in which columns, from text, from a dict, or from JSON of one."""
+    named = parts(argument, spec)
+    pairs: list[tuple[str, Any]] = list(named.items()) if isinstance(named, Mapping) else []
+    for part in [] if isinstance(named, Mapping) else named:
+        who, colon, text = str(part).rpartition(":")
+        columns = [name.strip() for name in text.split("+")]
+        pairs.append((who.strip() if colon else columns[0], columns))
+    raters: Raters = {}
+    for who, given in pairs:
+        several = given if isinstance(given, (tuple, list)) else [given]
+        columns = [str(column) for column in several if column is not None]
+        if len(columns) not in (1, 2) or not all(columns):
+            raise ArgumentError(
+                f"{argument}={spec!r} cannot be read. Write 'who: column' or 'who: column + "
+                "rationale_column' with commas between the annotators, or a dict {who: column} or "
+                "{who: (column, rationale_column)}."
+            )
         check_text(f"{argument}: the annotator", who)
-    check_people(argument, pairs)
-    both = {who: (*pair, None)[:2] for who, pair in pairs.items()}
-    return {who: (str(c), None if why is None else str(why)) for who, (c, why) in both.items()}
+        raters[who] = columns[0], columns[1] if len(columns) > 1 else None
+    check_people(argument, [who for who, _ in pairs])
+    return raters
 
 
 def parts(parameter: str, given: Any) -> Mapping[str, Any] | Sequence[Any]:
@@ -151,7 +158,7 @@ class Row:
 def read_rows(
     table: pd.DataFrame,
     roles: Mapping[str, ColumnSpec | None],
-    labels: LabelSpec | None = None,
+    labels: LabelSpec = None,
     values: Names | Mapping[str, Any] = None,
 ) -> tuple[list[Row], list[str]]:
     """Return the rows in plain values, and what was left out; bad ones are a `TableError`.
