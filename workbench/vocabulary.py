@@ -214,7 +214,7 @@ def as_text(raw: object) -> str:
     return reprlib.repr(raw) if is_several(raw) else str(raw)
 
 
-def scalar(raw: Any) -> Any:
+def scalar(raw: Any, where: str = "") -> Any:
     """Return a rating as it is; lists, arrays and dicts, also as JSON, are a `ScaleError`."""
     found = raw
     if isinstance(raw, str) and raw.lstrip().startswith(("[", "{")):
@@ -222,8 +222,8 @@ def scalar(raw: Any) -> Any:
             found = json.loads(raw)
     if is_several(found):
         raise ScaleError(
-            f"A rating is one value, and this is a {type(found).__name__}: {as_text(raw)[:80]}. "
-            "Take the value out of it first."
+            f"{where}A rating is one value, and this is a {type(found).__name__}: "
+            f"{as_text(raw)[:80]}. Take the value out of it first."
         )
     return raw
 

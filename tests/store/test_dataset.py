@@ -11,8 +11,7 @@ import pytest
 
 import workbench
 from workbench.errors import ArgumentError, ScaleError, TableError
-from workbench.store.dataset import parse_names
-from workbench.store.tables import columns_by_rater
+from workbench.store.tables import columns_by_rater, parts
 
 TABLE = pd.DataFrame(
     {
@@ -138,7 +137,7 @@ def test_the_picture_of_a_dataset_is_its_rows_escaped() -> None:
     ],
 )
 def test_names_are_read_from_text_lists_and_json(given: Any, names: list[str]) -> None:
-    assert parse_names("inputs", given) == names
+    assert list(parts("inputs", given)) == names
 
 
 @pytest.mark.parametrize(

@@ -151,9 +151,9 @@ def read_dataset(
     recorded = columns_by_rater("verdicts", verdicts)
     each = next((who.removeprefix("each ") for who in labels if who.startswith("each ")), None)
     named = {
-        "inputs": parse_names("inputs", inputs),
-        "outputs": parse_names("outputs", outputs),
-        "expectations": parse_names("expectations", expectations),
+        "inputs": list(parts("inputs", inputs)),
+        "outputs": list(parts("outputs", outputs)),
+        "expectations": list(parts("expectations", expectations)),
         "groups": as_list(groups),
         "annotators": [*rater_columns(labels), *([] if each is None else [each])],
         "verdicts": rater_columns(recorded),
@@ -218,11 +218,6 @@ def _one_row_an_item(
     return found, {who: (f"{rating}: {who}", whys[who]) for who in whys}
 
 
-def parse_names(parameter: str, given: Names) -> list[str]:
-    """Read names from text with commas between them, from a list, or from JSON of one."""
-    return list(parts(parameter, given))
-
-
 def as_list(columns: str | list[str] | None) -> list[str]:
     return [columns] if isinstance(columns, str) and columns else list(columns or [])
 
@@ -243,13 +238,12 @@ def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[Any]) -> Scale:
             "values, for instance 'excellent, good, fair, poor'."
         )
     columns = [column for column, _ in labels.values()]
-    cells = []
-    for column in columns:
-        for row, raw in table[column].items():
-            try:
-                cells += [] if is_missing(scalar(raw)) else [(row, raw)]
-            except ScaleError as error:
-                raise ScaleError(f"Column {column!r}, row {row}: {error}") from None
+    cells = [
+        (row, scalar(raw, f"Column {column!r}, row {row}: "))
+        for column in columns
+        for row, raw in table[column].items()
+        if not is_missing(raw)
+    ]
     kinds: set[Any] = {table[column].dtype for column in columns}
     orders = [kind.categories.tolist() for kind in kinds if getattr(kind, "ordered", False)]
     seen = {fold(raw) for _, raw in cells if not (no_rating(raw, None) or is_abstention(raw))}

@@ -57,8 +57,14 @@ def read_table(
     path = Path(table).expanduser()
     kinds: dict[str, Callable[[Path, str | None], pd.DataFrame]] = {
         **dict.fromkeys((".csv", ".tsv"), _read_csv),
-        **dict.fromkeys((".jsonl", ".ndjson", ".json"), _read_json),
-        ".parquet": _read_parquet,
+        # Without dtype=object a whole number in a column with gaps would become a float.
+        **dict.fromkeys(
+            (".jsonl", ".ndjson", ".json"),
+            lambda path, encoding: pd.DataFrame(read_records(path, encoding), dtype=object),
+        ),
+        ".parquet": lambda path, _: pd.read_parquet(
+            path, engine="pyarrow", dtype_backend="numpy_nullable"
+        ),
     }
     if (reader := kinds.get(path.suffix.lower())) is None:
         raise ArgumentError(
@@ -75,12 +81,12 @@ def read_table(
 
 
 @contextmanager
-def file_errors(path: Path) -> Iterator[None]:
+def file_errors(path: object) -> Iterator[None]:
     """Raise what keeps a file from being read as a `TableError` that names it."""
     try:
         yield
-    except LookupError as error:
-        raise ArgumentError(f"encoding: {error}. Python's names are utf-8, cp1252, ...") from None
+    except ArgumentError:
+        raise
     except (ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
         raise TableError(f"{str(path)!r} cannot be read: {error}.") from error
 
@@ -124,6 +130,8 @@ def _text(path: Path, encoding: str | None) -> str:
     is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return content.decode(encoding or ("utf-16" if is_wide else "utf-8")).removeprefix("\ufeff")
+    except LookupError as error:
+        raise ArgumentError(f"encoding: {error}. Python's names are utf-8, cp1252, ...") from None
     except UnicodeDecodeError as error:
         if encoding or is_wide:
             raise
@@ -181,15 +189,6 @@ def _table(text: str, separator: str) -> pd.DataFrame:
     return pd.DataFrame([cells for _, cells in rows[1:]], columns=header, dtype=object)
 
 
-def _read_json(path: Path, encoding: str | None) -> pd.DataFrame:
-    # Without dtype=object a whole number in a column with gaps would become a float.
-    return pd.DataFrame(read_records(path, encoding), dtype=object)
-
-
-def _read_parquet(path: Path, _: str | None) -> pd.DataFrame:
-    return pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
-
-
 # -- partitions -----------------------------------------------------------------------------
 
 Record = dict[str, Any]
@@ -207,28 +206,23 @@ def read_partitions(
     Of a Parquet file or folder a row group is in memory, of a frame of Dask a partition, of others
     the whole. A file that is missing or damaged is a `TableError` once the rows before it are read.
     """
-    try:
+    with file_errors(table):
         records = _rows_of(table, list(dict.fromkeys(columns)), encoding)
         while partition := list(itertools.islice(records, size)):
             yield partition
-    except ArgumentError:
-        raise
-    except (OSError, ValueError) as error:
-        raise TableError(f"The table {table} cannot be read: {error}.") from error
 
 
 def known_length(table: Any) -> int | None:
     """Return how many rows a table has, where that is known without reading it."""
     if isinstance(table, pd.DataFrame):
         return len(table)
-    with suppress(OSError, ValueError, TypeError):
-        return int(_dataset(table).count_rows()) if _is_parquet(table) else None
+    with suppress(OSError, ValueError):
+        return None if (dataset := _dataset(table)) is None else int(dataset.count_rows())
     return None
 
 
 def _rows_of(table: Any, columns: list[str], encoding: str | None) -> Iterator[Record]:
-    if _is_parquet(table):
-        dataset = _dataset(table)
+    if (dataset := _dataset(table)) is not None:
         for file in dataset.get_fragments():  # pyarrow fills up what a later one lacks
             names = pd.DataFrame(columns=file.physical_schema.names)
             require_columns(names, f"table: in {file.path}", columns)
@@ -239,23 +233,19 @@ def _rows_of(table: Any, columns: list[str], encoding: str | None) -> Iterator[R
         yield from itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
         return
     is_dask = type(table).__module__.startswith("dask")
-    parts = [table.get_partition(k) for k in range(table.npartitions)] if is_dask else [table]
-    for part in parts:
-        frame: Any = part if is_dask else read_table(part, encoding)
-        require_columns(frame, "table", columns)
-        chosen = frame[columns].compute() if is_dask else frame[columns]
+    whole: Any = table if is_dask else read_table(table, encoding)
+    require_columns(whole, "table", columns)
+    for part in whole.partitions if is_dask else [whole]:
+        chosen = part[columns].compute() if is_dask else part[columns]
         for row in chosen.itertuples(index=False, name=None):
             yield dict(zip(columns, row, strict=True))
 
 
-def _is_parquet(table: Any) -> bool:
-    is_path = isinstance(table, (str, os.PathLike))
-    path = Path(table).expanduser() if is_path else Path()
-    return is_path and (path.is_dir() or path.suffix.lower() == ".parquet")
-
-
-def _dataset(path: Any) -> Any:
-    return ds.dataset(Path(path).expanduser(), format="parquet")
+def _dataset(table: Any) -> Any:
+    """Return the dataset of a Parquet file or folder; None for other tables."""
+    path = Path(table).expanduser() if isinstance(table, (str, os.PathLike)) else None
+    is_parquet = path is not None and (path.is_dir() or path.suffix.lower() == ".parquet")
+    return ds.dataset(path, format="parquet") if is_parquet else None
 
 
 def column_type(values: Sequence[Any]) -> pa.DataType:
