@@ -235,7 +235,7 @@ def _rows_of(table: Any, columns: list[str], encoding: str | None) -> Iterator[R
     is_dask = type(table).__module__.startswith("dask")
     whole: Any = table if is_dask else read_table(table, encoding)
     require_columns(whole, "table", columns)
-    for part in whole.partitions if is_dask else [whole]:
+    for part in map(whole.get_partition, range(whole.npartitions)) if is_dask else [whole]:
         chosen = part[columns].compute() if is_dask else part[columns]
         for row in chosen.itertuples(index=False, name=None):
             yield dict(zip(columns, row, strict=True))
