@@ -75,7 +75,7 @@ _NAMES = {
     "store.dataset": ["Dataset", "read_dataset"],
     "store.exports": ["read_labels"],
     "store.importing": ["Imported", "import_traces"],
-    "store.rubrics": ["earlier_labels", "rubric", "rubric_history", "set_rubric"],
+    "store.schemas": ["earlier_labels", "rubric", "rubric_history", "set_rubric"],
     "widgets.explorer": ["Explorer"],
     "widgets.panels": ["AdjudicationPanel", "LabelPanel"],
     "widgets.progress": ["BackgroundAlignment", "align_in_background"],

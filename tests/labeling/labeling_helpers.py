@@ -30,7 +30,7 @@ from workbench.labeling.sessions import AdjudicationSession, LabelSession
 from workbench.labeling.writer import TraceDeletedError, TraceStore
 from workbench.store.assessments import now_ms
 from workbench.store.labels import label_records
-from workbench.store.rubrics import RubricHistory
+from workbench.store.schemas import RubricHistory
 from workbench.store.traces import fetch_traces
 
 SCALE = Scale.of(["no", "yes"])

@@ -12,7 +12,7 @@ from mlflow.entities import AssessmentSource
 import workbench
 from workbench.errors import ArgumentError
 from workbench.store.labels import RUBRIC_KEY, Label
-from workbench.store.rubrics import Rubric, RubricHistory
+from workbench.store.schemas import Rubric, RubricHistory
 
 NAME = "Is the answer correct?"
 

@@ -17,7 +17,7 @@ from workbench.formatting import storable
 from workbench.labeling.questions import LabelQuestion
 from workbench.scale import ABSTAIN
 from workbench.store.labels import Label, label_records, same_person
-from workbench.store.rubrics import RubricHistory
+from workbench.store.schemas import RubricHistory
 from workbench.store.traces import as_example
 from workbench.vocabulary import folded
 

@@ -32,8 +32,13 @@ from workbench.labeling.questions import LabelQuestion, as_question, with_rubric
 from workbench.scale import Scale
 from workbench.store.database import ExperimentId, all_pages, find_experiment_id, store_errors
 from workbench.store.labels import label_records, same_person
-from workbench.store.rubrics import rubric_history
-from workbench.store.schemas import asks_for_one, every_schema, make_schema, supported
+from workbench.store.schemas import (
+    asks_for_one,
+    every_schema,
+    make_schema,
+    rubric_history,
+    supported,
+)
 from workbench.store.tables import check_text
 from workbench.store.traces import fetch_traces, trace_infos
 from workbench.vocabulary import folded

@@ -39,7 +39,7 @@ from workbench.labeling.questions import LabelQuestion
 from workbench.store.assessments import assessment_id, now_ms
 from workbench.store.database import address, find_experiment_id
 from workbench.store.labels import AFTER_VERDICT_KEY, RUBRIC_KEY, has_mark
-from workbench.store.rubrics import RubricHistory, rubric_history
+from workbench.store.schemas import RubricHistory, rubric_history
 from workbench.store.traces import fetch_traces, load_spans
 
 _log = logging.getLogger(__name__)

@@ -42,8 +42,7 @@ from workbench.store.labels import (
     decision_records,
     has_mark,
 )
-from workbench.store.rubrics import rubric_history
-from workbench.store.schemas import schema_scale
+from workbench.store.schemas import rubric_history, schema_scale
 from workbench.store.tables import check_text, read_rating
 from workbench.store.traces import fetch_traces, previews
 

@@ -1,24 +1,48 @@
-"""MLflow's label schemas: the questions that MLflow's own page asks, as rating scales and back.
+"""What people are asked: MLflow's label schemas, and rubrics, which say what to look at.
 
 A schema belongs to an experiment and bears the name under which its answers are stored, which is
 the judge's name. MLflow calls them experimental.
+
+A rubric lies in MLflow's prompt registry, one prompt an experiment and question, so its versions
+can be read and compared in MLflow's own page too. Nothing is ever overwritten, and the registry
+numbers the versions, so two people who edit at the same moment make two versions.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import mlflow
+import pandas as pd
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.genai import label_schemas
 from mlflow.genai.label_schemas import LabelSchema
 
-from workbench.errors import ArgumentError, StoreError
+from workbench.errors import ArgumentError, StoreError, one_of
+from workbench.formatting import counted, html_table
 from workbench.scale import Scale
-from workbench.store.database import address, all_pages, find_experiment_id, store_errors
-from workbench.vocabulary import fold
+from workbench.store.database import (
+    address,
+    all_pages,
+    find_experiment_id,
+    retrying,
+    store_errors,
+)
+from workbench.store.labels import Label, label_records, same_person
+from workbench.store.tables import check_text
+from workbench.store.traces import fetch_traces
+from workbench.vocabulary import fold, folded
+
+_AUTHOR_TAG = "workbench.by"
+
+# -- label schemas --------------------------------------------------------------------------
 
 
 @store_errors()
@@ -146,3 +170,210 @@ def _is_unsupported(error: Exception) -> bool:
     code = getattr(error, "error_code", "NOT_IMPLEMENTED")  # NotImplementedError has none
     missing = ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
     return code in missing or "failed with error code 404 !=" in str(error)
+
+
+# -- rubrics --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """One version, counted from 1, of a question's rubric in Markdown.
+
+    ``name`` is the question, which is the judge's name; ``by``, ``note`` and ``created_ms`` say
+    who wrote it, why, and when in milliseconds since the epoch, "" where that is not known.
+    """
+
+    name: str
+    text: str
+    version: int
+    by: str = ""
+    note: str = ""
+    created_ms: int = 0
+
+    def __repr__(self) -> str:
+        by = f" by {self.by}" if self.by else ""
+        return f"<Rubric {self.name!r} version {self.version}{by}: {len(self.text)} characters>"
+
+
+@dataclass(frozen=True, repr=False)
+class RubricHistory:
+    """All versions of a question's rubric, the first one first; may be empty."""
+
+    name: str
+    versions: tuple[Rubric, ...] = ()
+
+    @property
+    def current(self) -> Rubric | None:
+        """The latest version; None where no rubric was ever set."""
+        return self.versions[-1] if self.versions else None
+
+    def version_of(self, label: Label) -> int:
+        """Return the version under which a label was made; 0 if there was none yet.
+
+        It is the one that the label records, else, as for labels given in MLflow's page or by a
+        script, the one in force when it was given.
+        """
+        if label.rubric_version is not None:
+            return label.rubric_version
+        return max((v.version for v in self if v.created_ms <= label.created_ms), default=0)
+
+    def is_earlier(self, label: Label) -> bool:
+        """Whether a label was made under a text that differs from the current one."""
+        version, current = self.version_of(label), self.current
+        if current is None or version >= current.version:
+            return False
+        return {one.version: one.text for one in self}.get(version) != current.text
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a version: ``version``, ``created`` (UTC), ``by``, ``note``, ``text``."""
+        rows = [
+            (v.version, pd.Timestamp(v.created_ms, unit="ms", tz="UTC"), v.by, v.note, v.text)
+            for v in self.versions
+        ]
+        return pd.DataFrame(rows, columns=["version", "created", "by", "note", "text"])
+
+    def __len__(self) -> int:
+        return len(self.versions)
+
+    def __iter__(self) -> Iterator[Rubric]:
+        return iter(self.versions)
+
+    def __repr__(self) -> str:
+        return f"<RubricHistory {self.name!r}: {counted(len(self), 'version')}>"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.table, index=False)
+
+
+@store_errors()
+def set_rubric(
+    name: str, text: str, *, by: str = "", note: str = "", experiment: str | None = None
+) -> Rubric:
+    """Make ``text`` the rubric of a question; every annotator on the store sees it.
+
+    A text that differs from the current one makes a new version, which marks the labels made
+    until then as made under an earlier rubric (see `earlier_labels`). The same text again makes
+    none. The current version is returned, new or not.
+
+    Parameters
+    ----------
+    name
+        The question, which is the judge's name, exactly.
+    text
+        Markdown, at most 100,000 characters. White space at its ends does not count. A text that
+        is empty, too long or cannot be stored is an `ArgumentError`.
+    by, note
+        Who wrote it and why; stored with the version.
+    experiment
+        Name or id; the active experiment by default.
+    """
+    check_text("name", name)
+    check_text("text", text)
+    text = text.strip()
+    if len(text) > 100_000:
+        raise ArgumentError(f"text has {len(text):,} characters; a rubric takes at most 100,000.")
+    where = find_experiment_id(experiment)
+    current = _history(name, where).current
+    if current is not None and current.text == text:
+        return current
+    tags = {"workbench.rubric": name} | ({_AUTHOR_TAG: by} if by else {})
+    write = partial(
+        retrying, _client().register_prompt, _prompt_name(name, where), text, note or None, tags
+    )
+    try:
+        made = write()
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        made = write()  # someone else made the prompt at the same moment
+    return next(one for one in _history(name, where) if one.version == int(made.version))
+
+
+def rubric(
+    name: str, version: int | None = None, *, experiment: str | None = None
+) -> Rubric | None:
+    """Return the rubric of a question, the current version by default; None if there is none.
+
+    A version that does not exist is an `ArgumentError`.
+    """
+    history = rubric_history(name, experiment=experiment)
+    if version is None:
+        return history.current
+    one_of("version", version, [one.version for one in history])
+    return next(one for one in history if one.version == version)
+
+
+@store_errors()
+def rubric_history(name: str, *, experiment: str | None = None) -> RubricHistory:
+    """Return all versions of a question's rubric; empty where none was ever set.
+
+    ``experiment`` is a name or id, the active experiment by default.
+    """
+    check_text("name", name)
+    return _history(name, find_experiment_id(experiment, create=False))
+
+
+def earlier_labels(
+    name: str, traces: Any = None, *, annotator: str | None = None, experiment: str | None = None
+) -> pd.DataFrame:
+    """Return the labels that were made under an earlier rubric than the current one.
+
+    A label counts as such if the rubric's text differs now, and no longer once its annotator has
+    answered again under the current one, even after seeing the verdict. ``name`` and ``traces``
+    are as for `workbench.pair`; with ``annotator`` only this one's labels are returned.
+
+    The table has one row a label, in the order of the traces: ``trace_id``, ``annotator``,
+    ``value``, ``rationale``, ``rubric_version`` (0: before there was one).
+    """
+    history = rubric_history(name, experiment=experiment)
+    fetched = fetch_traces(traces, spans=False, experiment=experiment)
+    answered_again = {
+        (one.trace_id, folded(one.annotator))
+        for one in label_records(fetched, name, latest=True)
+        if not history.is_earlier(one)
+    }
+    rows = [
+        (one.trace_id, one.annotator, one.value, one.rationale, history.version_of(one))
+        for one in label_records(fetched, name)
+        if history.is_earlier(one) and (one.trace_id, folded(one.annotator)) not in answered_again
+        if annotator is None or same_person(annotator, one.annotator)
+    ]
+    columns = ["trace_id", "annotator", "value", "rationale", "rubric_version"]
+    return pd.DataFrame(rows, columns=columns).astype({"value": object})
+
+
+def _client() -> MlflowClient:
+    # A rubric belongs with the labels, so it lies where they do, wherever models are registered.
+    return MlflowClient(registry_uri=mlflow.get_tracking_uri())
+
+
+def _prompt_name(name: str, experiment_id: str) -> str:
+    """Names of prompts take letters, digits and ``_.-`` only; the hash keeps names apart."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:60] or "question"
+    return f"workbench.rubric.{experiment_id}.{plain}.{sha256(name.encode()).hexdigest()[:12]}"
+
+
+def _history(name: str, experiment_id: str) -> RubricHistory:
+    client, prompt = _client(), _prompt_name(name, experiment_id)
+    try:
+        found = all_pages(
+            lambda token: client.search_prompt_versions(prompt, max_results=100, page_token=token)
+        )
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return RubricHistory(name)
+        raise
+    found.sort(key=lambda version: int(version.version))
+    versions = [
+        Rubric(
+            name=name,
+            text=str(one.template),
+            version=int(one.version),
+            by=(one.tags or {}).get(_AUTHOR_TAG, ""),
+            note=one.commit_message or "",
+            created_ms=int(one.creation_timestamp or 0),
+        )
+        for one in found
+    ]
+    return RubricHistory(name, tuple(versions))
