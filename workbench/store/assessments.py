@@ -228,9 +228,9 @@ def log_labels(
 
     Parameters
     ----------
-    table
+    table, encoding
         DataFrame, or CSV, JSONL or Parquet file, with a ``trace_id`` column, such as
-        ``table.assign(trace_id=imported.by_row)``.
+        ``table.assign(trace_id=imported.by_row)``; see `workbench.store.files.read_table`.
     name
         The judge's name, exactly.
     annotator
@@ -242,8 +242,6 @@ def log_labels(
         rating, are skipped and listed, and of several rows on one trace all but the last.
     values
         The rating values, or a dict that translates them, as in `import_traces`.
-    encoding
-        Of a file that is not UTF-8, such as ``cp1252``.
 
     Returns
     -------

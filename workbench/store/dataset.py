@@ -124,7 +124,7 @@ def read_dataset(
 
     Parameters
     ----------
-    data
+    data, encoding
         DataFrame, or CSV, JSONL or Parquet file; see `workbench.store.files.read_table`.
     inputs, outputs, expectations
         Columns that the judge sees, commas between them.
@@ -137,8 +137,6 @@ def read_dataset(
     values
         The rating values, commas between them; those of the labels when None. A dict (or JSON of
         one) translates what people wrote: ``{"good": "yes", "bad": "no"}``.
-    encoding
-        Of a file that is not UTF-8, such as ``cp1252``.
 
     Raises
     ------

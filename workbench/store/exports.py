@@ -81,8 +81,8 @@ def read_labels(
 
     Parameters
     ----------
-    path
-        A JSON or JSONL file that the tool exported.
+    path, encoding
+        A JSON or JSONL file that the tool exported; see `workbench.store.files.read_table`.
     question
         The question whose answers are the labels; may be left out where there is one.
     rationale
@@ -91,8 +91,6 @@ def read_labels(
     outputs
         The fields that hold what the application answered; all others are its inputs. None takes
         what the tool itself calls outputs, or a field named answer, response or the like.
-    encoding
-        Of a file that is not UTF-8, such as ``cp1252``.
 
     Raises
     ------

@@ -109,15 +109,15 @@ def import_traces(
 
     Parameters
     ----------
-    table
+    table, encoding
         DataFrame, or CSV, JSONL or Parquet file; see `workbench.store.files.read_table`.
     inputs
         A column, a list of columns, or ``{key: column}``. The trace's inputs are a dict.
     outputs
         A column, whose cell is the trace's output as it stands; or a list or dict, for a dict.
     expectations
-        Columns with what was expected, as ``inputs``. Each filled cell becomes an MLflow
-        expectation, so that a judge's ``{{ expectations }}`` is ``{key: cell}``.
+        As ``inputs``. Each filled cell becomes an MLflow expectation, so that a judge's
+        ``{{ expectations }}`` is ``{key: cell}``.
     labels, label_name
         Annotators' columns: ``{"ana": "rating"}`` or ``{"ana": ("rating", "rationale")}``. Each
         filled rating becomes human feedback under ``label_name``, which is the judge's name.
@@ -129,18 +129,14 @@ def import_traces(
         Columns kept as trace tags, such as an id to group by.
     experiment
         Name (created if missing) or id; the active experiment by default.
-    encoding
-        Of a file that is not UTF-8, such as ``cp1252``.
 
     Returns
     -------
     Imported
-        ``.trace_ids`` is in row order, without empty rows, and ``.by_row`` has one a row, so that
-        ``table.assign(trace_id=imported.by_row)`` joins other columns. A row is known by its
-        inputs, outputs and expectations (4 and 4.0 are equal), and by how many equal rows precede
-        it. Rows that the experiment has already are not written again, but tags, and labels that
-        they lack, are added: an import that was interrupted can simply be run again. A label in the
-        store is never changed, see ``.differing``; `log_labels` does.
+        A row is known by its inputs, outputs and expectations (4 and 4.0 are equal), and by how
+        many equal rows precede it. Rows that the experiment has already are not written again, but
+        tags, and labels that they lack, are added: an import that was interrupted can simply be run
+        again. A label in the store is never changed, see ``.differing``; `log_labels` does.
 
     Raises
     ------
