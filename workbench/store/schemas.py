@@ -97,8 +97,8 @@ def make_schema(
     """Return the label schema of a name, made where there is none; a scale of None is free text.
 
     ``instruction`` is what MLflow's page shows beside the question, cut to the 1,000 characters
-    that it takes; "" leaves what is there. A schema of that name with another scale, and a scale
-    that no schema holds, are an `ArgumentError`.
+    that it takes; "" leaves what is there. A schema of that name with another scale is an
+    `ArgumentError`.
     """
     where = find_experiment_id(experiment)
     text = instruction.strip()
@@ -110,20 +110,17 @@ def make_schema(
             return label_schemas.create_label_schema(
                 name,
                 type="feedback",
-                input=_input_of(name, scale),
+                input=_input_of(scale),
                 instruction=text or None,
                 enable_comment=True,
                 experiment_id=where,
             )
         old = Scale.from_schema(schema)
         there, wanted = (one and sorted(map(fold, one.values)) for one in (old, scale))
-        found = f"with another scale: {old.describe() if old else 'free text'}"
-        if not asks_for_feedback(schema):
-            found, there = "and asks for an expectation", ["no rating"]
-        if there != wanted:  # none for free text, no values for numbers
+        if there != wanted or not asks_for_feedback(schema):  # none for free text
             raise ArgumentError(
-                f"The label schema {name!r} is there already, {found}. Use another "
-                "name, or delete it with "
+                f"The label schema {name!r} is there already, for {schema.type!s}: "
+                f"{old.describe() if old else 'free text'}. Use another name, or delete it with "
                 f"mlflow.genai.label_schemas.delete_label_schema(schema_id={schema.schema_id!r})."
             )
         if text and text != (schema.instruction or ""):
@@ -131,7 +128,7 @@ def make_schema(
     return schema
 
 
-def _input_of(name: str, scale: Scale | None) -> Any:
+def _input_of(scale: Scale | None) -> Any:
     """Return what MLflow's page shows for a scale."""
     if scale is None:
         return label_schemas.InputText()
@@ -141,11 +138,6 @@ def _input_of(name: str, scale: Scale | None) -> Any:
     if scale.values == (False, True) and isinstance(scale.values[0], bool):
         return label_schemas.InputPassFail(positive_label="Yes", negative_label="No")
     options = [str(value) for value in scale.values]
-    if len(options) > 10 or max(map(len, options)) > 64:
-        raise ArgumentError(
-            f"The scale of {name!r} has {len(options)} values. A label schema of MLflow takes at "
-            "most 10, of at most 64 characters."
-        )
     # The positive one of two first, which is how it is read again.
     return label_schemas.InputCategorical(
         options=options[::-1] if scale.kind == "binary" else options
