@@ -76,15 +76,6 @@ ARGILLA_ROWS = [
         "quality.responses.status": ["submitted", "submitted"],
     }
 ]
-ARGILLA_1 = [
-    {
-        "fields": {"question": "Two?", "answer": "2"},
-        "responses": [
-            {"user_id": who, "status": "submitted", "values": {"quality": {"value": value}}}
-            for who, value in (("ana", "good"), ("ben", "poor"))
-        ],
-    }
-]
 LANGSMITH = [
     {
         "id": "run-1",
@@ -141,7 +132,6 @@ def read(folder: Path, records: list[Any], *, lines: bool = False, **options: An
     [
         ("Argilla", ARGILLA, {"question": "quality", "rationale": "why"}, 1),
         ("Argilla", ARGILLA_ROWS, {}, 0),
-        ("Argilla", ARGILLA_1, {}, 0),
         ("LangSmith", LANGSMITH, {}, 1),
         ("Langfuse", LANGFUSE, {}, 1),
         ("Langfuse", LANGFUSE_APART, {}, 0),

@@ -52,8 +52,6 @@ class DataCheck:
     rows
         One row for each cell with a rating that was not taken as it is: ``row`` (counted from 0),
         ``column``, ``cell``, ``reading``; and for each row that is empty or not complete.
-    counts
-        Index value of the scale, a column an annotator: how often each gave it.
     scale
         The rating scale.
     errors, doubts
@@ -62,7 +60,6 @@ class DataCheck:
 
     table: pd.DataFrame
     rows: pd.DataFrame
-    counts: pd.DataFrame
     scale: Scale
     errors: tuple[str, ...]
     doubts: tuple[str, ...]
@@ -106,7 +103,7 @@ def check_data(
     ------
     TableError
         For what makes an alignment pointless, such as fewer than 10 rows with a rating on the
-        scale. Its ``rows`` are those of the table that are meant.
+        scale.
     ArgumentError, ScaleError
         As in `workbench.read_dataset`.
     """
@@ -133,16 +130,13 @@ def check_data(
     check = DataCheck(
         table=pd.DataFrame(found)[["check", "finding", "advice"]],
         rows=rows.reset_index(drop=True),
-        counts=_counts(data, cells),
         scale=data.scale,
         errors=tuple(f"{f.finding} {f.advice}" for f in found if f.is_error),
         doubts=tuple(f"{f.finding} {f.advice}" for f in found if f.advice and not f.is_error),
     )
     if strict and check.errors:
-        cells_meant = rows.itertuples(index=False, name=None)
-        meant = [(int(row), f"{c}: {cell!r} is {reading}") for row, c, cell, reading in cells_meant]
         lines = [*check.errors, "Nothing was written. All that was found:", repr(check)]
-        raise TableError("\n".join(lines), meant)
+        raise TableError("\n".join(lines))
     return check
 
 
@@ -332,13 +326,6 @@ def _about_enough(data: Dataset, cells: pd.DataFrame, content: pd.Series[Any]) -
         yield Finding("enough", text, "All have the same rating: nothing can be learnt.", True)
     else:
         yield Finding("enough", text, "50 to 100 are better." if n < 50 else "")
-
-
-def _counts(data: Dataset, cells: pd.DataFrame) -> pd.DataFrame:
-    rated = cells[cells["value"].notna()]
-    found = pd.crosstab(rated["value"], rated["annotator"]).rename_axis(columns=None)
-    order = list(data.scale.shown) or sorted(found.index)
-    return found.reindex(index=order, columns=list(data.labels), fill_value=0)
 
 
 def _listed(rows: Sequence[int]) -> str:

@@ -244,12 +244,9 @@ def _argilla(records: Sequence[Record], items: dict[str, Item], _: object) -> It
 
 def _argilla_parts(record: Record) -> tuple[Record, list[tuple[str, Record]]]:
     """Return the fields, and each response with its question, of a record or a dataset's row."""
-    given, known = record.get("responses"), record.get("fields")
-    if isinstance(given, list):  # 1.x: one for each person, with all their answers
-        values = [(one, one.get("values") or {}) for one in given]
-        return known or {}, [(name, one | each[name]) for one, each in values for name in each]
-    if isinstance(known, dict):
-        return known, [(name, one) for name, several in (given or {}).items() for one in several]
+    if isinstance(known := record.get("fields"), dict):
+        given = record.get("responses") or {}
+        return known, [(name, one) for name, several in given.items() for one in several]
     about = {"id", "_server_id", "external_id", "status", "metadata", "vectors"}
     fields = {k: v for k, v in record.items() if k not in about and "." not in k}
     responses: list[tuple[str, Record]] = []

@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -270,15 +269,8 @@ def set_rubric(
     if current is not None and current.text == text:
         return current
     tags = {"workbench.rubric": name} | ({_AUTHOR_TAG: by} if by else {})
-    write = partial(
-        retrying, _client().register_prompt, _prompt_name(name, where), text, note or None, tags
-    )
-    try:
-        made = write()
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        made = write()  # someone else made the prompt at the same moment
+    prompt = _prompt_name(name, where)
+    made = retrying(_client().register_prompt, prompt, text, note or None, tags)
     return next(one for one in _history(name, where) if one.version == int(made.version))
 
 
