@@ -430,7 +430,7 @@ def test_known_distances() -> None:
     assert Scale.from_values([1, 2, 5]).distance(2, 5) == 0.75
     assert Scale.of(["0.5", "1", "3"]).distance("0.5", "1") == 0.2
     grades = Scale.of([6, 4, 1], ordered=True)  # 6 is the worst
-    assert (grades.distance(6, 4), grades.rank(1) - grades.rank(4)) == (0.4, 3)
+    assert (grades.distance(6, 4), grades.rank(1) - grades.rank(4)) == (0.5, 1)
     assert COLOURS.distance("red", "blue") == 1.0
     assert Scale("numeric", low=0, high=10).distance(2.5, 5) == 0.25
     assert Scale("numeric", low=0, high=10).distance(0, 20) == 1.0

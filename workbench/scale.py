@@ -127,17 +127,17 @@ class Scale:
         Literals are as in `of`; bool is binary; int and float are numeric. Optional types are read
         as the type itself. Lists and dicts, which hold no single verdict, are an `ArgumentError`.
         """
-        origin = typing.get_origin(feedback_value_type)
+        origin, inner = typing.get_origin(feedback_value_type), typing.get_args(feedback_value_type)
         if origin in (Union, types.UnionType):
-            inner = [t for t in typing.get_args(feedback_value_type) if t is not type(None)]
+            inner = tuple(one for one in inner if one is not type(None))
             return cls.from_type(inner[0]) if len(inner) == 1 else None
         if origin is Literal:
-            return cls.of(typing.get_args(feedback_value_type))
+            return cls.of(inner)
         if feedback_value_type is bool:
             return cls("binary", (False, True))
         if feedback_value_type in (int, float):
             return cls("numeric", integer=feedback_value_type is int)
-        if feedback_value_type is None or feedback_value_type is str:
+        if feedback_value_type in (None, str):
             return None
         raise ArgumentError(
             f"feedback_value_type={feedback_value_type!r} holds no single verdict, so it cannot "
@@ -295,18 +295,16 @@ class Scale:
     def rank(self, value: Any) -> float:
         """Return the position of a canonical value: 0 for the worst; a number is its own rank.
 
-        Numbers of which the lowest is the best count downwards. On a nominal scale the rank is only
-        the position in `values`.
+        On a nominal scale the rank is only the position in `values`.
         """
         return float(value) if self.kind == "numeric" else self._ranks[self.values.index(value)]
 
     @cached_property
     def _ranks(self) -> list[float]:
         sizes = [size for v in self.values if (size := number(v)) is not None]
-        if self.kind == "ordinal" and len(sizes) == len(self.values):
-            for ranks in (sizes, [-size for size in sizes]):
-                if ranks == sorted(ranks):
-                    return ranks
+        are_numbers = self.kind == "ordinal" and len(sizes) == len(self.values)
+        if are_numbers and sizes == sorted(sizes):
+            return sizes
         return [float(k) for k in range(len(self.values))]
 
     def distance(self, a: Any, b: Any) -> float:
