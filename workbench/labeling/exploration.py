@@ -36,7 +36,7 @@ from workbench.labeling.review_queue import ReviewQueue, review_queue
 from workbench.labeling.session import Message, Session
 from workbench.labeling.writer import TraceDeletedError, TraceStore, save
 from workbench.pairing.pairs import Pairs
-from workbench.store.database import ExperimentId, store_message
+from workbench.store.database import store_message
 from workbench.store.tables import check_text
 from workbench.store.traces import Example, as_example
 
@@ -211,7 +211,7 @@ class Exploration(Session):
         label more than any trace has."""
         if not isinstance(self._queue, ReviewQueue):
             name = self._queue or self.pairs.name
-            where = ExperimentId(self.store.get(trace_id).experiment_id)
+            where = self.store.get(trace_id).experiment_id
             try:
                 self._queue = review_queue(name, experiment=where)
             except ArgumentError:  # there is none of this name

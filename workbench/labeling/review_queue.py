@@ -30,7 +30,7 @@ from workbench.labeling.annotations import without_spans
 from workbench.labeling.assignment import Assignment, assign
 from workbench.labeling.questions import LabelQuestion, as_question, with_rubric
 from workbench.scale import Scale
-from workbench.store.database import ExperimentId, all_pages, find_experiment_id, store_errors
+from workbench.store.database import all_pages, find_experiment_id, store_errors
 from workbench.store.labels import label_records, same_person
 from workbench.store.schemas import (
     asks_for_one,
@@ -102,7 +102,7 @@ class ReviewQueue:
 
     name: str
     queue_id: str
-    experiment_id: ExperimentId
+    experiment_id: str
     annotators: tuple[str, ...] = ()
     each: int = 1
     share: float = 0.0
@@ -395,7 +395,7 @@ def _in_mlflow(
     return found
 
 
-def _schema_id(given: Judge | LabelQuestion | str, experiment_id: ExperimentId) -> str:
+def _schema_id(given: Judge | LabelQuestion | str, experiment_id: str) -> str:
     asked = as_question(given, experiment_id)
     asked = with_rubric(asked, rubric_history(asked.name, experiment=experiment_id))
     made = make_schema(asked.name, asked.scale, instruction=asked.rubric, experiment=experiment_id)

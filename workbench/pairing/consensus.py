@@ -18,7 +18,6 @@ from mlflow.genai.judges import Judge
 
 from workbench.errors import PairingError, ScaleError
 from workbench.scale import ABSTAIN, Scale, scale_of
-from workbench.store.database import ExperimentId
 from workbench.store.labels import Decision, Label, decision_records, label_records
 from workbench.store.schemas import schema_scale
 from workbench.vocabulary import is_several
@@ -149,7 +148,7 @@ def known_scale(
 ) -> Scale | None:
     """Return the scale of the judge's type, else of its label schema, else of the values seen."""
     name = name_of(judge_or_name)
-    experiments = {ExperimentId(trace.info.experiment_id) for trace in traces}
+    experiments = {trace.info.experiment_id for trace in traces}
     where = experiments.pop() if len(experiments) == 1 else None
     typed = None if isinstance(judge_or_name, str) else scale_of(judge_or_name)
     known = typed or schema_scale(name, experiment=where)

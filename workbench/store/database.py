@@ -15,6 +15,7 @@ from typing import Any
 import mlflow
 import requests
 import tenacity
+from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
 
@@ -168,47 +169,41 @@ def check_exists() -> None:
         )
 
 
-class ExperimentId(str):
-    """The id of an experiment: given as an experiment, it is not looked up as a name."""
-
-
 @store_errors()
-def find_experiment_id(experiment: str | None = None, *, create: bool = True) -> ExperimentId:
-    """Return the id of an experiment: the active one for None, else by its name or id.
+def find_experiment_id(experiment: str | None = None, *, create: bool = True) -> str:
+    """Return the id of an experiment: the active one for None, else by its id or name.
 
     A name that does not exist is created, or with ``create=False`` a `StoreError`.
     """
     if experiment is None:
-        return ExperimentId(compat.active_experiment_id())
-    if isinstance(experiment, ExperimentId):
-        return check_not_deleted(experiment)
-    name = str(experiment)
-    found = mlflow.get_experiment_by_name(name)
-    if found is None and name.isdigit():
+        return compat.active_experiment_id()
+    name, found = str(experiment), None
+    if name.isdigit():
         with suppress(MlflowException):  # there is no such id
             found = mlflow.get_experiment(name)
+    found = found or mlflow.get_experiment_by_name(name)
     if found is None and create:
         with suppress(MlflowException):  # another process was faster to create it
-            return ExperimentId(mlflow.create_experiment(name))
+            return str(mlflow.create_experiment(name))
         found = mlflow.get_experiment_by_name(name)
     if found is None:
         raise StoreError(
             f"There is no experiment {name!r} in {address()}. Check the name "
             "and the tracking URI (mlflow.set_tracking_uri)."
         )
-    return check_not_deleted(found.experiment_id)
+    return check_not_deleted(found)
 
 
 @store_errors()
-def check_not_deleted(experiment_id: Any) -> ExperimentId:
-    """Return the id of an experiment; raise `StoreError` where it was deleted."""
-    found = mlflow.get_experiment(str(experiment_id))
+def check_not_deleted(experiment: str | Experiment) -> str:
+    """Return the id of an experiment, given by its id; `StoreError` where it was deleted."""
+    found = mlflow.get_experiment(experiment) if isinstance(experiment, str) else experiment
     if found.lifecycle_stage != "active":
         raise StoreError(
             f"Experiment {found.name!r} was deleted. Restore it "
             f"(mlflow.MlflowClient().restore_experiment({found.experiment_id!r})) or use another."
         )
-    return ExperimentId(found.experiment_id)
+    return str(found.experiment_id)
 
 
 def all_pages(read: Callable[[str | None], Any]) -> list[Any]:
