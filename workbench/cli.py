@@ -217,9 +217,8 @@ def check(name: str, experiment: str | None, version: int | None, **options: Any
 def _use_experiment(experiment: str | None) -> None:
     import mlflow
 
-    from workbench.store.database import check_exists, find_experiment_id
+    from workbench.store.database import find_experiment_id
 
-    check_exists()
     mlflow.set_experiment(experiment_id=find_experiment_id(experiment, create=False))
 
 

@@ -110,13 +110,12 @@ def test_doubts_about_rows_groups_balance_and_the_positive_side() -> None:
         "1 row without inputs or outputs: 19.",
         "Rows that repeat another one in all that the judge sees: 1.",
         "17 groups by 'g', the largest of 3 rows. 1 row without one: 19.",
-        "2 inputs (q) in several groups.",
         "Few ratings of 'ham' 15%.",
         "'ham' is positive; pair(..., positive='spam') takes the other one.",
     ):
         assert part in text
     assert "check_data" not in found._repr_html_()
-    assert (len(found.errors), len(found.doubts)) == (1, 6)  # no import takes row 19
+    assert (len(found.errors), len(found.doubts)) == (1, 5)  # no import takes row 19
 
 
 def test_words_among_many_numbers_are_named_with_their_rows() -> None:

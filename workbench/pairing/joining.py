@@ -34,7 +34,7 @@ from workbench.pairing.consensus import (
 )
 from workbench.pairing.pairs import COLUMNS, Pairs
 from workbench.scale import Scale
-from workbench.store.labels import near_misses, other_kinds, spellings
+from workbench.store.labels import near_misses, other_kinds
 from workbench.store.traces import collector_paused, contents, fetch_traces, previews
 from workbench.vocabulary import folded
 
@@ -124,7 +124,7 @@ def pair(
         excluded=excluded,
         scale=scale.with_range([*table["human"], *table["judge"]]),
         fingerprint=version,
-        notes=(*notes, *_notes(name, human, scale), *spellings(fetched, name), *near),
+        notes=(*notes, *_notes(name, human, scale), *near),
         all_votes={i: one.votes for i, one in human.items() if one.votes},
         previews=texts,
         content=contents({i: texts[i] for i, one in human.items() if one.votes or one.decided_by}),

@@ -306,11 +306,6 @@ def _about_groups(data: Dataset) -> Iterable[Finding]:
         text += f" {counted(len(without), 'row')} without one: {_listed(without)}."
         advice = "Most rows need one." if lacking else "Each of these is a group of its own."
     yield Finding("groups", text, advice, lacking)
-    by_input = pd.Series(map(group_key, raw)).groupby(row_digests(data.table, data.inputs))
-    if apart := int((by_input.nunique() > 1).sum()):
-        text = f"{counted(apart, 'input')} ({', '.join(data.inputs)}) in several groups."
-        advice = "The same question may then stand on both sides of the split."
-        yield Finding("groups", text, advice)
 
 
 def _about_enough(data: Dataset, cells: pd.DataFrame, content: pd.Series[Any]) -> Iterable[Finding]:

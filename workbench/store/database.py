@@ -159,16 +159,6 @@ def _is_half_made(path: Path) -> bool:
         ) from None
 
 
-def check_exists() -> None:
-    """Raise `StoreError` where the active store's SQLite file, which MLflow would make, is not."""
-    file = file_of(mlflow.get_tracking_uri())
-    if file is not None and not file.exists():
-        raise StoreError(
-            f"There is no database {file}. Check the path in MLFLOW_TRACKING_URI "
-            "(mlflow.set_tracking_uri)."
-        )
-
-
 @store_errors()
 def find_experiment_id(experiment: str | None = None, *, create: bool = True) -> str:
     """Return the id of an experiment: the active one for None, else by its id or name.
