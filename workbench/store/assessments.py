@@ -81,10 +81,7 @@ def content_id(assessment: Assessment) -> str:
 
 
 def verdict_id(info: TraceInfo, name: str, fingerprint: str, *, failed: bool = False) -> str:
-    """Return the id of a judge version's next verdict on a trace, whatever the verdict is.
-
-    Of processes that assess at once, which get the same ids, the first leaves its verdict.
-    """
+    """Return the id of a judge version's next verdict, of which the first that is written stays."""
     taken = {assessment.assessment_id for assessment in info.assessments}
     # Failures have ids of their own, since they must not keep out a verdict.
     key = ("failure" if failed else "verdict", info.trace_id, name, fingerprint)
@@ -115,11 +112,7 @@ def place(assessment: Assessment) -> tuple[str, str, str, str]:
 def log_assessments(
     items: Sequence[Assessment], *, progress: bool = True, desc: str = "assessments"
 ) -> int:
-    """Write assessments, each with its ``trace_id``, and return how many were new.
-
-    One whose ``assessment_id`` is there already is not written again. A `StoreError` says which
-    one the store does not take, after retries where the failure may pass; what is written stays.
-    """
+    """Write assessments whose ``assessment_id`` is not there yet; return how many were new."""
     client = TracingClient()
     new = 0
     with bar(total=len(items), desc=desc, disable=not progress or len(items) <= 100) as shown:

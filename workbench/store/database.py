@@ -107,10 +107,9 @@ def write(what: str, function: Callable[..., object], *arguments: Any) -> None:
 def prepare_database(uri: str, *, create: Callable[[Path], None] = compat.create_tables) -> None:
     """Make the SQLite database of a store where it is missing or was left half-made.
 
-    MLflow makes its tables in place for ten seconds and more, and a process that is stopped
-    meanwhile leaves a file that neither MLflow nor its upgrade can use. Here it is made beside and
-    then given its name; a half-made one without data is set aside as ``NAME.incomplete``. What is
-    no SQLite file, or holds data, is left to MLflow; a file that is no database is a `StoreError`.
+    MLflow makes its tables in place for ten seconds and more; where it is stopped meanwhile, it
+    cannot use what is left. Here the file is made beside and then given its name; a half-made one
+    without data is set aside as ``NAME.incomplete``. Other files are left to MLflow.
     """
     if (path := file_of(uri)) is None:
         return
@@ -161,10 +160,7 @@ def _is_half_made(path: Path) -> bool:
 
 @store_errors()
 def find_experiment_id(experiment: str | None = None, *, create: bool = True) -> str:
-    """Return the id of an experiment: the active one for None, else by its id or name.
-
-    A name that does not exist is created, or with ``create=False`` a `StoreError`.
-    """
+    """Return the id of the active experiment, or of one by its id or name, created if missing."""
     if experiment is None:
         return compat.active_experiment_id()
     name, found = str(experiment), None

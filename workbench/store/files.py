@@ -92,10 +92,7 @@ def file_errors(path: object) -> Iterator[None]:
 
 
 def read_records(path: Path, encoding: str | None = None) -> list[dict[str, Any]]:
-    """Return the objects of JSON Lines, of a JSON list, or of the only list in a ``.json`` object.
-
-    An object that also holds texts is itself a record. Call it within `file_errors`.
-    """
+    """Return the objects of JSON Lines, of a JSON list, or of the only list in a ``.json`` object."""
     text = _text(path, encoding)
     try:
         found = json.loads(text) if text.lstrip()[:1] in ("[", "{") else None
@@ -201,11 +198,7 @@ Reader = Callable[[int], Iterator[list[Record]]]
 def read_partitions(
     table: Any, columns: Sequence[str], size: int, encoding: str | None = None
 ) -> Iterator[list[Record]]:
-    """Read the given columns of a table in its order, ``size`` rows at a time.
-
-    Of a Parquet file or folder a row group is in memory, of a frame of Dask a partition, of others
-    the whole. A file that is missing or damaged is a `TableError` once the rows before it are read.
-    """
+    """Read columns of a table in order, ``size`` rows at a time; Parquet and Dask part by part."""
     with file_errors(table):
         records = _rows_of(table, list(dict.fromkeys(columns)), encoding)
         while partition := list(itertools.islice(records, size)):

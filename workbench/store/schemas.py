@@ -95,9 +95,7 @@ def make_schema(
 ) -> LabelSchema:
     """Return the label schema of a name, made where there is none; a scale of None is free text.
 
-    ``instruction`` is what MLflow's page shows beside the question, cut to the 1,000 characters
-    that it takes; "" leaves what is there. A schema of that name with another scale is an
-    `ArgumentError`.
+    ``instruction``, cut to the 1,000 characters that MLflow takes, replaces another one.
     """
     where = find_experiment_id(experiment)
     text = instruction.strip()
