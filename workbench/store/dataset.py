@@ -13,7 +13,6 @@ Names that hold a comma, colon or plus are given as a list or dict, or as JSON o
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -199,21 +198,19 @@ def _one_row_an_item(
         )
     [(rating, why)] = labels.values()
     people: dict[str, str] = {}
-    joined: dict[tuple[str, int], dict[str, Any]] = {}
-    times: Counter[tuple[str, str]] = Counter()
-    records = zip(table.index, table.to_dict("records"), row_digests(table, content), strict=True)
-    for row, cells, item in records:
-        who = people.setdefault(folded(cells[each]), normal_form(str(cells[each])))
-        times[item, who] += 1
-        own = {"": row, **{column: cells[column] for column in content}}
-        one = joined.setdefault((item, times[item, who]), own)
-        one |= {f"{column}: {who}": cells[column] for column in (rating, why) if column}
-    found = pd.DataFrame(list(joined.values()), dtype=object).set_index("")
-    found.index = found.index.astype("int64")  # which counts rows
-    if isinstance(kind := table[rating].dtype, pd.CategoricalDtype):  # which may have an order
-        found = found.astype({f"{rating}: {who}": kind for who in people.values()})
-    whys = {who: f"{why}: {who}" if why else None for who in people.values()}
-    return found, {who: (f"{rating}: {who}", whys[who]) for who in whys}
+    who = [people.setdefault(folded(name), normal_form(str(name))) for name in table[each]]
+    item = pd.Series(row_digests(table, content), table.index)
+    times = item.groupby([item, who]).cumcount()
+    row = table.index.to_series().groupby([item, times]).transform("first")
+    found, raters = table.loc[row.unique(), list(content)], Raters()
+    if not isinstance(table[rating].dtype, pd.CategoricalDtype):  # which may have an order
+        table = table.astype({rating: object})  # whole numbers stay so beside missing ones
+    for name in people.values():
+        own = table.loc[[one == name for one in who]]
+        for column in filter(None, (rating, why)):
+            found[f"{column}: {name}"] = own[column].set_axis(row[own.index])
+        raters[name] = f"{rating}: {name}", f"{why}: {name}" if why else None
+    return found, raters
 
 
 def as_list(columns: str | list[str] | None) -> list[str]:

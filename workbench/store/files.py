@@ -92,7 +92,7 @@ def file_errors(path: object) -> Iterator[None]:
 
 
 def read_records(path: Path, encoding: str | None = None) -> list[dict[str, Any]]:
-    """Return the objects of JSON Lines, of a JSON list, or of the only list in a ``.json`` object."""
+    """Return the objects of JSON Lines, a JSON list, or the only list in a ``.json`` object."""
     text = _text(path, encoding)
     try:
         found = json.loads(text) if text.lstrip()[:1] in ("[", "{") else None

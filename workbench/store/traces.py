@@ -213,7 +213,7 @@ def previews(traces: Iterable[Trace]) -> dict[str, tuple[str, str]]:
 
 
 def contents(previews: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """Return what tells equal inputs, and outputs, by trace id, of traces that may have an equal."""
+    """Return what tells equal inputs, and outputs, by trace id; of traces alike at first sight."""
     # MLflow cuts long ones, and of a conversation it keeps the last message alone, which is no
     # JSON object as the inputs of a function are. Such traces are read if their previews are equal.
     found = {
