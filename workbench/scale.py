@@ -191,12 +191,10 @@ class Scale:
         if len(unique) == 2 and ordered is not False:
             order = tuple(unique) if ordered else binary_order(unique)
             scale = cls("binary", order, declared=tuple(unique))
-        elif ordered is not None:
-            scale = cls("ordinal" if ordered else "nominal", tuple(unique))
-        elif ladder := ladder_order(unique):
-            scale = cls("ordinal", ladder)
         else:
-            scale = cls("nominal", tuple(unique))
+            given = tuple(unique) if ordered else None
+            ladder = ladder_order(unique) if ordered is None else given
+            scale = cls("ordinal", ladder) if ladder else cls("nominal", tuple(unique))
         return scale if positive is None else scale.with_positive(positive)
 
     @classmethod

@@ -83,9 +83,8 @@ def label_records(traces: Iterable[Trace], name: str, *, latest: bool = False) -
     for trace in traces:
         given = [one for one, decides in _given(trace, name) if not decides]
         labels = [_record(Label, trace, one) for one in given if _counts(one, given)]
-        labels.sort(key=lambda label: (label.created_ms, label.annotator))
-        if not latest:
-            labels.sort(key=lambda label: not label.after_verdict)  # of equals the later stays last
+        # The one that counts comes last of an annotator's.
+        labels.sort(key=lambda a: (not (latest or a.after_verdict), a.created_ms, a.annotator))
         chosen = {folded(label.annotator): label for label in labels}
         records += [label for _, label in sorted(chosen.items())]
     writings = sorted(Counter(label.annotator for label in records).items())
