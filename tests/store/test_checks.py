@@ -181,7 +181,7 @@ def test_what_decorates_a_rating_is_said() -> None:
 def test_verdicts_are_read_as_ratings_are() -> None:
     frame = table(["good", "poor"] * 10).assign(gpt=["great", *["good", "poor"] * 9, ["good"]])
     found = check(frame, verdicts="gpt", strict=False)
-    assert any("'great' (1: row 0), \"['good']\" (1: row 19)" in doubt for doubt in found.doubts)
+    assert any("\"['good']\" (1: row 19), 'great' (1: row 0)" in doubt for doubt in found.doubts)
     assert "18 verdicts in column 'gpt'." in repr(found)
 
 
