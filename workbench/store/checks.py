@@ -200,9 +200,8 @@ def _about_columns(data: Dataset) -> Iterable[Finding]:
 
 
 def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
-    joined = f", made of {len(content) + data.merged} that are a label each" * bool(data.merged)
     size = counted(len(content), "row")
-    yield Finding("rows", f"{size} in {data.source}{joined}. They are counted from 0.")
+    yield Finding("rows", f"{size} in {data.source}. They are counted from 0.")
     if data.empty:
         text = f"{counted(len(data.empty), 'row')}, left out: {_listed(data.empty)}."
         yield Finding("empty", text)

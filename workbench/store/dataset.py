@@ -68,7 +68,6 @@ class Dataset:
     groups: str | None
     scale: Scale
     empty: tuple[int, ...] = ()
-    merged: int = 0  # rows that became part of another one, where each is a label
 
     @property
     def value_type(self) -> Any:
@@ -164,7 +163,7 @@ def read_dataset(
         require_columns(table, parameter, columns)
     empty = empty_rows(table, [column for columns in named.values() for column in columns])
     table = table.set_axis(range(len(table))).loc[[k for k, no in enumerate(empty) if not no]]
-    if not (rows := len(table)):
+    if table.empty:
         raise TableError(f"{source} has no rows: nothing stands in the columns that are named.")
     if each is not None:
         content = [c for role, columns in named.items() if role != "annotators" for c in columns]
@@ -182,7 +181,6 @@ def read_dataset(
         groups=groups or None,
         scale=_scale(table, labels, names),
         empty=tuple(number for number, blank in enumerate(empty) if blank),
-        merged=rows - len(table),
     )
 
 
