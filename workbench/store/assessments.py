@@ -104,8 +104,10 @@ def signature(assessment: Assessment) -> tuple[str, str, str, str, str, str]:
 
 
 def place(assessment: Assessment) -> tuple[str, str, str, str]:
-    """Return kind, name, source type and source in any writing, of whose ratings one counts."""
+    """Return that of which one assessment counts: a source's ratings, a trace's expectations."""
     kind, name, by, who = signature(assessment)[:4]
+    if assessment.expectation is not None:
+        return kind, name, "", ""
     return kind, name, by, folded(who) if by == "HUMAN" else who
 
 

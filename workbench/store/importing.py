@@ -60,7 +60,7 @@ class Imported:
         Numbers of traces and labels written now, in the experiment ``experiment_id``.
     notes
         What was left out or replaced: empty rows, cells that hold no rating, characters that
-        cannot be stored, tags that were changed; and annotators named as a column is.
+        cannot be stored; and annotators named as a column is.
     differing
         Labels that were left out since the annotator has another one, or another rationale, in
         the store: ``row``, ``trace_id``, ``annotator``, ``label`` (the table's), ``stored``.
@@ -173,9 +173,6 @@ def import_traces(
         if info is not None:
             tagged += [(trace_id, k, v) for k, v in row.tags.items() if info.tags.get(k) != v]
             skipped.append((row.number, trace_id, "already there"))
-    if tagged:
-        keys = ", ".join(dict.fromkeys(key for _, key, _ in tagged))
-        notes.append(f"tags set on traces that were there: {keys}")
     _write_traces(new, where, progress=progress)
     log_assessments(added, progress=progress, desc="labels")
     for tag in tagged:
@@ -242,12 +239,10 @@ def _compare(
     missing: list[Assessment] = []
     differing: list[tuple[str, Any, Any]] = []
     for one in given:
-        # An annotator has one label, and a trace one expectation of a name.
-        parts = 4 if one.feedback else 2
         there = [
             a
             for a in in_order(stored)
-            if place(a)[:parts] == place(one)[:parts]
+            if place(a) == place(one)
             and (a.feedback is None or a.feedback.error is None)
             and not has_mark(a, DECISION_KEY)  # which is no label
         ]
