@@ -327,28 +327,19 @@ class Scale:
 
     @property
     def positive(self) -> Any:
-        """The positive value of a binary scale (yes, pass, True); None on other scales.
-
-        Of values whose words say nothing, the one given by ``positive=``, or the first listed.
-        """
+        """The positive value of a binary scale, see `of`; None on other scales."""
         return self.values[1] if self.kind == "binary" else None
 
     @property
     def positive_is_known(self) -> bool:
-        """Whether the words themselves tell which of two values is the positive one.
-
-        False for words such as spam and ham, of which one was taken; True on other scales.
-        """
+        """Whether words tell which of two values is positive, unlike spam/ham; else True."""
         if self.kind != "binary" or ladder_order(self.values):
             return True
         sides = [binary_side(fold(value)) for value in self.values]
         return sides[0] != sides[1]
 
     def with_positive(self, value: Any) -> Scale:
-        """Return the binary scale with the given value as the positive one.
-
-        Another scale, and a value that it does not have, are an `ArgumentError`.
-        """
+        """Return the binary scale with another positive value; if it has none, `ArgumentError`."""
         if self.kind != "binary":
             raise ArgumentError(
                 f"positive={value!r} is for a scale of two values; this one is {self.kind} "
