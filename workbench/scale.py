@@ -332,7 +332,7 @@ class Scale:
 
     @property
     def positive_is_known(self) -> bool:
-        """Whether words tell which of two values is positive, unlike spam/ham; else True."""
+        """Whether words tell which of two values is positive; True on other scales."""
         if self.kind != "binary" or ladder_order(self.values):
             return True
         sides = [binary_side(fold(value)) for value in self.values]

@@ -165,8 +165,11 @@ def find_experiment_id(experiment: str | None = None, *, create: bool = True) ->
         return compat.active_experiment_id()
     name, found = str(experiment), None
     if name.isdigit():
-        with suppress(MlflowException):  # there is no such id
+        try:
             found = mlflow.get_experiment(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
     found = found or mlflow.get_experiment_by_name(name)
     if found is None and create:
         with suppress(MlflowException):  # another process was faster to create it
