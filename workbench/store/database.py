@@ -33,24 +33,20 @@ def address() -> str:
 
 _SQL = re.compile(r"\[SQL:|sqlalche\.me|\((sqlite3|psycopg2?|pymysql|MySQLdb|pyodbc)\S*\.\w+\)")
 
-_MEANT = {
-    r"error code 401 != 200|^UNAUTHENTICATED\b": (
-        "it does not accept user and password (401). Set MLFLOW_TRACKING_USERNAME and "
-        "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-    ),
-    "Max retries exceeded|Connection refused|NameResolutionError": (
-        "no server answers at {}. Check that it runs and that MLFLOW_TRACKING_URI names it; what "
-        "was written before stays"
-    ),
-}
-
 
 def store_message(error: BaseException) -> str:
     """Return what a failure means, without SQL, which goes to the log, and without credentials."""
     text = scrubbed(str(error), mlflow.get_tracking_uri())
-    for words, meaning in _MEANT.items():
-        if re.search(words, text):
-            return meaning.format(address())
+    if re.search(r"error code 401 != 200|^UNAUTHENTICATED\b", text):
+        return (
+            "it does not accept user and password (401). Set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    if re.search("Max retries exceeded|Connection refused|NameResolutionError", text):
+        return (
+            f"no server answers at {address()}. Check that it runs and that MLFLOW_TRACKING_URI "
+            "names it; what was written before stays"
+        )
     if not (found := _SQL.search(text)):
         return text
     _log.info("the MLflow store failed: %s", text)
