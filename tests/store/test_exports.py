@@ -213,7 +213,7 @@ def test_the_later_of_two_answers_counts_and_the_earlier_is_listed(tmp_path: Pat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"text": "a", "rating": 1}]', "looks like no export of Label Studio, Argilla"),
+        ('[{"text": "a", "rating": 1}]', "looks like no export of Prodigy, Label Studio, Argilla"),
         ('[{"id": "s", "traceId": "t", "name": "q", "value": 1}]', "put traces and scores into"),
         ('[{"data": {}, "annotations": [3]}]', "not in the form that is documented"),
         ("nothing", "line 1 is"),

@@ -335,9 +335,8 @@ def _prodigy(
         yield _answer(number, key, who, "label", value, record.get(reason), fault)
 
 
-def _item(inputs: Any, outputs: Any, *names: str) -> Item:
+def _item(inputs: Any, outputs: Any, one: str = "inputs", two: str = "outputs") -> Item:
     """Return an item of both sides, each a dict or one value; names that both have say which."""
-    one, two = names or ("inputs", "outputs")
     asked = dict(inputs) if isinstance(inputs, dict) and inputs else {one: inputs}
     answer = dict(outputs) if isinstance(outputs, dict) and outputs else {two: outputs}
     answer = {f"{two}.{k}" if k in asked else k: v for k, v in answer.items()}
@@ -345,10 +344,12 @@ def _item(inputs: Any, outputs: Any, *names: str) -> Item:
 
 
 _TOOLS: dict[str, tuple[Callable[[Record], bool], Callable[..., Iterator[Answer]]]] = {
-    "Label Studio": (
-        lambda r: isinstance(r.get("data"), dict) and "annotations" in r,
-        _label_studio,
+    # Records of Prodigy may have any other fields.
+    "Prodigy": (
+        lambda r: "_task_hash" in r or r.get("answer") in ("accept", "reject", "ignore"),
+        _prodigy,
     ),
+    "Label Studio": (lambda r: {"data", "annotations"} <= {*r}, _label_studio),
     "Argilla": (
         lambda r: {"fields", "responses"} <= {*r} or any(k.endswith(".responses") for k in r),
         _argilla,
@@ -358,15 +359,12 @@ _TOOLS: dict[str, tuple[Callable[[Record], bool], Callable[..., Iterator[Answer]
         lambda r: isinstance(r.get("feedback"), list) or {"run_id", "key"} <= {*r},
         _langsmith,
     ),
-    "Prodigy": (lambda r: r.get("answer") in ("accept", "reject", "ignore"), _prodigy),
 }
 """How a record of each tool is told, and read."""
 
 
 def _tool_of(records: Sequence[Record], file: str) -> str:
     """Return the name of the tool; a `TableError` where the records come from none of them."""
-    if any("_task_hash" in r for r in records):
-        return "Prodigy"  # whose records may have any fields
     told = (tool for r in records for tool, (is_one, _) in _TOOLS.items() if is_one(r))
     if tool := next(told, ""):
         return tool
