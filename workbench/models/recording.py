@@ -14,7 +14,7 @@ import os
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
@@ -233,6 +233,9 @@ def current() -> Recorder | Player | None:
     return _of_process() if found is None else found
 
 
+_held: Final = ExitStack()  # for as long as the process lives
+
+
 @functools.cache
 def _of_process() -> Recorder | Player | None:
     """Open the file that the environment named when this process was started."""
@@ -243,7 +246,7 @@ def _of_process() -> Recorder | Player | None:
             "replayed: unset one of them."
         )
     if replay:
-        intercepted.enter()
+        _held.enter_context(intercepted(None))
         return Player(replay)
     return Recorder(record) if record else None
 
