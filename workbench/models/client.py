@@ -20,10 +20,12 @@ import requests
 
 from workbench.compat import HTTPStatusError, intercepted
 from workbench.credentials import environment_keys, redact
-from workbench.errors import BudgetError, CancelledError, ReplayError, StoreError
+from workbench.errors import BudgetError, CancelledError, ModelError, ReplayError, StoreError
 from workbench.models.answers import AnswerError, check_error, read_content, readable, said
 from workbench.models.budget import UNPAID, Budget, Reservation, Usage, tokens_used
 from workbench.models.faults import (
+    ADVICE,
+    FAILURES_TO_STOP,
     Fault,
     StoppedError,
     cause_of_type,
@@ -86,6 +88,19 @@ class Request:
         except (AnswerError, KeyError, TypeError):
             return False
         return True
+
+    def unanswered(self, fault: Fault, unusable: int, answered: bool) -> ModelError:
+        """Return the error that ends a run in which no call can be expected to succeed."""
+        got = "no answer"
+        if fault.kind == "answer":
+            got = f"no usable answer to its first {unusable} requests"
+        where = f" at {self.place}" if self.place else ""
+        advice = ADVICE.get(fault.kind, f"{FAILURES_TO_STOP} calls in a row failed.")
+        kept = "What was answered before is kept; run again for the rest."
+        return fault.error(
+            f"{self.sender} got {got} from {self.model}{where}: {fault.message.rstrip('.')}. "
+            f"{advice} {kept if answered else 'Nothing was answered.'}"
+        )
 
     def __str__(self) -> str:
         return f"{self.asker} on {self.about}" if self.about else self.asker

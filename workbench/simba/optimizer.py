@@ -299,7 +299,7 @@ class _Models:
         shared: dict[str, Any] = {"cache": cache, "budget": budget, "stop": simba.stop}
         # Where verdicts are known, reflections or the first call of `align` come before.
         self.runner = stack.enter_context(
-            Runner(concurrency=simba.concurrency, proven=bool(self.known), **shared)
+            Runner(concurrency=simba.concurrency, answered=len(self.known), **shared)
         )
         self.reflector = Reflector(
             judge,
