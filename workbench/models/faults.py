@@ -84,7 +84,7 @@ ADVICE: Final = {
 # Attempts at one question, by the kind of fault; any other is not tried again.
 ATTEMPTS: Final = {"rate_limit": 12, "transient": 4, "timeout": 2}
 
-# Questions in a row that failed, each after all its attempts, or unusable answers to the first ones.
+# In a row, each after all its attempts, or unusable answers where there was no other.
 FAILURES_TO_STOP: Final = 10
 
 _SERVER: Final = range(500, 600)
