@@ -1,8 +1,7 @@
 """The model answers of a run in one file, and runs that take their answers from such a file.
 
-The file is text, one JSON object a line (gzip where its name ends in ``.gz``): a `Head`, then an
-`Entry` for each answer, under the key of its question. Lines are sorted and hold no times, so that
-the same run gives the same bytes.
+Its lines are JSON (gzip where its name ends in ``.gz``): a `Head`, then an `Entry` for each answer.
+They are sorted and hold no times, so that the same run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ LARGEST_FILE: Final = 2**28  # bytes, after expansion, beyond which a file is no
 
 
 class Head(BaseModel, extra="forbid", frozen=True):
-    """The first line. Of a run of a notebook it names the notebook and what that was given."""
+    """The first line, which names the notebook that was run, and what that was given."""
 
     file: Literal["workbench answers"]
     format: Literal[3]
@@ -47,17 +46,14 @@ class Head(BaseModel, extra="forbid", frozen=True):
 
 
 class Entry(BaseModel, extra="forbid", frozen=True):
-    """The answer to one question, or why there is none.
-
-    ``paid`` is what the run paid for it: nothing for an answer from before, which cost ``before``.
-    """
+    """The answer to one question, or why there is none."""
 
     key: str = Field(pattern=r"^[0-9a-f]{64}$")
     about: str = ""
     answer: dict[str, Any] | None = None
     failed: Fault | None = None
-    paid: Usage = UNPAID
-    before: Usage = UNPAID
+    paid: Usage = UNPAID  # by the run
+    before: Usage = UNPAID  # what an answer cost that the run had in its cache
 
 
 # -- the file -------------------------------------------------------------------------------
@@ -101,11 +97,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 class Recorder:
-    """Collects the answers of a run, and writes them to a file or adds them to one.
-
-    Raises `ArgumentError` where the file cannot be written or records another ``run`` of a
-    notebook, and `ReplayError` where the path holds something else.
-    """
+    """Collects the answers of a run, and writes them to a file or adds them to one."""
 
     def __init__(self, path: str | os.PathLike[str], **run: Any) -> None:
         self.path = Path(path).expanduser().resolve()
@@ -118,14 +110,10 @@ class Recorder:
         self.head = Head(file="workbench answers", format=3, default_model=model, **run)
         self._entries: dict[str, Entry] = {}
         self._lock = threading.Lock()
-        if self.path.exists() and (before := _read_file(self.path)[0]).notebook:
-            same = before.model_copy(update={"default_model": model})
-            if run and same != self.head:
-                raise ArgumentError(
-                    f"{self.path} records {same.notebook} with the parameters {same.parameters}, "
-                    f"and not {self.head.notebook} with {self.head.parameters}. Name another file."
-                )
-            self.head = same
+        if self.path.exists():
+            before = _read_file(self.path)[0]
+            if not run:  # the process of a notebook, which is named there
+                self.head = before.model_copy(update={"default_model": model})
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -146,12 +134,6 @@ class Recorder:
                 lines = [self.head, *(entries[key] for key in sorted(entries))]
                 dumped = (one.model_dump(exclude_defaults=True) for one in lines)
                 text = "".join(f"{json.dumps(one, sort_keys=True)}\n" for one in dumped).encode()
-                if len(text) > LARGEST_FILE:
-                    raise ReplayError(
-                        f"With {len(entries):,} answers {self.path} would have more than "
-                        f"{LARGEST_FILE:,} bytes, and could not be read again. The file "
-                        "is unchanged. Record to another one, or record less."
-                    )
                 packed = self.path.suffix == ".gz"
                 write_whole(self.path, gzip.compress(text, mtime=0) if packed else text)
         except (OSError, filelock.Timeout) as error:
@@ -214,19 +196,14 @@ class Player:
 # -- what is recorded or replayed now -------------------------------------------------------
 
 _current: ContextVar[Recorder | Player | None] = ContextVar("workbench_recording", default=None)
-
 # For threads that MLflow or a user starts, which have a context of their own.
 _in_process: Final[list[Recorder | Player]] = []
-
 # Later the variables name files to processes that this one starts.
 _AT_START: Final = (os.environ.get(RECORD_VARIABLE), os.environ.get(REPLAY_VARIABLE))
 
 
 def current() -> Recorder | Player | None:
-    """Return what this context records to or replays from, else what the process does.
-
-    That is what was begun last in any thread, else the file of the environment.
-    """
+    """Return what this context, else what another thread or the environment records or replays."""
     found = _current.get()
     if found is None:
         found = next(reversed(_in_process), None)
