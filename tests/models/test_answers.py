@@ -31,7 +31,6 @@ def read(finish_reason: str = "stop", *, tools: bool = False, **message: Any) ->
         f"[{GOOD}]",
         f"{GOOD}\n{GOOD}",
         [{"type": "text", "text": GOOD}],
-        {"result": "good", "rationale": "because"},
         f'<thought>{{"result": "poor"}}</thought>{GOOD}',
         f'[THINK]{{"result": "poor"}}[/THINK]{GOOD}',
         f'{{"verdict": {GOOD}}}',
@@ -92,7 +91,6 @@ def test_an_answer_among_the_thoughts_is_read_where_there_is_no_other() -> None:
         ({"content": " "}, "stop", "the answer is empty"),
         ({"content": "<think>so</think>"}, "stop", "empty but for its thoughts"),
         ({"content": ""}, "SAFETY", r"empty \(finish_reason SAFETY\)"),
-        ({"content": None, "function_call": {"name": "f"}}, "stop", "not offered: f"),
         ({"content": "I would say good."}, "stop", "no JSON object .*'I would say good"),
         ({"content": f'{GOOD} or {{"result": "poor"}}'}, "stop", "no JSON object with one"),
         (

@@ -1,7 +1,5 @@
-"""What a chat completion holds: an error in the guise of an answer, or the JSON that was asked for.
-
-Models think aloud, wrap JSON in prose or fences, and write its keys as they like. What is
-unambiguous is read; anything else is an `AnswerError` that says what came instead.
+"""What a chat completion holds: an error in the guise of an answer, or the JSON that was asked for,
+among thoughts, prose and fences. What is not unambiguous is an `AnswerError` that says what came.
 """
 
 from __future__ import annotations
@@ -79,11 +77,10 @@ def check_error(body: Any) -> None:
 
 
 def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
-    """Return a chat completion whose content is the JSON object with ``result`` that it holds.
+    """Return a chat completion whose content is just the JSON object with ``result`` in it.
 
-    A call of a tool is returned as it is where ``tools`` were offered; Anthropic's and Gemini's
-    answers keep their form, and so does what is of another one. A refusal, a cut, filtered or
-    empty answer, another tool call, and text without one unambiguous result are an `AnswerError`.
+    A call of a tool is returned as it is where ``tools`` were offered, and so is an answer of an
+    unknown form. What holds no result is an `AnswerError`.
     """
     if body and "choices" not in body:
         return _readable_parts(body)
@@ -150,20 +147,18 @@ def read_content(message: Mapping[str, Any], finish_reason: str) -> str:
     if finish_reason in _ENDED:
         said_so_far = f" after {answer[:100]!r}" if answer else ""
         raise AnswerError(f"{_ENDED[finish_reason]} (finish_reason {finish_reason}){said_so_far}")
-    calls = message.get("tool_calls") or [{"function": message.get("function_call")}]
-    if (called := calls[0].get("function")) is not None:
-        raise AnswerError(f"the model called a tool that was not offered: {called.get('name')}")
+    if calls := message.get("tool_calls"):
+        name = (calls[0].get("function") or {}).get("name")
+        raise AnswerError(f"the model called a tool that was not offered: {name}")
     if not answer:
-        ended = f" (finish_reason {finish_reason})" * (finish_reason not in ("", "stop"))
-        raise AnswerError("the answer is empty" + " but for its thoughts" * bool(text) + ended)
+        thoughts = " but for its thoughts" if text else ""
+        raise AnswerError(f"the answer is empty{thoughts} (finish_reason {finish_reason or 'none'})")
     raise AnswerError(f"no JSON object with one {RESULT!r} in the answer: {answer[:300]!r}")
 
 
 def _text(content: Any) -> str:
     if isinstance(content, list):
         return "\n".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
-    if isinstance(content, dict):  # as some servers give what was asked for by a schema
-        return json.dumps(content)
     return content if isinstance(content, str) else ""
 
 
