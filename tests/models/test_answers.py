@@ -90,7 +90,7 @@ def test_an_answer_among_the_thoughts_is_read_where_there_is_no_other() -> None:
         ({"content": None}, "content_filter", "content filter withheld"),
         ({"content": " "}, "stop", "the answer is empty"),
         ({"content": "<think>so</think>"}, "stop", "empty but for its thoughts"),
-        ({"content": ""}, "SAFETY", r"empty \(finish_reason SAFETY\)"),
+        ({"content": ""}, "SAFETY", r"empty \(finish_reason 'SAFETY'\)"),
         ({"content": "I would say good."}, "stop", "no JSON object .*'I would say good"),
         ({"content": f'{GOOD} or {{"result": "poor"}}'}, "stop", "no JSON object with one"),
         (

@@ -152,7 +152,7 @@ def read_content(message: Mapping[str, Any], finish_reason: str) -> str:
         raise AnswerError(f"the model called a tool that was not offered: {name}")
     if not answer:
         thoughts = " but for its thoughts" if text else ""
-        raise AnswerError(f"the answer is empty{thoughts} (finish_reason {finish_reason or 'none'})")
+        raise AnswerError(f"the answer is empty{thoughts} (finish_reason {finish_reason!r})")
     raise AnswerError(f"no JSON object with one {RESULT!r} in the answer: {answer[:300]!r}")
 
 

@@ -1,9 +1,7 @@
 """Sends one request to a model and says what came back: an answer, or a fault and what it means.
 
-A request's call may be a judge of MLflow's, a dspy program or anything else. Its HTTP requests,
-of which one call may make several (tools, a provider that takes no answer schema), go out through
-the client: over pooled connections, counted and reserved in the budget before they are sent, and
-without retries of their own, so that the runner can decide for all calls together what to do.
+Its call may be a judge of MLflow's, a dspy program or anything else, and make several HTTP
+requests: over pooled connections, counted in the budget before they are sent, without retries.
 """
 
 from __future__ import annotations
@@ -52,12 +50,11 @@ _ENDINGS: Final = (CancelledError, ReplayError, StoreError, StoppedError)
 class Request:
     """One question to a model.
 
-    The ``key`` is the same on every machine and in every store. ``call`` makes the call, and
-    ``read`` turns what it gives into an answer that JSON takes; it raises `AnswerError` where that
-    is unusable, as ``check`` does for an answer from the cache.
+    ``read`` turns what ``call`` gives into an answer that JSON takes; it raises `AnswerError` where
+    that is unusable, as ``check`` does for an answer from the cache.
     """
 
-    key: str | None  # None: the answer is neither kept nor recorded
+    key: str | None  # the same in every store; None: the answer is neither kept nor recorded
     model: str  # its URI, for prices; "" where there is none
     call: Callable[[], Any]
     read: Callable[[Any], dict[str, Any]]
@@ -78,7 +75,6 @@ class Request:
 
     @property
     def asker(self) -> str:
-        """Who asks which model."""
         return f"{self.sender} ({self.model})" if self.model else self.sender
 
     def is_usable(self, answer: dict[str, Any]) -> bool:
@@ -108,12 +104,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """An answer or a fault. ``usage`` is its cost, at whatever time; ``cached``: paid before."""
+    """An answer or a fault."""
 
     answer: dict[str, Any] | None
     fault: Fault | None = None
-    usage: Usage = UNPAID
-    cached: bool = False
+    usage: Usage = UNPAID  # at whatever time
+    cached: bool = False  # paid before
 
     @property
     def paid(self) -> Usage:
@@ -141,11 +137,7 @@ class Client:
     def send(
         self, request: Request, budget: Budget, *, is_over: Callable[[], bool] = lambda: False
     ) -> Outcome:
-        """Make one call, without retries.
-
-        Once ``is_over`` no further HTTP request is sent: `StoppedError`. Where the budget does not
-        allow the next one, the outcome's fault is of the kind ``budget``.
-        """
+        """Make one call, without retries. Once ``is_over`` the next request is a `StoppedError`."""
         call = _UnderWay(self, request, budget, is_over)
         answer: dict[str, Any] | None = None
         fault: Fault | None = None
@@ -168,10 +160,7 @@ class Client:
     def post(
         self, endpoint: str, headers: Mapping[str, str], payload: Mapping[str, Any], seconds: float
     ) -> dict[str, Any]:
-        """POST a chat request and return the JSON answer.
-
-        A status from 400 is an `HTTPStatusError`, an answer that is no JSON one of 502.
-        """
+        """POST a chat request and return the JSON answer; `HTTPStatusError` for any other."""
         key = (endpoint, *headers.items())
         if key not in self._prepared:
             full = {"Content-Type": "application/json", **headers}
@@ -206,19 +195,14 @@ _NO_SCHEMA: Final = re.compile(
 
 
 def _told(response: requests.Response, payload: Mapping[str, Any]) -> tuple[int, str]:
-    """The status of an error answer and the provider's own message.
-
-    A refused answer schema, whatever its status, becomes one of 400 with the word for it, by which
-    MLflow knows it: it asks again without one, and remembers that for the model.
-    """
-    status = response.status_code
-    try:
+    """The status of an error answer and the provider's own message."""
+    status, message = response.status_code, ""
+    with suppress(ValueError, AttributeError):
         message = said(response.json())
-    except (ValueError, AttributeError):
-        message = ""
     message = message or response.text[:LONGEST_MESSAGE] or f"HTTP {status}"
     refused = "response_format" in payload and status not in (401, 403, 429)
     if refused and _NO_SCHEMA.search(message):
+        # By this MLflow knows it, asks again without a schema, and remembers that for the model.
         return 400, f"{message} (response_format)"
     return status, message
 
@@ -236,7 +220,7 @@ class _UnderWay:
         self._unmetered: Reservation | None = None
 
     def make(self) -> dict[str, Any]:
-        """Make the call, and read its answer; HTTP requests of this thread pass here meanwhile."""
+        """Make the call, and read its answer."""
         if not self.request.metered:
             self._unmetered = self._reserve()
         try:
@@ -250,19 +234,15 @@ class _UnderWay:
             if self._unmetered is not None:
                 self.usage += self.budget.settle(self._unmetered)
 
-    def post(
-        self, endpoint: str, headers: Mapping[str, str], payload: dict[str, Any]
-    ) -> dict[str, Any]:
+    def post(self, endpoint: str, headers: Mapping[str, str], payload: dict[str, Any]) -> Any:
         """POST one chat request; its own ``timeout``, in seconds, is not sent."""
-        seconds = payload.get("timeout") or os.environ.get(TIMEOUT_VARIABLE) or ANSWER_SECONDS
+        given = payload.get("timeout") or os.environ.get(TIMEOUT_VARIABLE) or ANSWER_SECONDS
         payload = {name: value for name, value in payload.items() if name != "timeout"}
-        self.client.timeout = float(seconds)
+        self.client.timeout = seconds = float(given)
         for name, value in headers.items():
             if name.lower() not in ("content-type", "accept", "user-agent"):
                 self.credentials += [value, value.split(" ")[-1]]
-        body = self.ask(
-            payload, lambda: self.client.post(endpoint, headers, payload, float(seconds))
-        )
+        body = self.ask(payload, lambda: self.client.post(endpoint, headers, payload, seconds))
         return readable(body, tools="tools" in payload)
 
     def read(self, response: Any, *, tools: bool) -> Any:
@@ -305,9 +285,6 @@ def _redacted(part: Any, credentials: Sequence[str]) -> Any:
 
 
 def ask(payload: Mapping[str, Any], send: Callable[[], Any]) -> Any:
-    """Send one request of the call that is under way by ``send``: counted, and within its budget.
-
-    For calls that are no judge's. Outside of `Client.send` it is just sent.
-    """
+    """Let ``send`` send one request of the call that is under way, counted, within its budget."""
     under_way = intercepted.current()
     return send() if under_way is None else under_way.ask(payload, send)
