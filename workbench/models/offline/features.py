@@ -36,8 +36,6 @@ _WORD_LISTS: Final = {
 }
 
 TONES: Final = {name: frozenset(words.split()) for name, words in _WORD_LISTS.items()}
-"""Word lists of general English; a condition may ask for words of one of them."""
-
 STOP_WORDS: Final = TONES.pop("stop")
 
 
@@ -59,7 +57,6 @@ class Text:
         self.words = [token for token in self.tokens if not token[0].isdigit()]
         self.vocabulary = frozenset(self.tokens)
         self.padded = f" {' '.join(self.tokens)} "  # for looking up phrases
-        # By value: 1,000 is 1000, 9.50 is 9.5.
         self.numbers = frozenset(_number(one) for one in self.vocabulary if one[0].isdigit())
 
     @functools.cached_property
@@ -94,6 +91,7 @@ def _tokens(text: str) -> list[str]:
 
 
 def _number(token: str) -> str:
+    """A number by its value: 1,000 is 1000, 9.50 is 9.5."""
     plain = token.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+", token) else token
     plain = plain.replace(",", ".")
     return plain.rstrip("0").rstrip(".") if plain.count(".") == 1 else plain
@@ -116,9 +114,10 @@ _SLOTS: Final = {
     "words": _NUMBER, "numbers": _NUMBER, "phrase": '[^"]+',
 }  # fmt: skip
 
+# Of the text of ``field``, that of ``source``, and the value of the remaining slot.
 _Test = Callable[[Text, Text, Any], bool]
-"""Of the text of ``field``, that of ``source``, and the value of the remaining slot."""
 
+# Each kind of condition, with its opposite behind a bar, and its test.
 _FORMS: Final[dict[str, _Test]] = {
     "the {field} give [a|no] number": lambda text, *_: bool(text.numbers),
     "the {field} [open|do not open] with a number": lambda text, *_: any(
@@ -147,16 +146,13 @@ _FORMS: Final[dict[str, _Test]] = {
         f" {' '.join(_tokens(phrase))} " in text.padded
     ),
 }
-"""Each kind of condition, with its opposite behind a bar, and its test."""
 
-_EITHER = re.compile(r"\[(.*?)\|(.*?)\]")
-
+# Each sentence that states a condition, with its slots in braces, and what its test must give.
 TEMPLATES: Final = {
-    _EITHER.sub(which, form): (test, which == r"\1")
+    re.sub(r"\[(.*?)\|(.*?)\]", which, form): (test, which == r"\1")
     for form, test in _FORMS.items()
     for which in ([r"\1", r"\2"] if "[" in form else [r"\1"])
 }
-"""Each sentence that states a condition; its slots are in braces."""
 
 
 def _pattern(template: str) -> re.Pattern[str]:
@@ -171,12 +167,7 @@ Condition = Callable[[Item], bool]
 
 
 def read_condition(text: str) -> Condition | None:
-    """Return the test that a phrase states; None where it states none.
-
-    >>> condition = read_condition('the outputs do not mention "refund"')
-    >>> condition({"outputs": Text("We pay it back.")})
-    True
-    """
+    """Return the test that a phrase states; None where it states none."""
     for pattern, test, stated in _PATTERNS:
         if match := pattern.fullmatch(text):
             return _condition(test, stated, **match.groupdict())

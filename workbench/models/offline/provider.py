@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import litellm
@@ -59,10 +60,8 @@ def _verdict(system: str, user: str) -> str | None:
 def _read_type(text: str) -> tuple[str, Sequence[Any]]:
     """ "int", "float" or "str", and the allowed values as the prompt lists them."""
     if text.startswith("Literal["):
-        try:
+        with suppress(ValueError, SyntaxError):
             return "str", read_literal(text.removeprefix("Literal"))
-        except (ValueError, SyntaxError):
-            return "str", ()
     if re.search(r"\bbool\b", text):
         return "str", (False, True)
     found = re.search(r"\b(int|float)\b", text)
@@ -139,16 +138,9 @@ class OfflineModel(litellm.CustomLLM):  # type: ignore[misc]  # litellm publishe
         text = answer(messages)
         # Four characters a token, which is near enough for a budget.
         read = sum(len(str(m.get("content") or "")) for m in messages) // 4
-        written = len(text) // 4
+        usage = {"prompt_tokens": read, "completion_tokens": len(text) // 4}
         return litellm.ModelResponse(
             model="offline/rubric",
             choices=[{"finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-            usage={
-                "prompt_tokens": read,
-                "completion_tokens": written,
-                "total_tokens": read + written,
-            },
+            usage={**usage, "total_tokens": sum(usage.values())},
         )
-
-    async def acompletion(self, model: str, messages: list[dict[str, Any]], **more: Any) -> Any:
-        return self.completion(model, messages, **more)
