@@ -136,13 +136,13 @@ def test_what_is_not_told_counts_in_full() -> None:
     assert budget.spent_tokens == held.tokens
 
 
-def test_more_than_was_reserved_is_told() -> None:
-    """Where an answer has no limit, one that is longer than assumed warns."""
+def test_more_than_was_reserved_counts_in_full() -> None:
+    """Where an answer has no limit, one that is longer than assumed leaves less for others."""
     budget = Budget(tokens=100_000)
     held = budget.reserve("offline:/rubric", {})
     assert held.written == ASSUMED_OUTPUT
-    with pytest.warns(UserWarning, match="Set max_tokens"):
-        budget.settle(held, 100, 3 * ASSUMED_OUTPUT)
+    budget.settle(held, 100, 3 * ASSUMED_OUTPUT)
+    assert budget.spent_tokens == 100 + 3 * ASSUMED_OUTPUT
 
 
 def test_a_number_is_a_budget_of_calls() -> None:

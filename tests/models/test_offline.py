@@ -263,12 +263,6 @@ def test_rules_are_read_wherever_they_were_learned() -> None:
     assert [rating for _, rating in read_examples(twice)] == ["good", "poor"]
 
 
-def test_an_example_without_a_rating_lends_its_fields_to_none() -> None:
-    """Fields belong to the next rating only where no other item begins between."""
-    text = 'inputs: "q"\noutputs: "lost"\noutputs: "kept"\nrating: good'
-    assert read_examples(text) == [({"outputs": "kept"}, "good")]
-
-
 def test_what_is_learned_names_no_values_and_no_range() -> None:
     """Both are read from the judge's own text alone."""
     text = taught("Pick red, green, blue, black or white. Scale from 0 to 90.", rules=("1-7",))
@@ -443,11 +437,9 @@ def test_any_item_gets_a_verdict(value: Any) -> None:
     assert rationale
 
 
-def test_numbers_are_compared_by_value_and_answers_to_the_best_of_several() -> None:
-    """1,000 is 1000 and 9.50 is 9.5; a JSON list holds alternatives."""
-    assert Text("1,000 or 9.50 or 7,5").numbers == {"1000", "9.5", "7.5"}
-    gold = Text({"gold": ["the Eiffel Tower", "Paris"]})
-    assert gold.share_in(Text("It is in Paris, France")) == 1.0
+def test_numbers_are_compared_by_value() -> None:
+    """1,000 is 1000 and 9.50 is 9.5."""
+    assert Text("1,000 or 9.50").numbers == {1000, 9.5}
 
 
 # -- reflection -------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
     message = choice.get("message") or {}
     if message.get("tool_calls") and tools:
         return body
-    content = read_content(message, str(choice.get("finish_reason") or ""))
+    content = _read_content(message, str(choice.get("finish_reason") or ""))
     cleaned = {"role": "assistant", **message, "content": content, "tool_calls": None}
     # What MLflow looks up, and some servers leave out, or have null for.
     whole = {"id": "", "object": "chat.completion", "created": 0, "model": "", "usage": {}}
@@ -118,7 +118,7 @@ def _readable_parts(body: dict[str, Any]) -> dict[str, Any]:
     if any(part.keys() & {"functionCall", "input"} for part in parts):  # of a tool
         return body
     texts = [part for part in parts if not part.get("thought")]
-    content = read_content({"content": texts}, _REASONS.get(str(ended).lower(), ""))
+    content = _read_content({"content": texts}, _REASONS.get(str(ended).lower(), ""))
     holder[name] = [{"type": "text", "text": content} if name == "content" else {"text": content}]
     return cleaned
 
@@ -128,8 +128,8 @@ def without_thoughts(text: str) -> str:
     return _CUT_THOUGHT.sub("", _END_OF_THOUGHT.sub("", _THOUGHT.sub("", text))).strip()
 
 
-def read_content(message: Mapping[str, Any], finish_reason: str) -> str:
-    """Return the JSON object that a message holds, as text (see `readable`)."""
+def _read_content(message: Mapping[str, Any], finish_reason: str) -> str:
+    """Return the JSON object that a message holds, as text."""
     text = _text(message.get("content"))
     answer = without_thoughts(text)
     places = [answer]

@@ -7,7 +7,6 @@ import json
 import math
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -140,7 +139,7 @@ class Budget:
     it says nothing, the reservation counts in full. A request for which not enough is left waits
     for those under way, and is not made if their refunds do not suffice. Only an answer without
     ``max_tokens`` that is longer than 4,096 tokens, as of reasoning models, can use more than was
-    reserved; a warning says so. Answers from the cache are not charged.
+    reserved. Answers from the cache are not charged.
 
     Attributes
     ----------
@@ -297,13 +296,6 @@ class Budget:
             self.spent_tokens += read + written
             self.spent_usd += cost(model, read, written) or 0.0
             self._changed.notify_all()
-        if self.measures and read + written > reserved.tokens:
-            warnings.warn(
-                f"A request to {model} used {read + written:,} tokens, where "
-                f"{reserved.tokens:,} were reserved as the most, so that the budget may be "
-                "exceeded by the difference. Set max_tokens in the judge's inference_params.",
-                stacklevel=2,
-            )
         return known
 
     def charge(self, used: Usage) -> None:

@@ -19,7 +19,7 @@ import requests
 from workbench.compat import HTTPStatusError, intercepted
 from workbench.credentials import environment_keys, redact
 from workbench.errors import BudgetError, CancelledError, ModelError, ReplayError, StoreError
-from workbench.models.answers import AnswerError, check_error, read_content, readable, said
+from workbench.models.answers import AnswerError, check_error, readable, said
 from workbench.models.budget import UNPAID, Budget, Reservation, Usage, tokens_used
 from workbench.models.faults import (
     ADVICE,
@@ -164,10 +164,9 @@ class Client:
         key = (endpoint, *headers.items())
         if key not in self._prepared:
             full = {"Content-Type": "application/json", **headers}
-            template = self._session.prepare_request(
-                requests.Request("POST", endpoint, headers=full)
-            )
-            self._prepared[key] = template, dict(requests.utils.get_environ_proxies(endpoint))
+            asked = requests.Request("POST", endpoint, headers=full)
+            proxies = dict(requests.utils.get_environ_proxies(endpoint))
+            self._prepared[key] = self._session.prepare_request(asked), proxies
         template, proxies = self._prepared[key]
         prepared = template.copy()
         prepared.prepare_body(json.dumps(payload).encode(), None)
@@ -247,13 +246,10 @@ class _UnderWay:
 
     def read(self, response: Any, *, tools: bool) -> Any:
         """Return litellm's response with the JSON that its message holds (see `readable`)."""
-        if not response.choices:
-            raise AnswerError("the provider answered without any choice")
-        choice = response.choices[0]
-        message = choice.message
+        read = readable(response.model_dump(), tools=tools)["choices"][0]["message"]
+        message = response.choices[0].message
         if not (message.tool_calls and tools):
-            message.content = read_content(message.model_dump(), str(choice.finish_reason or ""))
-            message.tool_calls = None
+            message.content, message.tool_calls = read["content"], None
         return response
 
     def ask(self, payload: Mapping[str, Any], send: Callable[[], Any]) -> Any:

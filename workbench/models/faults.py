@@ -47,8 +47,8 @@ class Fault:
     @property
     def recorded(self) -> Fault:
         """What recordings hold of it: messages about a connection name the server's address."""
-        answered = self.status is not None and self.kind != "unreachable"
-        return Fault(self.kind, self.message if answered else _LOST.get(self.kind, self.message))
+        lost = self.kind == "unreachable" or (self.kind in ATTEMPTS and self.status is None)
+        return Fault(self.kind, "There was no answer" if lost else self.message)
 
     @property
     def permanent(self) -> bool:
@@ -62,12 +62,6 @@ class Fault:
             return UnreachableModelError
         return CredentialError if self.kind == "credential" else ModelError
 
-
-_LOST: Final = {
-    "unreachable": "Nothing answers at the model's address",
-    "transient": "The connection was lost",
-    "timeout": "No answer came in time",
-}
 
 ADVICE: Final = {
     "credential": "Check the key, which providers read from the environment (for openai:/ models "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from typing import Any, Final
 
 FIELDS: Final = ("inputs", "outputs", "expectations")
 
-_TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?")
+_TOKEN = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|[^\W\d_]+(?:['’][^\W\d_]+)?")
 
 _WORD_LISTS: Final = {
     "stop": "a about all also am an and any are as at be been but by can could did do does for "
@@ -51,23 +50,18 @@ class Text:
     """One field of an item, any JSON value, and what can be seen in it."""
 
     def __init__(self, value: Any) -> None:
-        self.parts = _parts(value)  # the single texts, without keys
-        self.raw = "\n".join(self.parts)
+        self.raw = "\n".join(_parts(value))
         self.tokens = _tokens(self.raw)  # words and numbers in lower case
         self.words = [token for token in self.tokens if not token[0].isdigit()]
         self.vocabulary = frozenset(self.tokens)
         self.padded = f" {' '.join(self.tokens)} "  # for looking up phrases
-        self.numbers = frozenset(_number(one) for one in self.vocabulary if one[0].isdigit())
-
-    @functools.cached_property
-    def options(self) -> list[frozenset[str]]:
-        """Content of each part, for fields that list several right answers."""
-        found = [frozenset(_tokens(part)) for part in self.parts]
-        return [part - STOP_WORDS or part for part in found if part]
+        numbers = (one for one in self.vocabulary if one[0].isdigit())
+        self.numbers = frozenset(float(one.replace(",", "")) for one in numbers)
 
     def share_in(self, other: Text) -> float:
-        """Share of its best part's content that occurs in ``other``, in [0, 1]; 0 without any."""
-        return max((len(part & other.vocabulary) / len(part) for part in self.options), default=0.0)
+        """Share of its content that occurs in ``other``, in [0, 1]; 0 without any."""
+        content = self.vocabulary - STOP_WORDS or self.vocabulary
+        return len(content & other.vocabulary) / len(content) if content else 0.0
 
     def likeness(self, other: Text) -> float:
         """Jaccard similarity of the vocabularies, in [0, 1]; 1 for two empty ones."""
@@ -76,6 +70,7 @@ class Text:
 
 
 def _parts(value: Any) -> list[str]:
+    """The single texts of a value, without keys."""
     found, left = list[str](), [value]
     while left:  # no recursion: items may be nested as deeply as JSON can be
         value = left.pop()
@@ -88,13 +83,6 @@ def _parts(value: Any) -> list[str]:
 
 def _tokens(text: str) -> list[str]:
     return [token.replace("’", "'") for token in _TOKEN.findall(text.lower())]
-
-
-def _number(token: str) -> str:
-    """A number by its value: 1,000 is 1000, 9.50 is 9.5."""
-    plain = token.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+", token) else token
-    plain = plain.replace(",", ".")
-    return plain.rstrip("0").rstrip(".") if plain.count(".") == 1 else plain
 
 
 Item = Mapping[str, Text]

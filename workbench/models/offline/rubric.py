@@ -109,12 +109,11 @@ def read_examples(instructions: str) -> list[tuple[dict[str, Any], str]]:
     found: list[tuple[dict[str, Any], str]] = []
     item: dict[str, Any] = {}
     for name, value in _EXAMPLE_LINE.findall(instructions):
-        if name != "rating":
-            # A field that recurs begins another item; the one before has no rating.
-            item = {name: read_json(value)} if name in item else {**item, name: read_json(value)}
-        elif item:
+        if name == "rating":
             found.append((item, value.strip().strip('"')))
             item = {}
+        else:
+            item = {**item, name: read_json(value)}
     return found
 
 
