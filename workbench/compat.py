@@ -233,50 +233,47 @@ def _adapter(name: str) -> Any:
     return importlib.import_module(f"mlflow.genai.judges.adapters.{name}")
 
 
-class _Interception:
-    """Hands the requests of MLflow's judges to the sender of their context, while anybody asks.
+_sender: ContextVar[Sender | None] = ContextVar("workbench_sender", default=None)
 
-    Without the two functions that it replaces no judge can be asked.
+senders_of_process: Final[list[Callable[[], Sender | None]]] = []
+"""Asked for the sender where a context has none."""
+
+
+@contextmanager
+def intercepted(sender: Sender | None) -> Iterator[None]:
+    """Let requests of MLflow's judges in this context pass ``sender``, and others untouched.
+
+    Without the two functions that are replaced no judge can be asked.
     """
-
-    def __init__(self) -> None:
-        self._sender: ContextVar[Sender | None] = ContextVar("workbench_sender", default=None)
-        self.otherwise: Callable[[], Sender | None] = lambda: None  # where a context has no sender
-
-    @contextmanager
-    def __call__(self, sender: Sender | None) -> Iterator[None]:
-        post, invoke = partial(self._passing, _send), partial(self._passing, _invoke)
-        token = self._sender.set(sender)
-        try:
-            with (
-                _replaced(_adapter("gateway_adapter"), "send_chat_request", post),
-                _replaced(_adapter("litellm_adapter"), "_invoke_litellm", invoke),
-            ):
-                yield
-        finally:
-            self._sender.reset(token)
-
-    def current(self) -> Sender | None:
-        """Who sends the request that is under way in this context."""
-        return self._sender.get() or self.otherwise()
-
-    def _passing(self, send: Callable[..., Any], original: Any) -> Any:
-        """MLflow's function, in whose place ``send`` is called where the context has a sender."""
-        order = inspect.signature(original)
-
-        @wraps(original)
-        def passing(*args: Any, **kwargs: Any) -> Any:
-            current = self.current()
-            if current is None:
-                return original(*args, **kwargs)
-            return send(current, original, order.bind(*args, **kwargs).arguments)
-
-        return passing
+    token = _sender.set(sender)
+    try:
+        with (
+            _replaced(_adapter("gateway_adapter"), "send_chat_request", partial(_passing, _send)),
+            _replaced(_adapter("litellm_adapter"), "_invoke_litellm", partial(_passing, _invoke)),
+        ):
+            yield
+    finally:
+        _sender.reset(token)
 
 
-intercepted: Final = _Interception()
-"""``with intercepted(sender):`` lets requests of MLflow's judges in this context pass ``sender``.
-Calls in other contexts pass through untouched."""
+def current_sender() -> Sender | None:
+    """Who sends the request that is under way in this context."""
+    found = (sender() for sender in senders_of_process)
+    return _sender.get() or next(filter(None, found), None)
+
+
+def _passing(send: Callable[..., Any], original: Any) -> Any:
+    """MLflow's function, in whose place ``send`` is called where the context has a sender."""
+    order = inspect.signature(original)
+
+    @wraps(original)
+    def passing(*args: Any, **kwargs: Any) -> Any:
+        sender = current_sender()
+        if sender is None:
+            return original(*args, **kwargs)
+        return send(sender, original, order.bind(*args, **kwargs).arguments)
+
+    return passing
 
 
 def _send(sender: Sender, _: Any, given: Mapping[str, Any]) -> Any:

@@ -163,7 +163,7 @@ def test_a_bad_line_is_told_by_its_number(tmp_path: Path, bad: str, said: str) -
 
 
 def test_a_file_that_expands_enormously_is_refused(tmp_path: Path) -> None:
-    """While it is read, and without holding it in memory."""
+    """Once so much of it was read."""
     path = recorded(tmp_path / "a.gz", entry(A))
     line = json.dumps(GOOD).encode() + b" " * 4_000_000 + b"\n"
     more = gzip.compress(line, compresslevel=1) * (LARGEST_FILE // len(line) + 1)
@@ -240,7 +240,6 @@ def test_the_environment_names_a_file_too(tmp_path: Path) -> None:
     home = {"HOME": str(tmp_path)}
     assert of_process(**home, WORKBENCH_REPLAY=path) == ["Player True", "True None", path]
     assert of_process(**home, WORKBENCH_RECORD=path)[0] == "Recorder True"
-    assert "both set" in of_process(**home, WORKBENCH_REPLAY=path, WORKBENCH_RECORD=path)[0]
 
 
 def test_a_recording_holds_for_all_threads(tmp_path: Path) -> None:

@@ -106,21 +106,20 @@ def _readable_parts(body: dict[str, Any]) -> dict[str, Any]:
     """Return an answer of Anthropic or Gemini with the JSON that it holds; others as they are."""
     if blocked := (body.get("promptFeedback") or {}).get("blockReason"):
         raise AnswerError(f"{_ENDED['content_filter']} ({blocked})")
-    cleaned = {**body}
-    holder, name, ended = cleaned, "content", body.get("stop_reason")
-    if isinstance(candidates := body.get("candidates"), list) and candidates:
-        first, name = candidates[0], "parts"
-        holder, ended = {**(first.get("content") or {})}, first.get("finishReason")
-        cleaned["candidates"] = [{**first, "content": holder}]
-    parts = holder.get(name) or []
+    ended, parts, first = body.get("stop_reason"), body.get("content"), dict[str, Any]()
+    if candidates := body.get("candidates"):
+        first = candidates[0]
+        ended, parts = first.get("finishReason"), (first.get("content") or {}).get("parts") or []
     if not ended or not isinstance(parts, list):
         return body
     if any(part.keys() & {"functionCall", "input"} for part in parts):  # of a tool
         return body
     texts = [part for part in parts if not part.get("thought")]
-    content = _read_content({"content": texts}, _REASONS.get(str(ended).lower(), ""))
-    holder[name] = [{"type": "text", "text": content} if name == "content" else {"text": content}]
-    return cleaned
+    text = _read_content({"content": texts}, _REASONS.get(str(ended).lower(), ""))
+    if not candidates:
+        return {**body, "content": [{"type": "text", "text": text}]}
+    content = {"role": "model", "parts": [{"text": text}]}
+    return {**body, "candidates": [{**first, "content": content}]}
 
 
 def without_thoughts(text: str) -> str:

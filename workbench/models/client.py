@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import requests
 
-from workbench.compat import HTTPStatusError, intercepted
+from workbench.compat import HTTPStatusError, current_sender, intercepted
 from workbench.credentials import environment_keys, redact
 from workbench.errors import BudgetError, CancelledError, ModelError, ReplayError, StoreError
 from workbench.models.answers import AnswerError, check_error, readable, said
@@ -282,5 +282,5 @@ def _redacted(part: Any, credentials: Sequence[str]) -> Any:
 
 def ask(payload: Mapping[str, Any], send: Callable[[], Any]) -> Any:
     """Let ``send`` send one request of the call that is under way, counted, within its budget."""
-    under_way = intercepted.current()
+    under_way = current_sender()
     return send() if under_way is None else under_way.ask(payload, send)

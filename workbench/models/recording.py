@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, NoReturn
 import filelock
 from pydantic import BaseModel, Field, ValidationError
 
-from workbench.compat import intercepted
+from workbench.compat import intercepted, senders_of_process
 from workbench.errors import ArgumentError, ReplayError
 from workbench.formatting import write_whole
 from workbench.models.budget import UNPAID, Usage
@@ -61,8 +61,7 @@ class Entry(BaseModel, extra="forbid", frozen=True):
 
 def _read_file(path: Path) -> tuple[Head, dict[str, Entry]]:
     """Read head and entries of a file of answers, which may come from anywhere."""
-    number, head = 0, None
-    entries: dict[str, Entry] = {}
+    number, head, entries = 0, None, dict[str, Entry]()
     try:
         for line in _lines(path):
             number += 1
@@ -84,16 +83,12 @@ def _read_file(path: Path) -> tuple[Head, dict[str, Entry]]:
         ) from None
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-    size = 0
-    with gzip.open(path) if packed else path.open("rb") as stream:
-        while line := stream.readline(LARGEST_FILE + 1 - size):
-            size += len(line)
-            if size > LARGEST_FILE:
-                raise ValueError(f"it expands to more than {LARGEST_FILE:,} bytes")
-            yield line
+def _lines(path: Path) -> list[bytes]:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        text = stream.read(LARGEST_FILE + 1)
+    if len(text) > LARGEST_FILE:
+        raise ValueError(f"it expands to more than {LARGEST_FILE:,} bytes")
+    return text.splitlines()
 
 
 class Recorder:
@@ -217,11 +212,6 @@ _held: Final = ExitStack()  # for as long as the process lives
 def _of_process() -> Recorder | Player | None:
     """Open the file that the environment named when this process was started."""
     record, replay = _AT_START
-    if record and replay:
-        raise ArgumentError(
-            f"{RECORD_VARIABLE} and {REPLAY_VARIABLE} are both set. A run is either recorded or "
-            "replayed: unset one of them."
-        )
     if replay:
         _held.enter_context(intercepted(None))
         return Player(replay)
@@ -234,7 +224,7 @@ def replayed() -> Player | None:
     return found if isinstance(found, Player) else None
 
 
-intercepted.otherwise = replayed
+senders_of_process.append(replayed)
 
 
 def recorder() -> Recorder | None:

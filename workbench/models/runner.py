@@ -77,7 +77,7 @@ class Runner(AbstractContextManager["Runner"]):
         on_outcome: OnOutcome = lambda index, outcome: None,
         progress: str | None = None,
     ) -> list[Outcome]:
-        """Ask every question and return the outcomes in their order; equal ones are asked once.
+        """Ask every question and return the outcomes in their order.
 
         ``on_outcome`` is called in this thread with index and outcome of each as it comes, known
         ones first. ``progress`` is the text before a bar. Raises `ModelError` when no call can be
@@ -218,12 +218,6 @@ class _Run:
         self.shown, self.on_outcome = shown, on_outcome
         self.recorder = recording.recorder()
         self.found: dict[int, Outcome] = {}
-        # Equal questions are asked once where answers are kept, else as often as they stand here.
-        groups: dict[str | int, list[int]] = {}
-        for index, request in enumerate(requests):
-            key = request.cache_key if runner.cache is not None else None
-            groups.setdefault(key or index, []).append(index)
-        self.equal = {group[0]: group for group in groups.values()}
         # What came back stays here, so that Ctrl-C while it is settled loses nothing.
         self.done: list[tuple[int, Outcome | BaseException]] = []
         self.arrived = threading.Semaphore(0)
@@ -234,8 +228,8 @@ class _Run:
 
     @property
     def open(self) -> list[int]:
-        """The first of each group of equal questions that are not settled yet."""
-        return [index for index in self.equal if index not in self.found]
+        """The questions that are not settled yet."""
+        return [index for index in range(len(self.requests)) if index not in self.found]
 
     def replay(self, player: recording.Player) -> None:
         """Take every answer from a recording, and charge the budget as its run did."""
@@ -357,17 +351,10 @@ class _Run:
                     self._settle(index, outcome)
 
     def _settle(self, index: int, outcome: Outcome) -> None:
-        """Hand on the outcome of a question, and of those equal to it, which are free."""
+        """Record an outcome, hand it on, and show it on the bar."""
         self._record(index, outcome)
-        free: dict[str, Any] = {"usage": UNPAID} if outcome.answer is None else {"cached": True}
-        for position in self.equal[index]:
-            if position != index:
-                outcome = replace(outcome, **free)
-            self.on_outcome(position, outcome)
-            self.found[position] = outcome
-            self._show(outcome)
-
-    def _show(self, outcome: Outcome) -> None:
+        self.on_outcome(index, outcome)
+        self.found[index] = outcome
         self.counts.update(failed=outcome.fault is not None, cached=outcome.cached)
         self.cost += outcome.paid.cost or 0.0
         notes = [f"{count} {what}" for what, count in self.counts.items() if count]
