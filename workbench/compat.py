@@ -372,23 +372,9 @@ def embedder_of(judge: Any) -> Any:
     return getattr(judge, "_embedder", None)
 
 
-def with_models(optimizer: Any, name: Callable[[str, str], str], make: Callable[[str], Any]) -> Any:
-    """Return a copy of an optimizer of MLflow that asks its models by other names; others as is.
-
-    ``name`` gets a model's use and name. Judges on dspy, which MLflow makes from name, model and
-    value type alone, are made from their instructions by ``make``, with all options.
-    """
-    uses, method = models_of_optimizer(optimizer), "_create_judge_from_dspy_program"
-    original: Any = getattr(optimizer, method, None)
-    if not uses and original is None:
-        return optimizer
+def with_models(optimizer: Any, name: Callable[[str, str], str]) -> Any:
+    """A copy of an optimizer of MLflow that asks its models by what ``name`` gives them, by use."""
     copied = copy.copy(optimizer)
-    for attribute, use in uses.items():
+    for attribute, use in models_of_optimizer(optimizer).items():
         setattr(copied, attribute, name(use, getattr(optimizer, attribute)))
-
-    def create(optimized_program: Any, original_judge: Any) -> Any:
-        return make(original(optimized_program, original_judge).instructions)
-
-    if original is not None:
-        setattr(copied, method, create)
     return copied

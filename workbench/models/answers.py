@@ -28,15 +28,12 @@ _STATUS = {
     r"not.?found|does not exist": 404,
 }
 
-_ENDED = {
-    "length": "the answer was cut off at the limit of tokens",
-    "max_tokens": "the answer was cut off at the limit of tokens",
-    "content_filter": "the provider's content filter withheld the answer",
-}
+_CUT = "the answer was cut off at the limit of tokens"
+_WITHHELD = "the provider's content filter withheld the answer"
 
-# The words of Anthropic and Gemini for these.
-_REASONS = {"max_tokens": "max_tokens", "refusal": "content_filter"} | dict.fromkeys(
-    ("safety", "recitation", "blocklist", "prohibited_content", "spii"), "content_filter"
+# Why an answer ended, in the words of OpenAI, Anthropic and Gemini.
+_ENDED = {"length": _CUT, "max_tokens": _CUT} | dict.fromkeys(
+    "content_filter refusal safety recitation blocklist prohibited_content spii".split(), _WITHHELD
 )
 
 
@@ -82,8 +79,9 @@ def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
     A call of a tool is returned as it is where ``tools`` were offered, and so is an answer of an
     unknown form. What holds no result is an `AnswerError`.
     """
-    if body and "choices" not in body:
-        return _readable_parts(body)
+    if body and "choices" not in body:  # Anthropic and Gemini keep to the schema
+        _check_end(body)
+        return body
     choices = body.get("choices")
     if not choices or not isinstance(choices[0], dict):
         raise AnswerError("the provider answered without any choice")
@@ -102,24 +100,14 @@ def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
     }
 
 
-def _readable_parts(body: dict[str, Any]) -> dict[str, Any]:
-    """Return an answer of Anthropic or Gemini with the JSON that it holds; others as they are."""
-    if blocked := (body.get("promptFeedback") or {}).get("blockReason"):
-        raise AnswerError(f"{_ENDED['content_filter']} ({blocked})")
-    ended, parts, first = body.get("stop_reason"), body.get("content"), dict[str, Any]()
-    if candidates := body.get("candidates"):
-        first = candidates[0]
-        ended, parts = first.get("finishReason"), (first.get("content") or {}).get("parts") or []
-    if not ended or not isinstance(parts, list):
-        return body
-    if any(part.keys() & {"functionCall", "input"} for part in parts):  # of a tool
-        return body
-    texts = [part for part in parts if not part.get("thought")]
-    text = _read_content({"content": texts}, _REASONS.get(str(ended).lower(), ""))
-    if not candidates:
-        return {**body, "content": [{"type": "text", "text": text}]}
-    content = {"role": "model", "parts": [{"text": text}]}
-    return {**body, "candidates": [{**first, "content": content}]}
+def _check_end(body: dict[str, Any]) -> None:
+    """Raise `AnswerError` for an answer of Anthropic or Gemini that was cut or withheld."""
+    blocked = (body.get("promptFeedback") or {}).get("blockReason")
+    candidate = next(iter(body.get("candidates") or []), {})
+    reason = blocked or body.get("stop_reason") or candidate.get("finishReason")
+    ended = _WITHHELD if blocked else _ENDED.get(str(reason).lower())
+    if ended:
+        raise AnswerError(f"{ended} ({reason})")
 
 
 def without_thoughts(text: str) -> str:

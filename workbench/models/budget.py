@@ -182,15 +182,19 @@ class Budget:
 
     @property
     def left(self) -> float:
-        return _left(self.limit, self.spent + sum(kept[0] for kept in self._kept_back))
+        return self._left(0, self.limit, self.spent)
 
     @property
     def left_tokens(self) -> float:
-        return _left(self.tokens, self.spent_tokens + sum(kept[1] for kept in self._kept_back))
+        return self._left(1, self.tokens, self.spent_tokens)
 
     @property
     def left_usd(self) -> float:
-        return _left(self.usd, self.spent_usd + sum(kept[2] for kept in self._kept_back))
+        return self._left(2, self.usd, self.spent_usd)
+
+    def _left(self, which: int, limit: float | None, spent: float) -> float:
+        kept = sum(one[which] for one in self._kept_back)
+        return math.inf if limit is None else max(0, limit - spent - kept)
 
     @property
     def is_limited(self) -> bool:
@@ -321,10 +325,6 @@ class Budget:
 
     def __repr__(self) -> str:
         return f"Budget({self})"
-
-
-def _left(limit: float | None, used: float) -> float:
-    return math.inf if limit is None else max(0, limit - used)
 
 
 # -- sizes ----------------------------------------------------------------------------------

@@ -151,10 +151,11 @@ def values_in_text(instructions: str) -> tuple[str, ...]:
     return longest if len(longest) > 1 else ()
 
 
-_NUMBER: Final = r"-?\d{1,9}(?:\.\d{1,6})?"
+_NUMBER: Final = r"(-?\d{1,9}(?:\.\d{1,6})?)"
 
 _RANGE = re.compile(
-    rf"(?<![\w.,-])(?P<low>{_NUMBER}) ?(?P<sign>-|–|to|and) ?(?P<high>{_NUMBER})(?!\w|-\d|[.,]\d)"
+    rf"(?:\b(?:from|between) |(?<![\w.,-])(?=[01](?!\d)))"
+    rf"{_NUMBER} ?(?:-|–|to|and) ?{_NUMBER}(?!\w|-\d|[.,]\d)"
 )
 
 
@@ -163,13 +164,9 @@ def number_range(instructions: str, kind: str) -> tuple[float, float]:
 
     It is "from 2 to 8", "between 2 and 8", or a range like 1-10 that starts at 0 or 1.
     """
-    text = _HEADINGS.split(instructions)[0]
-    for found in _RANGE.finditer(text):
-        low, high = float(found["low"]), float(found["high"])
-        before = text[max(0, found.start() - 8) : found.start()].lower()
-        announced = before.endswith(("from ", "between "))
-        fits = low < high and (kind == "float" or high - low < MOST_VALUES)
-        if fits and (announced or (low in (0.0, 1.0) and found["sign"] != "and")):
+    for found in _RANGE.finditer(_HEADINGS.split(instructions)[0]):
+        low, high = float(found[1]), float(found[2])
+        if low < high and (kind == "float" or high - low < MOST_VALUES):
             return low, high
     return (1.0, 5.0) if kind == "int" else (0.0, 1.0)
 
