@@ -32,9 +32,8 @@ _CUT = "the answer was cut off at the limit of tokens"
 _WITHHELD = "the provider's content filter withheld the answer"
 
 # Why an answer ended, in the words of OpenAI, Anthropic and Gemini.
-_ENDED = {"length": _CUT, "max_tokens": _CUT} | dict.fromkeys(
-    "content_filter refusal safety recitation blocklist prohibited_content spii".split(), _WITHHELD
-)
+_FILTERED = ("content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content")
+_ENDED = {"length": _CUT, "max_tokens": _CUT} | dict.fromkeys(_FILTERED, _WITHHELD)
 
 
 class AnswerError(Exception):

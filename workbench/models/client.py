@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import requests
@@ -20,7 +21,7 @@ from workbench.compat import HTTPStatusError, current_sender, intercepted
 from workbench.credentials import environment_keys, redact
 from workbench.errors import BudgetError, CancelledError, ModelError, ReplayError, StoreError
 from workbench.models.answers import AnswerError, check_error, readable, said
-from workbench.models.budget import UNPAID, Budget, Reservation, Usage, tokens_used
+from workbench.models.budget import UNPAID, Budget, Usage, tokens_used
 from workbench.models.faults import (
     ADVICE,
     FAILURES_TO_STOP,
@@ -64,7 +65,7 @@ class Request:
     place: str = ""  # where the model is reached, without credentials; "": the provider's address
     origin: str | None = ""  # what else decides the answer, as the server does; None: not kept
     credentials: tuple[str, ...] = ()  # what is redacted from messages and answers
-    metered: bool = True  # whether all its HTTP requests pass the client; else it counts as one
+    metered: bool = True  # whether all its HTTP requests pass the client; else it counts itself
 
     @property
     def cache_key(self) -> str | None:
@@ -216,22 +217,17 @@ class _UnderWay:
         self.usage = Usage()
         # A client of a provider, as litellm's is, reads the provider's keys by itself.
         self.credentials = [*request.credentials, *environment_keys(request.model)]
-        self._unmetered: Reservation | None = None
 
     def make(self) -> dict[str, Any]:
         """Make the call, and read its answer."""
-        if not self.request.metered:
-            self._unmetered = self._reserve()
-        try:
-            with intercepted(self):
-                read = self.request.read(self.request.call())
-                # An answer is stored and shown, and a gateway may repeat in it what it was sent.
-                answer: dict[str, Any] = _redacted(read, self.credentials)
-                self.request.check(answer)
-                return answer
-        finally:
-            if self._unmetered is not None:
-                self.usage += self.budget.settle(self._unmetered)
+        request = self.request
+        call = request.call if request.metered else partial(self.ask, {}, request.call)
+        with intercepted(self):
+            read = request.read(call())
+            # An answer is stored and shown, and a gateway may repeat in it what it was sent.
+            answer: dict[str, Any] = _redacted(read, self.credentials)
+            request.check(answer)
+            return answer
 
     def post(self, endpoint: str, headers: Mapping[str, str], payload: dict[str, Any]) -> Any:
         """POST one chat request; its own ``timeout``, in seconds, is not sent."""
@@ -254,7 +250,9 @@ class _UnderWay:
 
     def ask(self, payload: Mapping[str, Any], send: Callable[[], Any]) -> Any:
         """Reserve for one HTTP request, let ``send`` make it, and settle what it used."""
-        reserved, self._unmetered = self._unmetered or self._reserve(payload), None
+        if self.is_over():
+            raise StoppedError
+        reserved = self.budget.reserve(self.request.model, payload, self.is_over)
         try:
             answer = send()
         except BaseException as error:
@@ -264,11 +262,6 @@ class _UnderWay:
             raise
         self.usage += self.budget.settle(reserved, *tokens_used(answer))
         return answer
-
-    def _reserve(self, payload: Mapping[str, Any] | None = None) -> Reservation:
-        if self.is_over():
-            raise StoppedError
-        return self.budget.reserve(self.request.model, payload, self.is_over)
 
 
 def _redacted(part: Any, credentials: Sequence[str]) -> Any:

@@ -186,6 +186,6 @@ def seconds_to_wait(retry_after: Any) -> float | None:
 
 def was_refused(error: BaseException) -> bool:
     """Whether a provider can't have worked on a request, as on one given up after 408 or 504."""
-    status = _status(error) or 0
-    never_sent = classify(error).kind == "unreachable"
-    return never_sent or (status >= 400 and status not in (408, 504))
+    fault = classify(error)
+    answered = fault.status is not None and fault.status not in (408, 504)
+    return answered or fault.kind == "unreachable"
