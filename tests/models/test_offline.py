@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import workbench
+from workbench.errors import ArgumentError
 from workbench.formatting import read_literal
 from workbench.models.offline.features import Text, as_item, read_condition
 from workbench.models.offline.provider import answer, ladder_of, read_item
@@ -87,9 +88,8 @@ def test_the_scale_is_that_of_the_instructions() -> None:
 
 def test_an_unknown_embedded_model_is_an_error() -> None:
     """offline:/other does not exist, and the message names the one that does."""
-    made = workbench.make_judge("q", "Rate {{ outputs }}.", model="offline:/other")
-    with pytest.raises(Exception, match="offline:/rubric"):
-        made(outputs="x")
+    with pytest.raises(ArgumentError, match="offline:/rubric"):
+        workbench.make_judge("q", "Rate {{ outputs }}.", model="offline:/other")
 
 
 def test_it_is_deterministic_across_processes() -> None:

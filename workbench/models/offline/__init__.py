@@ -8,6 +8,7 @@ read. It is no language model: no figure obtained with it is a claim about one.
 from __future__ import annotations
 
 from workbench.compat import add_provider
+from workbench.errors import ArgumentError
 from workbench.models.budget import FREE as SCHEME
 
 __all__ = ["MODEL", "SCHEME", "VERSION", "register"]
@@ -20,6 +21,8 @@ def register(model: str) -> None:
     """Make an embedded ``model`` known to litellm, and so to MLflow judges and dspy."""
     if not model.startswith(SCHEME):
         return
+    if model != MODEL:
+        raise ArgumentError(f"There is no embedded model {model!r}; the only one is {MODEL!r}.")
     from workbench.models.offline.provider import OfflineModel
 
     add_provider("offline", OfflineModel())

@@ -20,18 +20,14 @@ from workbench.scale import Scale
 
 def answer(messages: Sequence[Mapping[str, Any]]) -> str:
     """Return the text with which the embedded model answers a chat."""
-    system, user = _last(messages, "system"), _last(messages, "user")
+    texts = {one["role"]: str(one["content"]) for one in messages}  # the last of each role
+    system, user = texts.get("system", ""), texts.get("user", "")
     return (
         _verdict(system, user)
         or _filled_sections(system, user)
         or "I am the embedded model of the workbench and no language model: I rate items for "
         "judges and contrast cases, nothing else."
     )
-
-
-def _last(messages: Sequence[Mapping[str, Any]], role: str) -> str:
-    """The text of the last message of a role; "" where there is none."""
-    return str(next((m["content"] for m in reversed(messages) if m["role"] == role), ""))
 
 
 # -- a judge's question, in MLflow's wording ------------------------------------------------
@@ -115,11 +111,10 @@ def _filled_sections(system: str, user: str) -> str | None:
     listed = system.partition("Your output fields are:")[2].partition("All interactions")[0]
     filled = []
     for name, kind in re.findall(r"^\d+\. `(\w+)` \((.+?)\):", listed, re.MULTILINE):
-        text = "I am no language model and have nothing to say on this."
+        nothing = "I am no language model and have nothing to say on this."
+        text = {"list": "[]", "dict": "{}"}.get(kind[:4], nothing)
         if name == "rules":
             text = json.dumps(rules, ensure_ascii=False)
-        elif kind.startswith(("list", "dict")):
-            text = "[]" if kind.startswith("list") else "{}"
         filled.append(f"[[ ## {name} ## ]]\n{text}")
     return "\n\n".join([*filled, "[[ ## completed ## ]]"])
 
@@ -129,12 +124,6 @@ def _filled_sections(system: str, user: str) -> str | None:
 
 class OfflineModel(litellm.CustomLLM):  # type: ignore[misc]  # litellm publishes no types
     def completion(self, model: str, messages: list[dict[str, Any]], **_: Any) -> Any:
-        if model.rsplit("/", 1)[-1] != "rubric":
-            raise litellm.NotFoundError(
-                f"There is no embedded model {model!r}; the only one is offline:/rubric.",
-                model=model,
-                llm_provider="offline",
-            )
         text = answer(messages)
         # Four characters a token, which is near enough for a budget.
         read = sum(len(str(m.get("content") or "")) for m in messages) // 4

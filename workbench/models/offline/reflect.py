@@ -60,15 +60,13 @@ def propose(inputs: Mapping[str, str]) -> list[str]:
 
 
 def _ladder(given: Any, instructions: str) -> Ladder | None:
-    if not isinstance(given, dict):
-        return None
+    given = given if isinstance(given, dict) else {}
     if given.get("range"):
         # The judge reads the ends of its scale from the instructions, so they count here too.
         return Ladder.of_numbers(instructions, "int" if given.get("whole_numbers") else "float")
-    values = given.get("values")
-    if not isinstance(values, list) or len(values) < 2:
-        return None
-    return Ladder(tuple(values), ordered=bool(given.get("ordered")) or len(values) == 2)
+    values = tuple(given.get("values") or ())
+    ordered = bool(given.get("ordered")) or len(values) == 2
+    return Ladder(values, ordered) if len(values) > 1 else None
 
 
 class _Cases:
