@@ -44,8 +44,6 @@ _QUERY: Final = re.compile(r"(?<=\S)\?[^\s'\")]+")  # of a URL, or of its path a
 # What ends a run and is no fault of a model.
 _ENDINGS: Final = (CancelledError, ReplayError, StoreError, StoppedError)
 
-# -- requests -------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Request:

@@ -136,13 +136,13 @@ class Runner(AbstractContextManager["Runner"]):
 
     def _attempts(self, request: Request, stopped: threading.Event) -> Outcome:
         """Send the request until it is answered, refused, or tried often enough."""
-        usage, begun, asked_at = UNPAID, time.monotonic(), 0.0
+        usage, begun = UNPAID, time.monotonic()
 
         def is_over() -> bool:
             return stopped.is_set() or self.stop.is_set()
 
         def attempt() -> Outcome:
-            nonlocal usage, asked_at
+            nonlocal usage
             with self.throttle.slot(is_over) as asked_at:
                 if is_over():
                     raise StoppedError
@@ -156,12 +156,6 @@ class Runner(AbstractContextManager["Runner"]):
             limited = kind == "rate_limit" and self.is_silent(begun)
             return limited or state.attempt_number >= ATTEMPTS[kind]
 
-        def slow_down(state: tenacity.RetryCallState) -> None:
-            # All calls wait together, so a limit that one met is not met by every other.
-            if (kind := _fault(state).kind) != "transient":
-                seconds = state.upcoming_sleep if kind == "rate_limit" else 0.0
-                self.throttle.slow_down(seconds, asked_at)
-
         def rest(seconds: float) -> None:
             end = time.monotonic() + seconds
             while not is_over() and (left := end - time.monotonic()) > 0:
@@ -172,7 +166,6 @@ class Runner(AbstractContextManager["Runner"]):
             # Where the provider does not say how long to wait, it is by chance and ever longer.
             wait=lambda state: _fault(state).retry_after or _backoff(state),
             stop=in_vain,
-            before_sleep=slow_down,
             sleep=rest,
             retry_error_callback=lambda state: state.outcome and state.outcome.result(),
         )(attempt)
@@ -184,7 +177,7 @@ class Runner(AbstractContextManager["Runner"]):
         return silence > self.patience + self.throttle.longest_pause
 
     def _note(self, outcome: Outcome, stopped: threading.Event, asked_at: float) -> None:
-        """Open slots after a usable answer; stop where the very first calls were in vain."""
+        """Count an outcome, adapt the slots, and stop where the very first calls were in vain."""
         fault = outcome.fault
         with self._lock:
             self.used += outcome.usage
@@ -193,6 +186,10 @@ class Runner(AbstractContextManager["Runner"]):
         if fault is None:
             self.last_progress = time.monotonic()
             self.throttle.speed_up(asked_at, self.client.timeout)
+        elif fault.kind == "rate_limit":  # all wait, so that not every call meets it
+            self.throttle.slow_down(fault.retry_after or 1.0, asked_at)
+        elif fault.kind == "timeout":
+            self.throttle.slow_down(0.0, asked_at)
         elif not self.answered and (fault.permanent or self.unusable >= FAILURES_TO_STOP):
             stopped.set()
 

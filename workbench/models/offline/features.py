@@ -93,8 +93,6 @@ def as_item(values: Mapping[str, Any]) -> dict[str, Text]:
     return {name: Text(values[name]) for name in FIELDS if name in values}
 
 
-# -- conditions -----------------------------------------------------------------------------
-
 _ANY_FIELD: Final = "|".join(FIELDS)
 _NUMBER: Final = r"\d{1,6}"
 _SLOTS: Final = {

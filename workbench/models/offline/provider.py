@@ -30,9 +30,6 @@ def answer(messages: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-# -- a judge's question, in MLflow's wording ------------------------------------------------
-
-
 def _verdict(system: str, user: str) -> str | None:
     """The verdict as JSON; None where the prompt is not a judge's."""
     # MLflow's own words come last; instructions may hold the same ones.
@@ -96,9 +93,6 @@ def read_item(user: str) -> dict[str, Any]:
     return item
 
 
-# -- a structured prompt of dspy ------------------------------------------------------------
-
-
 def _filled_sections(system: str, user: str) -> str | None:
     """Text for every output field that is asked for; None where the prompt has no sections."""
     if "[[ ## " not in user + system:
@@ -117,9 +111,6 @@ def _filled_sections(system: str, user: str) -> str | None:
             text = json.dumps(rules, ensure_ascii=False)
         filled.append(f"[[ ## {name} ## ]]\n{text}")
     return "\n\n".join([*filled, "[[ ## completed ## ]]"])
-
-
-# -- litellm --------------------------------------------------------------------------------
 
 
 class OfflineModel(litellm.CustomLLM):  # type: ignore[misc]  # litellm publishes no types

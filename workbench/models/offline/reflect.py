@@ -84,9 +84,6 @@ class _Cases:
         self.labels, self.verdicts = rated.T
 
 
-# -- search ---------------------------------------------------------------------------------
-
-
 def _steps(
     cases: _Cases, conditions: _Conditions, ladder: Ladder, stated: Sequence[Rule]
 ) -> list[str]:
@@ -146,9 +143,6 @@ def _answers(cases: _Cases, conditions: _Conditions, ladder: Ladder) -> list[str
         if gains[which] > 0:
             found.append((gains[which], f'Answer "{value}" when {conditions.words[which]}.'))
     return [rule for _, rule in sorted(found)[-MOST_RULES:]]  # of several the last one counts
-
-
-# -- conditions that may tell the cases apart -----------------------------------------------
 
 
 class _Conditions:

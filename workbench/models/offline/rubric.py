@@ -48,8 +48,6 @@ def judge(instructions: str, ladder: Ladder, item: Item) -> tuple[Any, str]:
     return ladder.values[ladder.cut(found)], " ".join(reasons)
 
 
-# -- rules ----------------------------------------------------------------------------------
-
 _SIZES: Final = {"one step": 1, "two steps": 2, "three steps": 3}
 
 _RULE = re.compile(
@@ -84,8 +82,6 @@ def read_rule(line: str) -> Rule | None:
     sign = -1 if (match["verb"] or "").lower() == "lower" else 1
     return Rule(f"{match['words']}.", match["start"] or match["answer"], sign * step, fires)
 
-
-# -- instructions ---------------------------------------------------------------------------
 
 _HEADINGS = re.compile(
     rf"^({re.escape(RULES_HEADING)}|{re.escape(EXAMPLES_HEADING)})$", re.MULTILINE
@@ -134,8 +130,6 @@ def _rating_of_the_like(examples: Sequence[tuple[Item, str]], item: Item) -> str
             best, rating = likeness, given
     return rating
 
-
-# -- scale ----------------------------------------------------------------------------------
 
 _WORD: Final = r"(?!or\b)[^\W\d_][\w/'-]{0,24}"
 
@@ -203,9 +197,6 @@ class Ladder:
         return min(max(score, 0), len(self.values) - 1)
 
 
-# -- rating ---------------------------------------------------------------------------------
-
-
 def score(rules: Sequence[Rule], ladder: Ladder, item: Item) -> tuple[int, list[str]]:
     """Return the position on the ladder, or beyond its ends, and the sentences that explain it."""
     firing = [rule for rule in rules if rule.fires(item)]
@@ -221,11 +212,7 @@ def score(rules: Sequence[Rule], ladder: Ladder, item: Item) -> tuple[int, list[
 
 def first_impression(item: Item) -> tuple[float, str]:
     """Return a generic liking in [0, 1] and the sentence that explains it."""
-    outputs = item.get("outputs")
-    if outputs is None:
-        return 0.5, "There are no outputs to look at."
-    if not outputs.tokens:
-        return 0.0, "The outputs are empty."
+    outputs = item.get("outputs") or Text("")
     used, friendly = set(outputs.words), TONES["praise"] | TONES["courtesy"]
     length = min(1.0, len(outputs.words) / 45)
     warmth = min(1.0, (len(used & friendly) + ("!" in outputs.raw)) / 2)
