@@ -83,11 +83,7 @@ def endpoint(judge: Any) -> tuple[str | None, dict[str, str], dict[str, Any]]:
 
 
 def prepared(judge: Any) -> Any:
-    """A copy of an instructions judge that makes its answer schema once and not in every call.
-
-    Without it a call takes twice the time of the processor, which with 64 under way is what limits
-    how many are answered in a second.
-    """
+    """A copy of an instructions judge that makes its answer schema once: half the CPU time."""
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
     if type(judge) is not InstructionsJudge or not hasattr(judge, "_create_response_format_model"):
@@ -149,9 +145,7 @@ _session: ContextVar[tuple[Any, Any] | None] = ContextVar("workbench_session", d
 def one_transaction(store: Any) -> Iterator[None]:
     """Commit what this thread writes to ``store`` within the block at its end, or nothing of it.
 
-    The store asks its ``ManagedSessionMaker`` for a session at each write; here it gets the shared
-    one. Threads without a transaction of their own are not affected. Without it, as where the store
-    is no database, this is an AttributeError before anything is written.
+    Where the store is no database this is an AttributeError before anything is written.
     """
 
     def sharing(original: Any) -> Any:
@@ -178,11 +172,7 @@ def one_transaction(store: Any) -> Iterator[None]:
 
 
 def add_review_queue_items(queue_id: str, trace_ids: Sequence[str]) -> None:
-    """Add traces to a review queue, all at once where the store is a database.
-
-    MLflow writes each item within a savepoint of its own, 20 ms each. On a server, and where its
-    tables are not as they were, items are added by the public call.
-    """
+    """Add traces to a review queue; at once in a database, where MLflow takes 20 ms an item."""
     from mlflow.genai import review_queues
     from mlflow.tracing.client import TracingClient
 
@@ -302,10 +292,7 @@ def _invoke(sender: Sender, original: Any, given: Mapping[str, Any]) -> Any:
 
 
 def add_provider(name: str, handler: Any) -> None:
-    """Let a handler answer litellm's requests to ``name/...``, beside the handlers of the user.
-
-    Seen in litellm 1.110.2. Without it neither the embedded model nor optimizers can be asked.
-    """
+    """Let a handler answer requests to ``name/...``, without which no model of ours is reached."""
     import litellm
 
     others = [one for one in litellm.custom_provider_map if one.get("provider") != name]
@@ -344,10 +331,9 @@ def reached_elsewhere(
 
 
 def rename_models(judge: Any, rename: Callable[[str], str], *, like: Any) -> Any:
-    """Return a judge that an optimizer made with its models renamed.
+    """Rename the models of a judge that an optimizer made, which else end with its run.
 
-    Its judge within (MemAlign's), or itself where it is made from instructions, is reached as
-    ``like``. Without it such a judge asks a model that ends with the optimizer's run.
+    Its judge within, or itself where it is made from instructions, is reached as ``like``.
     """
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 

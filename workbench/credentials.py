@@ -40,9 +40,6 @@ _SECRET_VARIABLE = re.compile(r"_(KEY|TOKEN|SECRET|PASSWORD)$")
 _HARMLESS_QUERY = frozenset({"api-version", "api_version", "deployment", "model", "version"})
 
 
-# -- showing --------------------------------------------------------------------------------
-
-
 def redact(text: str, credentials: Iterable[str], *, shortest: int = SHORTEST) -> str:
     """Replace credentials of so many characters, also URL-encoded or in base64, by ``***``."""
     forms: set[str] = set()
@@ -125,9 +122,6 @@ def public_query(url: str) -> tuple[str, ...]:
     return tuple(sorted(_split_query(urlsplit(url).query)[0]))
 
 
-# -- taking out -----------------------------------------------------------------------------
-
-
 class Withheld(BaseModel, frozen=True):
     """What was taken out of a judge's options, without the values."""
 
@@ -185,9 +179,6 @@ def secret_params(
 
 def _holder(params: Any, path: Path) -> Any:
     return functools.reduce(lambda held, key: held[key], path[:-1], params)
-
-
-# -- putting back ---------------------------------------------------------------------------
 
 
 def variable(*words: str | int) -> str:

@@ -73,10 +73,9 @@ def check_error(body: Any) -> None:
 
 
 def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
-    """Return a chat completion whose content is just the JSON object with ``result`` in it.
+    """Return a chat completion with nothing but the JSON object with ``result`` in its content.
 
-    A call of a tool is returned as it is where ``tools`` were offered, and so is an answer of an
-    unknown form. What holds no result is an `AnswerError`.
+    A call of one of the ``tools`` that were offered is returned as it is.
     """
     if body and "choices" not in body:  # Anthropic and Gemini keep to the schema
         _check_end(body)

@@ -23,17 +23,13 @@ _OVERHEAD: Final = 64  # tokens that a provider may add to a request, beside 16 
 
 @dataclass(frozen=True)
 class Usage:
-    """Requests made for an answer, retries included, tokens read and written, and US dollars.
-
-    Of the tokens read, ``repeated`` are those that the provider had in its prompt cache. Tokens and
-    cost are None where they are not known.
-    """
+    """Requests made, retries included, their tokens and US dollars; None where not known."""
 
     requests: int = 0
     read: int | None = None
     written: int | None = None
     cost: float | None = None
-    repeated: int | None = None
+    repeated: int | None = None  # of the tokens read, those in the provider's prompt cache
 
     @property
     def tokens(self) -> int:
@@ -76,10 +72,7 @@ def usd_per_1000(model: str, usages: Sequence[Usage]) -> float | None:
 
 
 def cost(model: str, read: int, written: int) -> float | None:
-    """US dollars for one answer of a model (``openai:/gpt-4.1-mini``) by the list price.
-
-    None where no price is known. Discounts for repeated prompts are not counted.
-    """
+    """US dollars for an answer by the list price of a model (URI); None where it is not known."""
     if model.startswith(FREE):
         return 0.0
     listed = _listed(model)
@@ -234,19 +227,13 @@ class Budget:
             with self._changed:
                 self._kept_back.remove(kept)
 
-    # -- one request ------------------------------------------------------------------------
-
     def reserve(
         self,
         model: str,
         payload: Mapping[str, Any] | None = None,
         is_over: Callable[[], bool] = lambda: False,
     ) -> Reservation:
-        """Count a request, and reserve the most that it can use; `settle` must follow.
-
-        ``payload`` is what is sent, None where nobody knows; ``is_over`` tells that it need not be
-        made any more. Raises `BudgetError` when not enough is left or no price is known.
-        """
+        """Count a request, and reserve the most that it can use; `settle` must follow."""
         self.check(model)
         read, written = (0, 0)
         if self.measures:
@@ -326,8 +313,6 @@ class Budget:
     def __repr__(self) -> str:
         return f"Budget({self})"
 
-
-# -- sizes ----------------------------------------------------------------------------------
 
 # Names that are added up; the first group of which one is known counts. Anthropic's `input_tokens`
 # are those that were not in the prompt cache, and all others' names hold both.

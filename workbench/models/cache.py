@@ -1,7 +1,6 @@
 """Content-addressed store of model answers: each question to a model is paid once, ever.
 
-Answers lie on disk as JSON in an SQLite database, which threads and processes use together. Of
-several that want the same answer at the same time, one asks and the others wait for it.
+Threads and processes use it together: of several that want an answer, one asks and others wait.
 """
 
 from __future__ import annotations
@@ -45,11 +44,7 @@ def question_key(*parts: Any) -> str:
 
 
 class AnswerCache(AbstractContextManager["AnswerCache"]):
-    """Answers by key, on disk, in ``directory`` or else `cache_directory`.
-
-    A context manager that closes itself. Every method raises `StoreError` when the folder cannot be
-    read or written.
-    """
+    """Answers by key, on disk; `StoreError` when the folder cannot be read or written."""
 
     def __init__(self, directory: str | Path | None = None) -> None:
         self.directory = Path(directory) if directory else cache_directory()
@@ -75,10 +70,7 @@ class AnswerCache(AbstractContextManager["AnswerCache"]):
 
     @contextmanager
     def asking(self, key: str, is_over: Callable[[], bool]) -> Iterator[None]:
-        """Within it, no other thread or process asks the question of this key.
-
-        Waits while one does, until ``is_over``. The system frees what a killed process held.
-        """
+        """Wait until no other thread or process asks this question, or it is over, and hold it."""
         path = self.directory / "asking" / hashlib.sha256(key.encode()).hexdigest()
         file: int | None = None
         while fcntl is not None and file is None and not is_over():

@@ -56,9 +56,6 @@ class Entry(BaseModel, extra="forbid", frozen=True):
     before: Usage = UNPAID  # what an answer cost that the run had in its cache
 
 
-# -- the file -------------------------------------------------------------------------------
-
-
 def _read_file(path: Path) -> tuple[Head, dict[str, Entry]]:
     """Read head and entries of a file of answers, which may come from anywhere."""
     number, head, entries = 0, None, dict[str, Entry]()
@@ -187,8 +184,6 @@ class Player:
 
     ask = read = post
 
-
-# -- what is recorded or replayed now -------------------------------------------------------
 
 _current: ContextVar[Recorder | Player | None] = ContextVar("workbench_recording", default=None)
 # For threads that MLflow or a user starts, which have a context of their own.

@@ -14,11 +14,7 @@ LONG_WAIT: Final = 1 / 3  # of the timeout: fewer calls go out before any is los
 
 
 class Throttle:
-    """Slots for calls, shared by the threads of a run: additive increase, halved by rate limits.
-
-    There are few slots at first, so that a wrong key or a dead endpoint costs few calls. Then each
-    answer opens one more, unless it took long. A rate limit lets all calls wait together.
-    """
+    """Slots for calls: few at first, one more with each answer, halved by rate limits."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -51,10 +47,7 @@ class Throttle:
                 self._changed.notify()
 
     def slow_down(self, seconds: float, asked_at: float) -> None:
-        """Pause all calls, and halve the slots unless that was done since ``asked_at``.
-
-        All that were under way with the call that met the limit meet the same, and count once.
-        """
+        """Pause all calls, and halve the slots, once for all that were under way together."""
         with self._changed:
             now = time.monotonic()
             if asked_at >= self._slowed_at:
@@ -64,16 +57,13 @@ class Throttle:
             self.longest_pause = max(self.longest_pause, seconds)
 
     def speed_up(self, asked_at: float, timeout: float) -> None:
-        """Open a slot after an answer to what was asked then; fewer slots if it took too long.
-
-        Once calls were slowed down, one more for as many answers as there are slots. ``timeout`` is
-        the number of seconds after which a call is given up.
-        """
+        """Open a slot after an answer to what was asked then; fewer if it took too long."""
         if time.monotonic() - asked_at > LONG_WAIT * timeout:
             if self.limit > FIRST_CALLS:  # else it is not their number that makes it slow
                 self.slow_down(0.0, asked_at)
             return
         with self._changed:
+            # Once slowed down, one more for as many answers as there are slots.
             more = 1.0 / self._limit if self._slowed_at else 1.0
             self._limit = min(float(self.most), self._limit + more)
             self._changed.notify()
