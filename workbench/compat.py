@@ -1,19 +1,19 @@
 """All that is touched of MLflow and litellm though it is not public: one small function each, with
-what happens without it. All of it was seen in mlflow 3.17.2."""
+what happens without it. All of it was seen in mlflow 3.17.2, the functions that send requests in
+3.14 as well."""
 
 from __future__ import annotations
 
 import copy
-import functools
 import importlib
 import inspect
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -21,6 +21,30 @@ from workbench.errors import ArgumentError
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
+
+
+_lock = threading.Lock()
+_originals: dict[tuple[int, str], tuple[int, Any]] = {}  # by owner and name, with their users
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, replace: Callable[[Any], Any]) -> Iterator[None]:
+    """Replace an attribute by what ``replace`` makes of it, until nobody needs that any more."""
+    key = id(owner), name
+    with _lock:
+        users, original = _originals.get(key) or (0, getattr(owner, name))
+        if not users:
+            setattr(owner, name, replace(original))
+        _originals[key] = users + 1, original
+    try:
+        yield
+    finally:
+        with _lock:
+            users, original = _originals.pop(key)
+            if users > 1:
+                _originals[key] = users - 1, original
+            else:
+                setattr(owner, name, original)
 
 
 # -- judges ---------------------------------------------------------------------------------
@@ -59,11 +83,7 @@ def endpoint(judge: Any) -> tuple[str | None, dict[str, str], dict[str, Any]]:
 
 
 def prepared(judge: Any) -> Any:
-    """A copy of an instructions judge that makes its answer schema once and not in every call.
-
-    Without it a call takes twice the time of the processor, which with 64 under way is what limits
-    how many are answered in a second.
-    """
+    """A copy of an instructions judge that makes its answer schema once: half the CPU time."""
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
     if type(judge) is not InstructionsJudge or not hasattr(judge, "_create_response_format_model"):
@@ -74,10 +94,7 @@ def prepared(judge: Any) -> Any:
 
 
 def base_judge(judge: Judge) -> Any:
-    """Return the judge within a `MemoryAugmentedJudge` (MemAlign's); None for other judges.
-
-    Without it such a judge is registered though MLflow loses options.
-    """
+    """The judge within MemAlign's, which is else registered without options; None for others."""
     return getattr(judge, "_base_judge", None)
 
 
@@ -99,10 +116,7 @@ def active_experiment_id() -> str:
 
 
 def create_tables(path: Path) -> None:
-    """Make a new SQLite database with all of MLflow's tables.
-
-    Without it, MLflow makes them in place at its first use of the store.
-    """
+    """Make a new SQLite database with MLflow's tables, which it else makes at its first use."""
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
     from sqlalchemy import event
 
@@ -125,58 +139,40 @@ def latest_schema() -> str:
 
 
 _session: ContextVar[tuple[Any, Any] | None] = ContextVar("workbench_session", default=None)
-_lock = threading.Lock()
 
 
 @contextmanager
 def one_transaction(store: Any) -> Iterator[None]:
     """Commit what this thread writes to ``store`` within the block at its end, or nothing of it.
 
-    The store asks its ``ManagedSessionMaker`` for a session at each write; here it gets the shared
-    one. Threads without a transaction of their own are not affected. Without it, as where the store
-    is no database, this is an AttributeError before anything is written.
+    Where the store is no database this is an AttributeError before anything is written.
     """
-    with _lock:
-        maker = store.ManagedSessionMaker
-        if not isinstance(maker, _SharingMaker):
-            maker = store.ManagedSessionMaker = _SharingMaker(store, maker)
-        maker.users += 1
-    try:
-        with maker(read_only=False) as session:
-            token = _session.set((store, session))
-            try:
-                yield
-            finally:
-                _session.reset(token)
-    finally:
-        with _lock:
-            maker.users -= 1
-            if not maker.users:
-                store.ManagedSessionMaker = maker.original
 
+    def sharing(original: Any) -> Any:
+        @contextmanager
+        def session_for(read_only: bool = True) -> Iterator[Any]:
+            sharer, session = _session.get() or (None, None)
+            if sharer is store:
+                yield session
+                return
+            with original(read_only=read_only) as session:
+                yield session
 
-class _SharingMaker:
-    """Makes sessions as the original does, but for threads that share one now."""
+        return session_for
 
-    def __init__(self, store: Any, original: Any) -> None:
-        self.store, self.original, self.users = store, original, 0
-
-    @contextmanager
-    def __call__(self, read_only: bool = True) -> Iterator[Any]:
-        store, session = _session.get() or (None, None)
-        if store is self.store:
-            yield session
-            return
-        with self.original(read_only=read_only) as session:
-            yield session
+    with (
+        _replaced(store, "ManagedSessionMaker", sharing),
+        store.ManagedSessionMaker(read_only=False) as session,
+    ):
+        token = _session.set((store, session))
+        try:
+            yield
+        finally:
+            _session.reset(token)
 
 
 def add_review_queue_items(queue_id: str, trace_ids: Sequence[str]) -> None:
-    """Add traces to a review queue, all at once where the store is a database.
-
-    MLflow writes each item within a savepoint of its own, 20 ms each. On a server, and where its
-    tables are not as they were, items are added by the public call.
-    """
+    """Add traces to a review queue; at once in a database, where MLflow takes 20 ms an item."""
     from mlflow.genai import review_queues
     from mlflow.tracing.client import TracingClient
 
@@ -205,9 +201,7 @@ def add_review_queue_items(queue_id: str, trace_ids: Sequence[str]) -> None:
 class Sender(Protocol):
     """Sends the requests of the judge call that is under way."""
 
-    def post(
-        self, endpoint: str, headers: Mapping[str, str], payload: dict[str, Any]
-    ) -> dict[str, Any]:
+    def post(self, endpoint: str, headers: Mapping[str, str], payload: dict[str, Any]) -> Any:
         """POST a chat request and return the JSON answer; raise `HTTPStatusError` from 400."""
 
     def ask(self, payload: Mapping[str, Any], send: Callable[[], Any]) -> Any:
@@ -229,88 +223,47 @@ def _adapter(name: str) -> Any:
     return importlib.import_module(f"mlflow.genai.judges.adapters.{name}")
 
 
-@functools.cache
-def unknown_seams() -> tuple[str, ...]:
-    """What this version of MLflow lacks for requests of judges to be counted and measured.
+_sender: ContextVar[Sender | None] = ContextVar("workbench_sender", default=None)
 
-    Without one of them judges are called through MLflow's own client: slower, and with retries
-    that are neither counted nor held to a budget.
+senders_of_process: Final[list[Callable[[], Sender | None]]] = []
+"""Asked for the sender where a context has none."""
+
+
+@contextmanager
+def intercepted(sender: Sender | None) -> Iterator[None]:
+    """Let requests of MLflow's judges in this context pass ``sender``, and others untouched.
+
+    Without the two functions that are replaced no judge can be asked.
     """
-    seams = {
-        ("gateway_adapter", "send_chat_request"): {"endpoint", "headers", "payload"},
-        ("utils", "ChatCompletionError"): {"is_context_window_error"},
-        ("litellm_adapter", "_invoke_litellm"): {"num_retries"},
-    }
-    missing = []
-    for (module, name), parameters in seams.items():
-        with suppress(ImportError, AttributeError):
-            if parameters <= set(inspect.signature(getattr(_adapter(module), name)).parameters):
-                continue
-        missing.append(f"{module}.{name}")
-    return tuple(missing)
-
-
-class _Interception:
-    """Replaces MLflow's senders while anybody needs it, counted, and puts them back."""
-
-    def __init__(self) -> None:
-        self._sender: ContextVar[Sender | None] = ContextVar("workbench_sender", default=None)
-        self.otherwise: Callable[[], Sender | None] = lambda: None  # where a context has no sender
-        self._users = 0
-        self._undo = ExitStack()
-
-    @contextmanager
-    def __call__(self, sender: Sender | None) -> Iterator[None]:
-        token = self._sender.set(sender)
-        try:
-            self.enter()
+    token = _sender.set(sender)
+    try:
+        with (
+            _replaced(_adapter("gateway_adapter"), "send_chat_request", partial(_passing, _send)),
+            _replaced(_adapter("litellm_adapter"), "_invoke_litellm", partial(_passing, _invoke)),
+        ):
             yield
-        finally:
-            self._sender.reset(token)
-            with _lock:
-                self._users -= 1
-                if not self._users:
-                    self._undo.close()
-
-    def current(self) -> Sender | None:
-        """Who sends the request that is under way in this context."""
-        return self._sender.get() or self.otherwise()
-
-    def enter(self) -> None:
-        """Replace the senders; for as long as the process lives where nothing puts them back."""
-        with _lock:
-            self._users += 1
-            if self._users > 1:
-                return
-            if unknown_seams():
-                warnings.warn(
-                    f"This version of MLflow has no {', '.join(unknown_seams())} as the workbench "
-                    "knows it. Judges are called through MLflow's own client: slower, and with "
-                    "retries that are neither counted nor held to a budget. Verdicts are the same.",
-                    stacklevel=4,
-                )
-                return
-            self._replace(_adapter("gateway_adapter"), "send_chat_request", _send)
-            self._replace(_adapter("litellm_adapter"), "_invoke_litellm", _invoke)
-
-    def _replace(self, module: Any, name: str, send: Callable[..., Any]) -> None:
-        original = getattr(module, name)
-        order = inspect.signature(original)
-
-        @functools.wraps(original)
-        def replaced(*args: Any, **kwargs: Any) -> Any:
-            current = self.current()
-            if current is None:
-                return original(*args, **kwargs)
-            return send(current, original, order.bind(*args, **kwargs).arguments)
-
-        setattr(module, name, replaced)
-        self._undo.callback(setattr, module, name, original)
+    finally:
+        _sender.reset(token)
 
 
-intercepted: Final = _Interception()
-"""``with intercepted(sender):`` lets requests of MLflow's judges in this context pass ``sender``.
-Calls in other contexts pass through untouched."""
+def current_sender() -> Sender | None:
+    """Who sends the request that is under way in this context."""
+    found = (sender() for sender in senders_of_process)
+    return _sender.get() or next(filter(None, found), None)
+
+
+def _passing(send: Callable[..., Any], original: Any) -> Any:
+    """MLflow's function, in whose place ``send`` is called where the context has a sender."""
+    order = inspect.signature(original)
+
+    @wraps(original)
+    def passing(*args: Any, **kwargs: Any) -> Any:
+        sender = current_sender()
+        if sender is None:
+            return original(*args, **kwargs)
+        return send(sender, original, order.bind(*args, **kwargs).arguments)
+
+    return passing
 
 
 def _send(sender: Sender, _: Any, given: Mapping[str, Any]) -> Any:
@@ -339,10 +292,7 @@ def _invoke(sender: Sender, original: Any, given: Mapping[str, Any]) -> Any:
 
 
 def add_provider(name: str, handler: Any) -> None:
-    """Let a handler answer litellm's requests to ``name/...``, beside the handlers of the user.
-
-    Seen in litellm 1.110.2. Without it neither the embedded model nor optimizers can be asked.
-    """
+    """Let a handler answer requests to ``name/...``, without which no model of ours is reached."""
     import litellm
 
     others = [one for one in litellm.custom_provider_map if one.get("provider") != name]
@@ -360,10 +310,7 @@ _OPTIMIZER_MODELS: Final = {
 
 
 def models_of_optimizer(optimizer: Any) -> dict[str, str]:
-    """Return the attributes in which an optimizer of MLflow names its models, with their use.
-
-    Without them requests to models other than the judge's are not metered.
-    """
+    """The attributes in which an optimizer names its models, which are else not metered."""
     named = _OPTIMIZER_MODELS.items()
     return {name: use for name, use in named if isinstance(getattr(optimizer, name, None), str)}
 
@@ -375,10 +322,7 @@ def reached_elsewhere(
     headers: Mapping[str, str] | None = None,
     params: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Return a copy of an instructions judge, of the same class, that asks another model.
-
-    Without it an optimizer's requests cannot be metered.
-    """
+    """A copy of an instructions judge that asks another model, without which none is metered."""
     moved = judge.model_copy()
     moved._model, moved._base_url = model, base_url
     moved._extra_headers = dict(headers) if headers else None
@@ -387,10 +331,9 @@ def reached_elsewhere(
 
 
 def rename_models(judge: Any, rename: Callable[[str], str], *, like: Any) -> Any:
-    """Return a judge that an optimizer made with its models renamed.
+    """Rename the models of a judge that an optimizer made, which else end with its run.
 
-    Its judge within (MemAlign's), or itself where it is made from instructions, is reached as
-    ``like``. Without it such a judge asks a model that ends with the optimizer's run.
+    Its judge within, or itself where it is made from instructions, is reached as ``like``.
     """
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
@@ -406,37 +349,18 @@ def rename_models(judge: Any, rename: Callable[[str], str], *, like: Any) -> Any
 
 
 def embedding_dimensions(optimizer: Any) -> Any:
-    """Return the length of the vectors that MemAlign asks for; None for other optimizers.
-
-    litellm 1.110.2 drops it on the way to a provider of ours: vectors have the model's own length.
-    """
+    """The length of MemAlign's vectors, which litellm 1.110.2 drops on the way to our provider."""
     return getattr(optimizer, "_embedding_dim", None)
 
 
 def embedder_of(judge: Any) -> Any:
-    """Return the ``dspy.Embedder`` of a MemAlign judge, whose embeddings are else not counted."""
+    """The ``dspy.Embedder`` of a MemAlign judge, whose embeddings are else not counted."""
     return getattr(judge, "_embedder", None)
 
 
-def with_models(optimizer: Any, name: Callable[[str, str], str], make: Callable[[str], Any]) -> Any:
-    """Return a copy of an optimizer of MLflow that asks its models by other names; others as is.
-
-    ``name`` gets a model's use and name. Judges on dspy, which MLflow makes from name, model and
-    value type alone, are made from their instructions by ``make``, with all options.
-    """
-    uses, method = models_of_optimizer(optimizer), "_create_judge_from_dspy_program"
-    original = getattr(optimizer, method, None)
-    if not uses and original is None:
-        return optimizer
+def with_models(optimizer: Any, name: Callable[[str, str], str]) -> Any:
+    """A copy of an optimizer of MLflow that asks its models by what ``name`` gives them, by use."""
     copied = copy.copy(optimizer)
-    for attribute, use in uses.items():
+    for attribute, use in models_of_optimizer(optimizer).items():
         setattr(copied, attribute, name(use, getattr(optimizer, attribute)))
-
-    if original is not None:
-        rebuilt: Callable[[Any, Any], Any] = original
-
-        def create(optimized_program: Any, original_judge: Any) -> Any:
-            return make(rebuilt(optimized_program, original_judge).instructions)
-
-        setattr(copied, method, create)
     return copied

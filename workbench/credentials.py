@@ -1,11 +1,9 @@
-"""What of a judge's options is secret: taken out before they are stored, put back from the
-environment when they are loaded.
+"""What of a judge's options is secret: the values of all extra headers, user, password and query of
+the base URL, and inference parameters that are named like a key, token, secret or password.
 
-Secret are the values of all extra headers, user, password and query of the base URL, and
-inference parameters whose name says that they are a key, token, secret or password. They come back
-from ``WORKBENCH_HEADER_<NAME>``, ``WORKBENCH_BASE_URL_CREDENTIALS`` (as they stood in the URL:
-``user:password@``, ``?key=value``, or both in a row) and ``WORKBENCH_PARAM_<NAME>``, where names of
-nested parameters are joined (``WORKBENCH_PARAM_EXTRA_BODY_API_KEY``).
+Stored are only their names. They come back from ``WORKBENCH_HEADER_<NAME>``,
+``WORKBENCH_BASE_URL_CREDENTIALS`` (``user:password@``, ``?key=value``, or both in a row) and
+``WORKBENCH_PARAM_<NAME>`` (of nested ones, ``WORKBENCH_PARAM_EXTRA_BODY_API_KEY``).
 """
 
 from __future__ import annotations
@@ -23,8 +21,7 @@ from pydantic import BaseModel
 
 from workbench.errors import CredentialError
 
-SHORTEST: Final = 12
-"""Characters of a credential that is searched for in texts. Shorter ones are often words."""
+SHORTEST: Final = 12  # characters of a credential that is searched for; shorter ones may be words
 
 URL_VARIABLE: Final = "WORKBENCH_BASE_URL_CREDENTIALS"
 
@@ -43,15 +40,8 @@ _SECRET_VARIABLE = re.compile(r"_(KEY|TOKEN|SECRET|PASSWORD)$")
 _HARMLESS_QUERY = frozenset({"api-version", "api_version", "deployment", "model", "version"})
 
 
-# -- showing --------------------------------------------------------------------------------
-
-
 def redact(text: str, credentials: Iterable[str], *, shortest: int = SHORTEST) -> str:
-    """Replace the given credentials in a text by ``***``.
-
-    Found are credentials of at least ``shortest`` characters, as they are, URL-encoded, or in
-    base64 as in Basic authentication.
-    """
+    """Replace credentials of so many characters, also URL-encoded or in base64, by ``***``."""
     forms: set[str] = set()
     for one in credentials:
         if len(one) >= shortest:
@@ -65,10 +55,7 @@ def redact(text: str, credentials: Iterable[str], *, shortest: int = SHORTEST) -
 
 
 def environment_keys(model: str | None = None) -> list[str]:
-    """Return the keys and passwords in the environment: all, or those for a model (``openai:/m``).
-
-    Their variables begin with its provider's name, whose client reads them by itself.
-    """
+    """Return the keys in the environment: all, or those that the client of a model reads."""
     start = "" if model is None else model.partition(":")[0].upper().replace("-", "_") + "_"
     variables = [n for n in os.environ if n.startswith(start) and _SECRET_VARIABLE.search(n)]
     return [os.environ[name] for name in variables]
@@ -123,15 +110,8 @@ def urls_without_credentials(text: str) -> str:
     return _URL.sub(lambda url: without_credentials(url[0]), text)
 
 
-_PAGE = re.compile(r"<(!doctype|html)\b.*", re.IGNORECASE | re.DOTALL)
-
-
 def scrubbed(text: str, uri: str) -> str:
-    """Return a message about the store at ``uri`` with no URL's credentials and no password.
-
-    A page that came in place of an answer is named, and not quoted.
-    """
-    text = _PAGE.sub("a page of HTML", text)
+    """Return a message about the store at ``uri`` with no URL's credentials and no password."""
     text = urls_without_credentials(text.replace(uri, without_credentials(uri)))
     # Drivers may repeat a password by itself. Very short ones would blot out ordinary words.
     return redact(text, credentials_of(uri, None, None), shortest=6)
@@ -142,19 +122,12 @@ def public_query(url: str) -> tuple[str, ...]:
     return tuple(sorted(_split_query(urlsplit(url).query)[0]))
 
 
-# -- taking out -----------------------------------------------------------------------------
-
-
 class Withheld(BaseModel, frozen=True):
-    """What was taken out of a judge's options, without the values.
+    """What was taken out of a judge's options, without the values."""
 
-    The names of the headers and of the base URL's query parameters, whether that URL had a user,
-    and the paths of inference parameters.
-    """
-
-    headers: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ()  # their names
     url_user: bool = False
-    url_query: tuple[str, ...] = ()
+    url_query: tuple[str, ...] = ()  # names of parameters
     params: tuple[Path, ...] = ()
 
     def __bool__(self) -> bool:
@@ -166,10 +139,7 @@ class Withheld(BaseModel, frozen=True):
 
 
 def withhold(options: Mapping[str, Any]) -> tuple[dict[str, Any], Withheld, tuple[str, ...]]:
-    """Return a judge's options without secrets, the names of these, and their values.
-
-    The values are for checking that they appear nowhere; do not keep them.
-    """
+    """Return a judge's options without secrets, the names of these, and their values."""
     headers, params = options.get("extra_headers") or {}, options.get("inference_params")
     url = options.get("base_url") or ""
     public, others = _split_query(urlsplit(url).query)
@@ -197,7 +167,7 @@ def without_secret_params(params: Any) -> Any:
 def secret_params(
     params: Any, path: Path = (), *, all_of: bool = False
 ) -> Iterator[tuple[Path, Any]]:
-    """Yield (path, value) of each secret parameter; within a table of headers each value is one."""
+    """Yield (path, value) of each secret parameter, and of each header among them."""
     for key, value in params.items() if isinstance(params, Mapping) else enumerate(params or ()):
         name = re.sub(r"(?<=[a-z])(?=[A-Z])|[\s\-]+", "_", str(key)).lower()
         if isinstance(value, (Mapping, list)):
@@ -208,11 +178,7 @@ def secret_params(
 
 
 def _holder(params: Any, path: Path) -> Any:
-    """The table or list that holds the last key of a path."""
     return functools.reduce(lambda held, key: held[key], path[:-1], params)
-
-
-# -- putting back ---------------------------------------------------------------------------
 
 
 def variable(*words: str | int) -> str:

@@ -140,20 +140,18 @@ def test_what_one_worker_meets_the_others_hear(cluster: Client) -> None:
     shared = Variable("test-news", client=cluster)
     shared.set({"slowed": 0.0, "resume": 0.0, "over": False})
     over = threading.Event()
-    one, two = (SharedThrottle(16, shared, over.set) for _ in range(2))
-    for throttle in (one, two):
-        throttle.speed_up(time.monotonic())
+    one, two = (SharedThrottle(8, shared, over.set) for _ in range(2))
     asked_at = time.monotonic()
     one.slow_down(0.0, asked_at)
     two.slow_down(0.0, asked_at)  # was under way with it
-    assert (one.limit, two.limit) == (8, 8)
+    assert (one.limit, two.limit) == (4, 4)
     two.slow_down(0.0, time.monotonic())
     with one.slot():
         pass
     time.sleep(0.3)
     with one.slot():
         pass
-    assert (one.limit, two.limit) == (4, 4)
+    assert (one.limit, two.limit) == (2, 2)
     shared.set({"slowed": 0.0, "resume": 0.0, "over": True})
     time.sleep(0.3)
     with one.slot():

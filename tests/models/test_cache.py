@@ -124,7 +124,7 @@ def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_room_for_locks_is_told(cache: AnswerCache) -> None:
-    (cache.directory / "asking.lock").mkdir()
+    (cache.directory / "asking").write_text("not a folder")
     with pytest.raises(StoreError, match="does not work"), cache.asking("key", lambda: False):
         pass
 
@@ -132,7 +132,7 @@ def test_a_folder_without_room_for_locks_is_told(cache: AnswerCache) -> None:
 def test_a_question_within_a_question_waits_for_none(cache: AnswerCache) -> None:
     """As a judge asks that looks up its memory; many of both are under way at once."""
     with ExitStack() as stack:
-        for n in range(3000):
+        for n in range(300):
             stack.enter_context(cache.asking(f"question {n}", lambda: False))
 
 

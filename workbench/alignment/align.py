@@ -309,7 +309,7 @@ def alignment_improvement(
     """
     items, scale = labelled_items(original, fetch_traces(traces), least=1)
     questions = [(judge, item.example, 0) for item in items for judge in (original, aligned)]
-    with AnswerCache() as cache, Runner(cache=cache, proven=True) as runner:
+    with AnswerCache() as cache, Runner(cache=cache, answered=1) as runner:
         bar = "judging with both judges" if progress else None
         verdicts = iter(judge_many(questions, runner, scale=scale, progress=bar))
     rated = [

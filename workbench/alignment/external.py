@@ -106,8 +106,7 @@ def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter
     name = meter.model("judge", str(judge.model))
     metered = judge if name == judge.model else compat.reached_elsewhere(judge, name)
     # A copy of the optimizer, since it may serve several alignments at once.
-    make = functools.partial(with_instructions, metered)
-    proposed = metered.align(traces, compat.with_models(optimizer, meter.model, make))
+    proposed = metered.align(traces, compat.with_models(optimizer, meter.model))
     if type(proposed) is InstructionsJudge:
         return with_instructions(judge, proposed.instructions)
     found = compat.rename_models(proposed, meter.real, like=judge)

@@ -171,7 +171,7 @@ def score_held_out(
     with (
         metered_embeddings(proposed, budget) as embedding,
         AnswerCache() as cache,
-        Runner(cache=cache, budget=budget, concurrency=concurrency, proven=True) as runner,
+        Runner(cache=cache, budget=budget, concurrency=concurrency, answered=1) as runner,
         # Where more is used than was reserved for it, what was answered is a test all the same.
         suppress(BudgetError),
     ):

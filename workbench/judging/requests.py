@@ -16,7 +16,7 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.judges.utils import get_default_model
 
-from workbench.compat import endpoint, prepared, unknown_seams
+from workbench.compat import endpoint, prepared
 from workbench.credentials import credentials_of, public_query, without_credentials
 from workbench.errors import BudgetError, ScaleError
 from workbench.formatting import say, storable
@@ -165,8 +165,6 @@ def check_measurable(judge: Judge) -> None:
 def why_unmeasurable(judge: Judge) -> str:
     """Why the judge's requests do not all pass the client; "" where they do."""
     model = str(getattr(judge, "model", None) or "")
-    if unknown_seams():
-        return f"this version of MLflow has no {', '.join(unknown_seams())}"
     if not type(judge).__module__.startswith(("mlflow.", "workbench.")):
         return f"the requests of a {type(judge).__name__} to its model cannot be seen"
     if model == "databricks" or model.partition(":/")[0] in ("databricks", "endpoints"):

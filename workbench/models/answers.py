@@ -1,7 +1,5 @@
-"""What a chat completion holds: an error in the guise of an answer, or the JSON that was asked for.
-
-Models think aloud, wrap JSON in prose or fences, and write its keys as they like. What is
-unambiguous is read; anything else is an `AnswerError` that says what came instead.
+"""What a chat completion holds: an error in the guise of an answer, or the JSON that was asked for,
+among thoughts, prose and fences. What is not unambiguous is an `AnswerError` that says what came.
 """
 
 from __future__ import annotations
@@ -30,16 +28,12 @@ _STATUS = {
     r"not.?found|does not exist": 404,
 }
 
-_ENDED = {
-    "length": "the answer was cut off at the limit of tokens",
-    "max_tokens": "the answer was cut off at the limit of tokens",
-    "content_filter": "the provider's content filter withheld the answer",
-}
+_CUT = "the answer was cut off at the limit of tokens"
+_WITHHELD = "the provider's content filter withheld the answer"
 
-# The words of Anthropic and Gemini for these.
-_REASONS = {"max_tokens": "max_tokens", "refusal": "content_filter"} | dict.fromkeys(
-    ("safety", "recitation", "blocklist", "prohibited_content", "spii"), "content_filter"
-)
+# Why an answer ended, in the words of OpenAI, Anthropic and Gemini.
+_FILTERED = ("content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content")
+_ENDED = {"length": _CUT, "max_tokens": _CUT} | dict.fromkeys(_FILTERED, _WITHHELD)
 
 
 class AnswerError(Exception):
@@ -79,14 +73,13 @@ def check_error(body: Any) -> None:
 
 
 def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
-    """Return a chat completion whose content is the JSON object with ``result`` that it holds.
+    """Return a chat completion with nothing but the JSON object with ``result`` in its content.
 
-    A call of a tool is returned as it is where ``tools`` were offered; Anthropic's and Gemini's
-    answers keep their form, and so does what is of another one. A refusal, a cut, filtered or
-    empty answer, another tool call, and text without one unambiguous result are an `AnswerError`.
+    A call of one of the ``tools`` that were offered is returned as it is.
     """
-    if body and "choices" not in body:
-        return _readable_parts(body)
+    if body and "choices" not in body:  # Anthropic and Gemini keep to the schema
+        _check_end(body)
+        return body
     choices = body.get("choices")
     if not choices or not isinstance(choices[0], dict):
         raise AnswerError("the provider answered without any choice")
@@ -94,7 +87,7 @@ def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
     message = choice.get("message") or {}
     if message.get("tool_calls") and tools:
         return body
-    content = read_content(message, str(choice.get("finish_reason") or ""))
+    content = _read_content(message, str(choice.get("finish_reason") or ""))
     cleaned = {"role": "assistant", **message, "content": content, "tool_calls": None}
     # What MLflow looks up, and some servers leave out, or have null for.
     whole = {"id": "", "object": "chat.completion", "created": 0, "model": "", "usage": {}}
@@ -105,25 +98,14 @@ def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
     }
 
 
-def _readable_parts(body: dict[str, Any]) -> dict[str, Any]:
-    """Return an answer of Anthropic or Gemini with the JSON that it holds; others as they are."""
-    if blocked := (body.get("promptFeedback") or {}).get("blockReason"):
-        raise AnswerError(f"{_ENDED['content_filter']} ({blocked})")
-    cleaned = {**body}
-    holder, name, ended = cleaned, "content", body.get("stop_reason")
-    if isinstance(candidates := body.get("candidates"), list) and candidates:
-        first, name = candidates[0], "parts"
-        holder, ended = {**(first.get("content") or {})}, first.get("finishReason")
-        cleaned["candidates"] = [{**first, "content": holder}]
-    parts = holder.get(name) or []
-    if not ended or not isinstance(parts, list):
-        return body
-    if any(part.keys() & {"functionCall", "input"} for part in parts):  # of a tool
-        return body
-    texts = [part for part in parts if not part.get("thought")]
-    content = read_content({"content": texts}, _REASONS.get(str(ended).lower(), ""))
-    holder[name] = [{"type": "text", "text": content} if name == "content" else {"text": content}]
-    return cleaned
+def _check_end(body: dict[str, Any]) -> None:
+    """Raise `AnswerError` for an answer of Anthropic or Gemini that was cut or withheld."""
+    blocked = (body.get("promptFeedback") or {}).get("blockReason")
+    candidate = next(iter(body.get("candidates") or []), {})
+    reason = blocked or body.get("stop_reason") or candidate.get("finishReason")
+    ended = _WITHHELD if blocked else _ENDED.get(str(reason).lower())
+    if ended:
+        raise AnswerError(f"{ended} ({reason})")
 
 
 def without_thoughts(text: str) -> str:
@@ -131,8 +113,8 @@ def without_thoughts(text: str) -> str:
     return _CUT_THOUGHT.sub("", _END_OF_THOUGHT.sub("", _THOUGHT.sub("", text))).strip()
 
 
-def read_content(message: Mapping[str, Any], finish_reason: str) -> str:
-    """Return the JSON object that a message holds, as text (see `readable`)."""
+def _read_content(message: Mapping[str, Any], finish_reason: str) -> str:
+    """Return the JSON object that a message holds, as text."""
     text = _text(message.get("content"))
     answer = without_thoughts(text)
     places = [answer]
@@ -150,20 +132,18 @@ def read_content(message: Mapping[str, Any], finish_reason: str) -> str:
     if finish_reason in _ENDED:
         said_so_far = f" after {answer[:100]!r}" if answer else ""
         raise AnswerError(f"{_ENDED[finish_reason]} (finish_reason {finish_reason}){said_so_far}")
-    calls = message.get("tool_calls") or [{"function": message.get("function_call")}]
-    if (called := calls[0].get("function")) is not None:
-        raise AnswerError(f"the model called a tool that was not offered: {called.get('name')}")
+    if calls := message.get("tool_calls"):
+        name = (calls[0].get("function") or {}).get("name")
+        raise AnswerError(f"the model called a tool that was not offered: {name}")
     if not answer:
-        ended = f" (finish_reason {finish_reason})" * (finish_reason not in ("", "stop"))
-        raise AnswerError("the answer is empty" + " but for its thoughts" * bool(text) + ended)
+        thoughts = " but for its thoughts" if text else ""
+        raise AnswerError(f"the answer is empty{thoughts} (finish_reason {finish_reason!r})")
     raise AnswerError(f"no JSON object with one {RESULT!r} in the answer: {answer[:300]!r}")
 
 
 def _text(content: Any) -> str:
     if isinstance(content, list):
         return "\n".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
-    if isinstance(content, dict):  # as some servers give what was asked for by a schema
-        return json.dumps(content)
     return content if isinstance(content, str) else ""
 
 

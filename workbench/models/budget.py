@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final
 
 from workbench.errors import ArgumentError, BudgetError
-from workbench.models.catalog import token_prices
 
-FREE: Final = "offline:/"
-"""How the URI of the embedded model begins, which costs nothing."""
-
-ASSUMED_OUTPUT: Final = 4096
-"""Tokens that an answer is taken to have at most where the request sets no limit to it."""
-
-_OVERHEAD: Final = 64
-"""Tokens that a provider may add to a request, beside 16 for each of its messages."""
+FREE: Final = "offline:/"  # begins the URI of the embedded model, which costs nothing
+ASSUMED_OUTPUT: Final = 4096  # tokens of an answer at most where the request sets no limit to it
+_OVERHEAD: Final = 64  # tokens that a provider may add to a request, beside 16 for each message
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Requests made for an answer, retries included, tokens read and written, and US dollars.
-
-    Of the tokens read, ``repeated`` are those that the provider had in its prompt cache. Tokens and
-    cost are None where they are not known.
-    """
+    """Requests made, retries included, their tokens and US dollars; None where not known."""
 
     requests: int = 0
     read: int | None = None
     written: int | None = None
     cost: float | None = None
-    repeated: int | None = None
+    repeated: int | None = None  # of the tokens read, those in the provider's prompt cache
 
     @property
     def tokens(self) -> int:
@@ -79,15 +72,37 @@ def usd_per_1000(model: str, usages: Sequence[Usage]) -> float | None:
 
 
 def cost(model: str, read: int, written: int) -> float | None:
-    """US dollars for one answer of a model (a URI such as ``openai:/gpt-4.1-mini``).
-
-    None where no price is known. The embedded model costs nothing. It is the list price: discounts
-    for repeated prompts are not counted.
-    """
+    """US dollars for an answer by the list price of a model (URI); None where it is not known."""
     if model.startswith(FREE):
         return 0.0
-    prices = token_prices(model)
-    return None if prices is None else read * prices[0] + written * prices[1]
+    listed = _listed(model)
+    prices = [listed.get(f"{side}_cost_per_token") or 0.0 for side in ("input", "output")]
+    return read * prices[0] + written * prices[1] if any(prices) else None
+
+
+def context_window(model: str) -> int | None:
+    """Tokens that a model reads at most; None where it is not known."""
+    return int(_listed(model).get("max_input_tokens") or 0) or None
+
+
+def _listed(model: str) -> Mapping[str, Any]:
+    """What litellm lists of a model."""
+    provider, _, name = model.replace(":/", "/", 1).partition("/")
+    models = getattr(sys.modules.get("litellm"), "model_cost", None) or _models()
+    found: Mapping[str, Any] = models.get(f"{provider}/{name}") or models.get(name) or {}
+    found = models.get(found.get("alias_of", "")) or found
+    return found if str(found.get("litellm_provider")).startswith(provider) else {}
+
+
+@functools.cache
+def _models() -> Mapping[str, Any]:
+    """Read litellm 1.110.2's list from its file, since to import litellm takes seconds."""
+    spec = find_spec("litellm")
+    with suppress(OSError, ValueError):
+        folder = Path(str(spec and spec.origin)).parent
+        listed = folder / "model_prices_and_context_window_backup.json"
+        return dict(json.loads(listed.read_text("utf-8")))
+    return {}
 
 
 @dataclass(frozen=True)
@@ -107,8 +122,8 @@ class Budget:
     tokens
         Tokens read and written at most, of judge and reflection model together.
     usd
-        US dollars at most, by the price lists of MLflow and litellm. Where they do not know the
-        model, a budget in money is refused before anything is spent.
+        US dollars at most, by litellm's price list. Where it does not know the model, a budget in
+        money is refused before anything is spent.
 
     None of them is a limit where it is None. Before a request is made, the most that it can use
     is reserved: a token for each byte of its prompt, and as many for the answer as its
@@ -117,8 +132,7 @@ class Budget:
     it says nothing, the reservation counts in full. A request for which not enough is left waits
     for those under way, and is not made if their refunds do not suffice. Only an answer without
     ``max_tokens`` that is longer than 4,096 tokens, as of reasoning models, can use more than was
-    reserved; a warning says so, and later requests reserve accordingly. Answers from the cache are
-    not charged.
+    reserved. Answers from the cache are not charged.
 
     Attributes
     ----------
@@ -148,7 +162,6 @@ class Budget:
         self._known = Usage(0, 0, 0, 0.0)
         self._kept_back: list[tuple[float, float, float]] = []  # by each that shares it
         self._under_way: list[Reservation] = []
-        self._assumed_output = ASSUMED_OUTPUT
         self._changed = threading.Condition()
 
     @classmethod
@@ -162,15 +175,19 @@ class Budget:
 
     @property
     def left(self) -> float:
-        return _left(self.limit, self.spent + sum(kept[0] for kept in self._kept_back))
+        return self._left(0, self.limit, self.spent)
 
     @property
     def left_tokens(self) -> float:
-        return _left(self.tokens, self.spent_tokens + sum(kept[1] for kept in self._kept_back))
+        return self._left(1, self.tokens, self.spent_tokens)
 
     @property
     def left_usd(self) -> float:
-        return _left(self.usd, self.spent_usd + sum(kept[2] for kept in self._kept_back))
+        return self._left(2, self.usd, self.spent_usd)
+
+    def _left(self, which: int, limit: float | None, spent: float) -> float:
+        kept = sum(one[which] for one in self._kept_back)
+        return math.inf if limit is None else max(0, limit - spent - kept)
 
     @property
     def is_limited(self) -> bool:
@@ -187,17 +204,14 @@ class Budget:
         for model in models if self.usd is not None else ():
             if cost(model, 1, 1) is None:
                 raise BudgetError(
-                    f"A budget in money cannot be kept: MLflow and litellm know no price of "
-                    f"{model}. Nothing was spent. Set the budget in tokens or calls instead: "
+                    f"A budget in money cannot be kept: litellm knows no price of {model}. Nothing "
+                    "was spent. Set the budget in tokens or calls instead: "
                     "workbench.Budget(tokens=...)."
                 )
 
     @contextmanager
     def keeping(self, *, calls: int = 0, tokens: int = 0, usd: float = 0.0) -> Iterator[None]:
-        """Within it so much is kept back for what comes later, where there is a limit.
-
-        Raises `BudgetError` when there is not so much left, or nothing beside it.
-        """
+        """Keep so much back for what comes later; `BudgetError` when nothing is left beside it."""
         kept = (calls, tokens, usd)
         with self._changed:
             if self.left <= calls or self.left_tokens <= tokens or self.left_usd <= usd:
@@ -213,24 +227,17 @@ class Budget:
             with self._changed:
                 self._kept_back.remove(kept)
 
-    # -- one request ------------------------------------------------------------------------
-
     def reserve(
         self,
         model: str,
         payload: Mapping[str, Any] | None = None,
         is_over: Callable[[], bool] = lambda: False,
     ) -> Reservation:
-        """Count a request, and reserve the most that it can use; `settle` must follow.
-
-        ``payload`` is what is sent, None where nobody knows; ``is_over`` tells that it need not
-        be made any more. Raises `BudgetError`, and counts nothing, when not enough is left for it
-        or no price is known.
-        """
+        """Count a request, and reserve the most that it can use; `settle` must follow."""
         self.check(model)
         read, written = (0, 0)
         if self.measures:
-            read, written = most_tokens(payload or {}, self._assumed_output)
+            read, written = most_tokens(payload or {})
         usd = 0.0 if self.usd is None else cost(model, read, written) or 0.0
         wanted = Reservation(1, read, written, usd, model=model)
         with self._changed:
@@ -268,10 +275,7 @@ class Budget:
         written: int | None = None,
         repeated: int | None = None,
     ) -> Usage:
-        """Replace a reservation by what was used, and return that as far as it is known.
-
-        All of the reservation counts where it is not.
-        """
+        """Replace a reservation by what was used, and return that; all of it where not known."""
         model, told = reserved.model, read is not None and written is not None
         price = cost(model, read or 0, written or 0) if told or model.startswith(FREE) else None
         known = Usage(1, read, written, price, repeated)
@@ -280,17 +284,9 @@ class Budget:
         with self._changed:
             self._under_way.remove(reserved)
             self._known += known
-            self._assumed_output = max(self._assumed_output, written)
             self.spent_tokens += read + written
             self.spent_usd += cost(model, read, written) or 0.0
             self._changed.notify_all()
-        if self.measures and read + written > reserved.tokens:
-            warnings.warn(
-                f"A request to {model} used {read + written:,} tokens, where "
-                f"{reserved.tokens:,} were reserved as the most, so that the budget may be "
-                "exceeded by the difference. Set max_tokens in the judge's inference_params.",
-                stacklevel=2,
-            )
         return known
 
     def charge(self, used: Usage) -> None:
@@ -317,12 +313,6 @@ class Budget:
     def __repr__(self) -> str:
         return f"Budget({self})"
 
-
-def _left(limit: float | None, used: float) -> float:
-    return math.inf if limit is None else max(0, limit - used)
-
-
-# -- sizes ----------------------------------------------------------------------------------
 
 # Names that are added up; the first group of which one is known counts. Anthropic's `input_tokens`
 # are those that were not in the prompt cache, and all others' names hold both.
@@ -356,11 +346,8 @@ def _part(whole: Any, name: str) -> Any:
     return whole.get(name) if isinstance(whole, Mapping) else getattr(whole, name, None)
 
 
-def most_tokens(payload: Mapping[str, Any], assumed: int = ASSUMED_OUTPUT) -> tuple[int, int]:
-    """Tokens that a chat request can read and write at most; ``assumed`` where it sets no limit.
-
-    No tokenizer makes more tokens of a text than it has bytes.
-    """
+def most_tokens(payload: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens that a chat request can read, one for each byte, and write at most."""
     sent = {key: value for key, value in payload.items() if key not in _OUTPUT_LIMITS}
     text = json.dumps(sent, ensure_ascii=False, default=_plain)
     messages = payload.get("messages") or ()
@@ -368,9 +355,8 @@ def most_tokens(payload: Mapping[str, Any], assumed: int = ASSUMED_OUTPUT) -> tu
     stated = [payload.get(name) for name in _OUTPUT_LIMITS]
     stated.append(_part(payload.get("generationConfig"), "maxOutputTokens"))
     limits = [limit for limit in stated if isinstance(limit, int)]
-    answers = payload.get("n")
-    times = answers if isinstance(answers, int) and answers > 1 else 1
-    return prompt, times * (max(limits) if limits else assumed)
+    times = payload.get("n") or 1
+    return prompt, times * max(limits, default=ASSUMED_OUTPUT)
 
 
 def _plain(value: Any) -> Any:

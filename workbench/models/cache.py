@@ -1,12 +1,10 @@
 """Content-addressed store of model answers: each question to a model is paid once, ever.
 
-Answers lie on disk as JSON in an SQLite database, which threads and processes use together. Where
-two processes want the same answer at the same time, one asks and the other waits for it.
+Threads and processes use it together: of several that want an answer, one asks and others wait.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -25,14 +23,10 @@ from workbench.errors import StoreError
 
 try:
     import fcntl
-except ImportError:  # Windows, where processes do not wait for each other
+except ImportError:  # Windows, where nobody waits
     fcntl = None  # type: ignore[assignment]  # else a module
 
 CACHE_VARIABLE = "WORKBENCH_CACHE"
-
-# The questions that threads of this process are asking: locks of files hold between processes.
-_ASKED: set[tuple[Path, str]] = set()
-_CHANGED = threading.Condition()
 
 KEY_FORMAT = 3  # of keys; raised when an old answer must not be found
 
@@ -44,20 +38,13 @@ def cache_directory() -> Path:
 
 
 def question_key(*parts: Any) -> str:
-    """Key of a question: sha256 of the canonical JSON of its parts and of `KEY_FORMAT`.
-
-    The parts are all that decides the answer, but for where the model is reached.
-    """
+    """Key of a question: sha256 of all that decides the answer but where the model is reached."""
     text = json.dumps([KEY_FORMAT, *parts], sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class AnswerCache(AbstractContextManager["AnswerCache"]):
-    """Answers by key, on disk, in ``directory`` or else `cache_directory`.
-
-    A context manager that closes itself. Every method raises `StoreError` when the folder cannot be
-    read or written.
-    """
+    """Answers by key, on disk; `StoreError` when the folder cannot be read or written."""
 
     def __init__(self, directory: str | Path | None = None) -> None:
         self.directory = Path(directory) if directory else cache_directory()
@@ -83,45 +70,20 @@ class AnswerCache(AbstractContextManager["AnswerCache"]):
 
     @contextmanager
     def asking(self, key: str, is_over: Callable[[], bool]) -> Iterator[None]:
-        """Within it, no other thread or process asks the question of this key.
-
-        Waits while one does, until ``is_over``. The system frees what a killed process held.
-        """
-        name = self.directory.absolute(), key
-        with _CHANGED:
-            while name in _ASKED and not is_over():
-                _CHANGED.wait(0.2)
-            mine = name not in _ASKED
-            _ASKED.add(name)
-        try:
-            with self._among_processes(key, is_over):
-                yield
-        finally:
-            if mine:
-                with _CHANGED:
-                    _ASKED.remove(name)
-                    _CHANGED.notify_all()
-
-    @contextmanager
-    def _among_processes(self, key: str, is_over: Callable[[], bool]) -> Iterator[None]:
-        if fcntl is None:
-            yield
-            return
-        # Of the byte of the file that stands for the question.
-        place, held = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"), False
-        with self._database():
-            file = _lock_file(self.directory)
-        while not held and not is_over():
-            with self._database(), suppress(BlockingIOError, PermissionError):
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-                held = True
-            if not held:
+        """Wait until no other thread or process asks this question, or it is over, and hold it."""
+        path = self.directory / "asking" / hashlib.sha256(key.encode()).hexdigest()
+        file: int | None = None
+        while fcntl is not None and file is None and not is_over():
+            with self._database():
+                file = _locked(path)
+            if file is None:
                 time.sleep(0.05)
         try:
             yield
         finally:
-            if held:
-                fcntl.lockf(file, fcntl.LOCK_UN, 1, place)
+            if file is not None:
+                path.unlink(missing_ok=True)
+                os.close(file)
 
     def __len__(self) -> int:
         with self._database() as database:
@@ -165,7 +127,13 @@ class AnswerCache(AbstractContextManager["AnswerCache"]):
         return connection
 
 
-@functools.lru_cache
-def _lock_file(directory: Path) -> int:
-    """Opened once and never closed: closing it would free all locks of this process."""
-    return os.open(directory / "asking.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+def _locked(path: Path) -> int | None:
+    """Open a file and lock it; None where another thread or process has it."""
+    path.parent.mkdir(exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    with suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file).st_nlink:  # else the one who had it has removed it
+            return file
+    os.close(file)
+    return None

@@ -1,9 +1,7 @@
 """Sends one request to a model and says what came back: an answer, or a fault and what it means.
 
-A request's call may be a judge of MLflow's, a dspy program or anything else. Its HTTP requests,
-of which one call may make several (tools, a provider that takes no answer schema), go out through
-the client: over pooled connections, counted and reserved in the budget before they are sent, and
-without retries of their own, so that the runner can decide for all calls together what to do.
+Its call may be a judge of MLflow's, a dspy program or anything else, and make several HTTP
+requests: over pooled connections, counted in the budget before they are sent, without retries.
 """
 
 from __future__ import annotations
@@ -14,16 +12,19 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import requests
 
-from workbench.compat import HTTPStatusError, intercepted
+from workbench.compat import HTTPStatusError, current_sender, intercepted
 from workbench.credentials import environment_keys, redact
-from workbench.errors import BudgetError, CancelledError, ReplayError, StoreError
-from workbench.models.answers import AnswerError, check_error, read_content, readable, said
-from workbench.models.budget import UNPAID, Budget, Reservation, Usage, tokens_used
+from workbench.errors import BudgetError, CancelledError, ModelError, ReplayError, StoreError
+from workbench.models.answers import AnswerError, check_error, readable, said
+from workbench.models.budget import UNPAID, Budget, Usage, tokens_used
 from workbench.models.faults import (
+    ADVICE,
+    FAILURES_TO_STOP,
     Fault,
     StoppedError,
     cause_of_type,
@@ -43,19 +44,16 @@ _QUERY: Final = re.compile(r"(?<=\S)\?[^\s'\")]+")  # of a URL, or of its path a
 # What ends a run and is no fault of a model.
 _ENDINGS: Final = (CancelledError, ReplayError, StoreError, StoppedError)
 
-# -- requests -------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Request:
     """One question to a model.
 
-    The ``key`` is the same on every machine and in every store. ``call`` makes the call, and
-    ``read`` turns what it gives into an answer that JSON takes; it raises `AnswerError` where that
-    is unusable, as ``check`` does for an answer from the cache.
+    ``read`` turns what ``call`` gives into an answer that JSON takes; it raises `AnswerError` where
+    that is unusable, as ``check`` does for an answer from the cache.
     """
 
-    key: str | None  # None: the answer is neither kept nor recorded
+    key: str | None  # the same in every store; None: the answer is neither kept nor recorded
     model: str  # its URI, for prices; "" where there is none
     call: Callable[[], Any]
     read: Callable[[Any], dict[str, Any]]
@@ -65,7 +63,7 @@ class Request:
     place: str = ""  # where the model is reached, without credentials; "": the provider's address
     origin: str | None = ""  # what else decides the answer, as the server does; None: not kept
     credentials: tuple[str, ...] = ()  # what is redacted from messages and answers
-    metered: bool = True  # whether all its HTTP requests pass the client; else it counts as one
+    metered: bool = True  # whether all its HTTP requests pass the client; else it counts itself
 
     @property
     def cache_key(self) -> str | None:
@@ -76,7 +74,6 @@ class Request:
 
     @property
     def asker(self) -> str:
-        """Who asks which model."""
         return f"{self.sender} ({self.model})" if self.model else self.sender
 
     def is_usable(self, answer: dict[str, Any]) -> bool:
@@ -87,18 +84,31 @@ class Request:
             return False
         return True
 
+    def unanswered(self, fault: Fault, unusable: int, answered: bool) -> ModelError:
+        """Return the error that ends a run in which no call can be expected to succeed."""
+        got = "no answer"
+        if fault.kind == "answer":
+            got = f"no usable answer to its first {unusable} requests"
+        where = f" at {self.place}" if self.place else ""
+        advice = ADVICE.get(fault.kind, f"{FAILURES_TO_STOP} calls in a row failed.")
+        kept = "What was answered before is kept; run again for the rest."
+        return fault.error(
+            f"{self.sender} got {got} from {self.model}{where}: {fault.message.rstrip('.')}. "
+            f"{advice} {kept if answered else 'Nothing was answered.'}"
+        )
+
     def __str__(self) -> str:
         return f"{self.asker} on {self.about}" if self.about else self.asker
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """An answer or a fault. ``usage`` is its cost, at whatever time; ``cached``: paid before."""
+    """An answer or a fault."""
 
     answer: dict[str, Any] | None
     fault: Fault | None = None
-    usage: Usage = UNPAID
-    cached: bool = False
+    usage: Usage = UNPAID  # at whatever time
+    cached: bool = False  # paid before
 
     @property
     def paid(self) -> Usage:
@@ -126,11 +136,7 @@ class Client:
     def send(
         self, request: Request, budget: Budget, *, is_over: Callable[[], bool] = lambda: False
     ) -> Outcome:
-        """Make one call, without retries.
-
-        Once ``is_over`` no further HTTP request is sent: `StoppedError`. Where the budget does not
-        allow the next one, the outcome's fault is of the kind ``budget``.
-        """
+        """Make one call, without retries. Once ``is_over`` the next request is a `StoppedError`."""
         call = _UnderWay(self, request, budget, is_over)
         answer: dict[str, Any] | None = None
         fault: Fault | None = None
@@ -153,17 +159,13 @@ class Client:
     def post(
         self, endpoint: str, headers: Mapping[str, str], payload: Mapping[str, Any], seconds: float
     ) -> dict[str, Any]:
-        """POST a chat request and return the JSON answer.
-
-        A status from 400 is an `HTTPStatusError`, an answer that is no JSON one of 502.
-        """
+        """POST a chat request and return the JSON answer; `HTTPStatusError` for any other."""
         key = (endpoint, *headers.items())
         if key not in self._prepared:
             full = {"Content-Type": "application/json", **headers}
-            template = self._session.prepare_request(
-                requests.Request("POST", endpoint, headers=full)
-            )
-            self._prepared[key] = template, dict(requests.utils.get_environ_proxies(endpoint))
+            asked = requests.Request("POST", endpoint, headers=full)
+            proxies = dict(requests.utils.get_environ_proxies(endpoint))
+            self._prepared[key] = self._session.prepare_request(asked), proxies
         template, proxies = self._prepared[key]
         prepared = template.copy()
         prepared.prepare_body(json.dumps(payload).encode(), None)
@@ -191,19 +193,14 @@ _NO_SCHEMA: Final = re.compile(
 
 
 def _told(response: requests.Response, payload: Mapping[str, Any]) -> tuple[int, str]:
-    """The status of an error answer and the provider's own message.
-
-    A refused answer schema, whatever its status, becomes one of 400 with the word for it, by which
-    MLflow knows it: it asks again without one, and remembers that for the model.
-    """
-    status = response.status_code
-    try:
+    """The status of an error answer and the provider's own message."""
+    status, message = response.status_code, ""
+    with suppress(ValueError, AttributeError):
         message = said(response.json())
-    except (ValueError, AttributeError):
-        message = ""
     message = message or response.text[:LONGEST_MESSAGE] or f"HTTP {status}"
     refused = "response_format" in payload and status not in (401, 403, 429)
     if refused and _NO_SCHEMA.search(message):
+        # By this MLflow knows it, asks again without a schema, and remembers that for the model.
         return 400, f"{message} (response_format)"
     return status, message
 
@@ -218,52 +215,42 @@ class _UnderWay:
         self.usage = Usage()
         # A client of a provider, as litellm's is, reads the provider's keys by itself.
         self.credentials = [*request.credentials, *environment_keys(request.model)]
-        self._unmetered: Reservation | None = None
 
     def make(self) -> dict[str, Any]:
-        """Make the call, and read its answer; HTTP requests of this thread pass here meanwhile."""
-        if not self.request.metered:
-            self._unmetered = self._reserve()
-        try:
-            with intercepted(self):
-                read = self.request.read(self.request.call())
-                # An answer is stored and shown, and a gateway may repeat in it what it was sent.
-                answer: dict[str, Any] = _redacted(read, self.credentials)
-                self.request.check(answer)
-                return answer
-        finally:
-            if self._unmetered is not None:
-                self.usage += self.budget.settle(self._unmetered)
+        """Make the call, and read its answer."""
+        request = self.request
+        call = request.call if request.metered else partial(self.ask, {}, request.call)
+        with intercepted(self):
+            read = request.read(call())
+            # An answer is stored and shown, and a gateway may repeat in it what it was sent.
+            answer: dict[str, Any] = _redacted(read, self.credentials)
+            request.check(answer)
+            return answer
 
-    def post(
-        self, endpoint: str, headers: Mapping[str, str], payload: dict[str, Any]
-    ) -> dict[str, Any]:
+    def post(self, endpoint: str, headers: Mapping[str, str], payload: dict[str, Any]) -> Any:
         """POST one chat request; its own ``timeout``, in seconds, is not sent."""
-        seconds = payload.get("timeout") or os.environ.get(TIMEOUT_VARIABLE) or ANSWER_SECONDS
+        given = payload.get("timeout") or os.environ.get(TIMEOUT_VARIABLE) or ANSWER_SECONDS
         payload = {name: value for name, value in payload.items() if name != "timeout"}
-        self.client.timeout = float(seconds)
+        self.client.timeout = seconds = float(given)
         for name, value in headers.items():
             if name.lower() not in ("content-type", "accept", "user-agent"):
                 self.credentials += [value, value.split(" ")[-1]]
-        body = self.ask(
-            payload, lambda: self.client.post(endpoint, headers, payload, float(seconds))
-        )
+        body = self.ask(payload, lambda: self.client.post(endpoint, headers, payload, seconds))
         return readable(body, tools="tools" in payload)
 
     def read(self, response: Any, *, tools: bool) -> Any:
         """Return litellm's response with the JSON that its message holds (see `readable`)."""
-        if not response.choices:
-            raise AnswerError("the provider answered without any choice")
-        choice = response.choices[0]
-        message = choice.message
+        read = readable(response.model_dump(), tools=tools)["choices"][0]["message"]
+        message = response.choices[0].message
         if not (message.tool_calls and tools):
-            message.content = read_content(message.model_dump(), str(choice.finish_reason or ""))
-            message.tool_calls = None
+            message.content, message.tool_calls = read["content"], None
         return response
 
     def ask(self, payload: Mapping[str, Any], send: Callable[[], Any]) -> Any:
         """Reserve for one HTTP request, let ``send`` make it, and settle what it used."""
-        reserved, self._unmetered = self._unmetered or self._reserve(payload), None
+        if self.is_over():
+            raise StoppedError
+        reserved = self.budget.reserve(self.request.model, payload, self.is_over)
         try:
             answer = send()
         except BaseException as error:
@@ -273,11 +260,6 @@ class _UnderWay:
             raise
         self.usage += self.budget.settle(reserved, *tokens_used(answer))
         return answer
-
-    def _reserve(self, payload: Mapping[str, Any] | None = None) -> Reservation:
-        if self.is_over():
-            raise StoppedError
-        return self.budget.reserve(self.request.model, payload, self.is_over)
 
 
 def _redacted(part: Any, credentials: Sequence[str]) -> Any:
@@ -290,9 +272,6 @@ def _redacted(part: Any, credentials: Sequence[str]) -> Any:
 
 
 def ask(payload: Mapping[str, Any], send: Callable[[], Any]) -> Any:
-    """Send one request of the call that is under way by ``send``: counted, and within its budget.
-
-    For calls that are no judge's. Outside of `Client.send` it is just sent.
-    """
-    under_way = intercepted.current()
+    """Let ``send`` send one request of the call that is under way, counted, within its budget."""
+    under_way = current_sender()
     return send() if under_way is None else under_way.ask(payload, send)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -30,7 +29,6 @@ Kind = Literal[
     "rate_limit",  # slow down, then try again
     "transient",  # try again
     "timeout",  # no answer in time: try again once
-    "no_connection",  # the host does not take connections in time: try again once
     "request",  # the provider does not take this very request
     "answer",  # the model answered, but not usably
     "budget",  # the budget did not allow the next request
@@ -39,21 +37,18 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Fault:
-    """A failed call: its kind, the provider's message, and the seconds that it asks to wait.
-
-    ``status`` is the HTTP status, None where nothing was answered.
-    """
+    """A failed call, in the provider's words; ``retry_after`` is in seconds."""
 
     kind: Kind
     message: str
     retry_after: float | None = None
-    status: int | None = None
+    status: int | None = None  # of HTTP; None where nothing was answered
 
     @property
     def recorded(self) -> Fault:
         """What recordings hold of it: messages about a connection name the server's address."""
-        answered = self.status is not None and self.kind != "unreachable"
-        return Fault(self.kind, self.message if answered else _LOST.get(self.kind, self.message))
+        lost = self.kind == "unreachable" or (self.kind in ATTEMPTS and self.status is None)
+        return Fault(self.kind, "There was no answer" if lost else self.message)
 
     @property
     def permanent(self) -> bool:
@@ -63,23 +58,15 @@ class Fault:
     @property
     def error(self) -> type[ModelError]:
         """The exception that a run ends with for its sake."""
-        if self.kind in ("unreachable", "no_connection"):
+        if self.kind == "unreachable":
             return UnreachableModelError
         return CredentialError if self.kind == "credential" else ModelError
 
-
-_LOST: Final = {
-    "unreachable": "Nothing answers at the model's address",
-    "transient": "The connection was lost",
-    "timeout": "No answer came in time",
-    "no_connection": "No connection came about in time",
-}
 
 ADVICE: Final = {
     "credential": "Check the key, which providers read from the environment (for openai:/ models "
     "OPENAI_API_KEY; a local server that asks for none takes any value).",
     "unreachable": "Check that the server runs and that base_url names it.",
-    "no_connection": "Check that base_url names the server and that no firewall is between.",
     "refused": "Check the model's name, the endpoint and the quota.",
     "rate_limit": "Run again later, or ask for a higher rate limit.",
     "timeout": "Allow a longer timeout among inference_params, or lower the concurrency.",
@@ -88,13 +75,15 @@ ADVICE: Final = {
 }
 """What to do about calls of which none can be expected to succeed, by kind of fault."""
 
+# Attempts at one question, by the kind of fault; any other is not tried again.
+ATTEMPTS: Final = {"rate_limit": 12, "transient": 4, "timeout": 2}
+
+# In a row, each after all its attempts, or unusable answers where there was no other.
+FAILURES_TO_STOP: Final = 10
+
 _SERVER: Final = range(500, 600)
-_NO_CREDIT: Final = (
-    "insufficient_quota", "exceeded your current quota", "your credit balance is too low",
-    "billing_hard_limit", "billing hard limit",
-)  # fmt: skip
+_NO_CREDIT: Final = ("your current quota", "credit balance is too low", "billing hard limit")
 _PER_MINUTE: Final = ("please retry in ", "retrydelay")  # Gemini's, which also names the plan
-_RETRY_IN: Final = re.compile(r"[Pp]lease retry in (\d+(?:\.\d+)?) ?s")
 
 # Statuses, words of which the message must have one, kind. The first that fits counts. litellm
 # gives 500 to calls that never reached a server.
@@ -123,9 +112,8 @@ def classify(error: BaseException) -> Fault:
     for link in causes(error):
         if isinstance(link, AnswerError):
             return Fault("answer", str(link))
-        if "Timeout" in type(link).__name__:  # Python's, requests', httpx', litellm's, dspy's
-            is_late = type(link).__name__ != "ConnectTimeout"
-            return Fault("timeout" if is_late else "no_connection", message)
+        if "Timeout" in (name := type(link).__name__):  # Python's, requests', httpx', dspy's
+            return Fault("unreachable" if name == "ConnectTimeout" else "timeout", message)
         if (status := _status(link)) is not None:
             return _of_status(status, message, _retry_after(link))
         if isinstance(link, requests.RequestException | ConnectionError | gaierror):
@@ -164,18 +152,15 @@ def cause_of_type(
 
 
 def _has(text: str, words: tuple[str, ...]) -> bool:
-    return any(word in text.lower() for word in words)
+    """Whether a text has one of the words, or none are asked for."""
+    return not words or any(word in text.lower() for word in words)
 
 
 def _of_status(status: int, message: str, wait: float | None) -> Fault:
     if status == 503 and wait is not None:
         status = 429
-    if wait is None and (told := _RETRY_IN.search(message)):
-        wait = float(told[1])
-    kind: Kind = next(
-        (k for those, words, k in _BY_STATUS if status in those and _has(message, words or ("",))),
-        "request",
-    )
+    fits = (k for those, words, k in _BY_STATUS if status in those and _has(message, words))
+    kind: Kind = next(fits, "request")
     if wait is not None and wait > LONGEST_WAIT:
         kind, wait = "refused" if kind == "rate_limit" else kind, None
     return Fault(kind, message, wait, status)
@@ -188,11 +173,7 @@ def _retry_after(error: BaseException) -> float | None:
 
 
 def seconds_to_wait(retry_after: Any) -> float | None:
-    """Seconds that a ``Retry-After`` header asks for (a number or a date); None without one.
-
-    >>> seconds_to_wait("1.5"), seconds_to_wait("soon"), seconds_to_wait(None)
-    (1.5, None, None)
-    """
+    """Seconds that a ``Retry-After`` header asks for (a number or a date); None without one."""
     try:
         seconds = float(retry_after)
     except (TypeError, ValueError):
@@ -205,6 +186,6 @@ def seconds_to_wait(retry_after: Any) -> float | None:
 
 def was_refused(error: BaseException) -> bool:
     """Whether a provider can't have worked on a request, as on one given up after 408 or 504."""
-    status = _status(error) or 0
-    never_sent = classify(error).kind in ("unreachable", "no_connection")
-    return never_sent or (status >= 400 and status not in (408, 504))
+    fault = classify(error)
+    answered = fault.status is not None and fault.status not in (408, 504)
+    return answered or fault.kind == "unreachable"

@@ -1,8 +1,7 @@
 """The model answers of a run in one file, and runs that take their answers from such a file.
 
-The file is text, one JSON object a line (gzip where its name ends in ``.gz``): a `Head`, then an
-`Entry` for each answer, under the key of its question. Lines are sorted and hold no times, so that
-the same run gives the same bytes.
+Its lines are JSON (gzip where its name ends in ``.gz``): a `Head`, then an `Entry` for each answer.
+They are sorted and hold no times, so that the same run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import os
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
@@ -22,7 +21,7 @@ from typing import Any, Final, Literal, NoReturn
 import filelock
 from pydantic import BaseModel, Field, ValidationError
 
-from workbench.compat import intercepted
+from workbench.compat import intercepted, senders_of_process
 from workbench.errors import ArgumentError, ReplayError
 from workbench.formatting import write_whole
 from workbench.models.budget import UNPAID, Usage
@@ -37,7 +36,7 @@ LARGEST_FILE: Final = 2**28  # bytes, after expansion, beyond which a file is no
 
 
 class Head(BaseModel, extra="forbid", frozen=True):
-    """The first line. Of a run of a notebook it names the notebook and what that was given."""
+    """The first line, which names the notebook that was run, and what that was given."""
 
     file: Literal["workbench answers"]
     format: Literal[3]
@@ -47,26 +46,19 @@ class Head(BaseModel, extra="forbid", frozen=True):
 
 
 class Entry(BaseModel, extra="forbid", frozen=True):
-    """The answer to one question, or why there is none.
-
-    ``paid`` is what the run paid for it: nothing for an answer from before, which cost ``before``.
-    """
+    """The answer to one question, or why there is none."""
 
     key: str = Field(pattern=r"^[0-9a-f]{64}$")
     about: str = ""
     answer: dict[str, Any] | None = None
     failed: Fault | None = None
-    paid: Usage = UNPAID
-    before: Usage = UNPAID
-
-
-# -- the file -------------------------------------------------------------------------------
+    paid: Usage = UNPAID  # by the run
+    before: Usage = UNPAID  # what an answer cost that the run had in its cache
 
 
 def _read_file(path: Path) -> tuple[Head, dict[str, Entry]]:
     """Read head and entries of a file of answers, which may come from anywhere."""
-    number, head = 0, None
-    entries: dict[str, Entry] = {}
+    number, head, entries = 0, None, dict[str, Entry]()
     try:
         for line in _lines(path):
             number += 1
@@ -88,24 +80,16 @@ def _read_file(path: Path) -> tuple[Head, dict[str, Entry]]:
         ) from None
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-    size = 0
-    with gzip.open(path) if packed else path.open("rb") as stream:
-        while line := stream.readline(LARGEST_FILE + 1 - size):
-            size += len(line)
-            if size > LARGEST_FILE:
-                raise ValueError(f"it expands to more than {LARGEST_FILE:,} bytes")
-            yield line
+def _lines(path: Path) -> list[bytes]:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        text = stream.read(LARGEST_FILE + 1)
+    if len(text) > LARGEST_FILE:
+        raise ValueError(f"it expands to more than {LARGEST_FILE:,} bytes")
+    return text.splitlines()
 
 
 class Recorder:
-    """Collects the answers of a run, and writes them to a file or adds them to one.
-
-    Raises `ArgumentError` where the file cannot be written or records another ``run`` of a
-    notebook, and `ReplayError` where the path holds something else.
-    """
+    """Collects the answers of a run, and writes them to a file or adds them to one."""
 
     def __init__(self, path: str | os.PathLike[str], **run: Any) -> None:
         self.path = Path(path).expanduser().resolve()
@@ -118,14 +102,10 @@ class Recorder:
         self.head = Head(file="workbench answers", format=3, default_model=model, **run)
         self._entries: dict[str, Entry] = {}
         self._lock = threading.Lock()
-        if self.path.exists() and (before := _read_file(self.path)[0]).notebook:
-            same = before.model_copy(update={"default_model": model})
-            if run and same != self.head:
-                raise ArgumentError(
-                    f"{self.path} records {same.notebook} with the parameters {same.parameters}, "
-                    f"and not {self.head.notebook} with {self.head.parameters}. Name another file."
-                )
-            self.head = same
+        if self.path.exists():
+            before = _read_file(self.path)[0]
+            if not run:  # the process of a notebook, which is named there
+                self.head = before.model_copy(update={"default_model": model})
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -146,12 +126,6 @@ class Recorder:
                 lines = [self.head, *(entries[key] for key in sorted(entries))]
                 dumped = (one.model_dump(exclude_defaults=True) for one in lines)
                 text = "".join(f"{json.dumps(one, sort_keys=True)}\n" for one in dumped).encode()
-                if len(text) > LARGEST_FILE:
-                    raise ReplayError(
-                        f"With {len(entries):,} answers {self.path} would have more than "
-                        f"{LARGEST_FILE:,} bytes, and could not be read again. The file "
-                        "is unchanged. Record to another one, or record less."
-                    )
                 packed = self.path.suffix == ".gz"
                 write_whole(self.path, gzip.compress(text, mtime=0) if packed else text)
         except (OSError, filelock.Timeout) as error:
@@ -211,39 +185,30 @@ class Player:
     ask = read = post
 
 
-# -- what is recorded or replayed now -------------------------------------------------------
-
 _current: ContextVar[Recorder | Player | None] = ContextVar("workbench_recording", default=None)
-
 # For threads that MLflow or a user starts, which have a context of their own.
 _in_process: Final[list[Recorder | Player]] = []
-
 # Later the variables name files to processes that this one starts.
 _AT_START: Final = (os.environ.get(RECORD_VARIABLE), os.environ.get(REPLAY_VARIABLE))
 
 
 def current() -> Recorder | Player | None:
-    """Return what this context records to or replays from, else what the process does.
-
-    That is what was begun last in any thread, else the file of the environment.
-    """
+    """Return what this context, else what another thread or the environment records or replays."""
     found = _current.get()
     if found is None:
         found = next(reversed(_in_process), None)
     return _of_process() if found is None else found
 
 
+_held: Final = ExitStack()  # for as long as the process lives
+
+
 @functools.cache
 def _of_process() -> Recorder | Player | None:
     """Open the file that the environment named when this process was started."""
     record, replay = _AT_START
-    if record and replay:
-        raise ArgumentError(
-            f"{RECORD_VARIABLE} and {REPLAY_VARIABLE} are both set. A run is either recorded or "
-            "replayed: unset one of them."
-        )
     if replay:
-        intercepted.enter()
+        _held.enter_context(intercepted(None))
         return Player(replay)
     return Recorder(record) if record else None
 
@@ -254,7 +219,7 @@ def replayed() -> Player | None:
     return found if isinstance(found, Player) else None
 
 
-intercepted.otherwise = replayed
+senders_of_process.append(replayed)
 
 
 def recorder() -> Recorder | None:

@@ -1,7 +1,7 @@
 """Asks models many questions: in parallel, cached, retried, slowed down, stopped when in vain.
 
-Every question gets an outcome, failures included: a failure is data, and only when no call can
-be expected to succeed is it an exception. This is the only place where requests are retried.
+Every question gets an outcome: a failure is data, and only when no call can be expected to succeed
+is it an exception. This is the only place where requests are retried.
 """
 
 from __future__ import annotations
@@ -18,41 +18,36 @@ from typing import Any, Final
 import tenacity
 
 from workbench.compat import intercepted
-from workbench.errors import BudgetError, CancelledError, ModelError, StoreError, check_whole
+from workbench.errors import BudgetError, CancelledError, StoreError, check_whole
 from workbench.formatting import bar
 from workbench.models import recording
 from workbench.models.budget import UNPAID, Budget, Usage, cost
 from workbench.models.cache import AnswerCache
 from workbench.models.client import Client, Outcome, Request
-from workbench.models.faults import ADVICE, Fault, StoppedError
+from workbench.models.faults import ATTEMPTS, FAILURES_TO_STOP, Fault, StoppedError
 from workbench.models.throttle import Throttle
-
-# Attempts at one question, by the kind of fault; any other is not tried again.
-ATTEMPTS: Final = {"rate_limit": 12, "transient": 4, "timeout": 2, "no_connection": 2}
 
 PATIENCE: Final = 90.0  # seconds of rate limits without a single success
 
-# Failures in a row, each after all its attempts. Until something was answered one permanent failure
-# is enough. Unusable answers, and requests that are refused for what is in them, count until then.
+# In a row; until something was answered one is enough.
 PERMANENT_FAILURES_TO_STOP: Final = 3
-FAILURES_TO_STOP: Final = 10
 
 # How long the end of a run waits for calls under way; what they bring later is kept in the cache.
 SECONDS_AFTER_INTERRUPT: Final = 5.0
 SECONDS_AFTER_ERROR: Final = 60.0
 
+OnOutcome = Callable[[int, Outcome], None]
+
 
 class Runner(AbstractContextManager["Runner"]):
-    """Asks questions, in as many runs as follow each other. A context manager that closes itself.
+    """Asks questions, in as many runs as follow each other, which share connections and slots.
 
-    Its runs share connections, the throttle, and whether the model has answered at all. ``cache``
-    keeps answers and never failures; ``budget`` counts requests before they are made. Once ``stop``
-    is set no call is begun any more, and those under way are waited for, a minute at most. A run
-    gives up after ``patience`` seconds of rate limits without a success, to which the longest pause
-    that the provider asked for is added. A model that has ``answered`` so often before is known to
-    answer: requests that it refuses and answers that are unusable end no run. To one that is
-    ``proven`` the first call has no head start. ``throttle`` has the slots where they are not this
-    runner's alone. ``used`` is what all requests so far have cost.
+    ``cache`` keeps answers and never failures; ``budget`` counts requests before they are made.
+    Once ``stop`` is set no call is begun, and those under way are waited for, a minute at most.
+    ``patience`` is how many seconds of rate limits without a success are borne, beside the longest
+    pause that the provider asked for. Where a model has ``answered`` before, requests that it
+    refuses and answers that are unusable end no run. ``throttle`` has the slots where they are not
+    this runner's alone. ``used`` is what all requests so far have cost.
     """
 
     def __init__(
@@ -64,16 +59,13 @@ class Runner(AbstractContextManager["Runner"]):
         stop: threading.Event | None = None,
         patience: float = PATIENCE,
         answered: int = 0,
-        proven: bool = False,
         throttle: Throttle | None = None,
     ) -> None:
         check_whole("concurrency", concurrency)
         self.cache, self.budget, self.concurrency = cache, budget or Budget(), concurrency
         self.stop, self.patience = stop or threading.Event(), patience
         self.client, self.throttle = Client(concurrency), throttle or Throttle(concurrency)
-        self.answered, self.unusable, self.used = answered + proven, 0, UNPAID
-        if proven:
-            self.throttle.speed_up()
+        self.answered, self.unusable, self.used = answered, 0, UNPAID
         self.last_progress = time.monotonic()
         self.unkept: StoreError | None = None
         self._lock = threading.Lock()
@@ -82,15 +74,14 @@ class Runner(AbstractContextManager["Runner"]):
         self,
         requests: Sequence[Request],
         *,
-        on_outcome: Callable[[int, Outcome], None] = lambda index, outcome: None,
+        on_outcome: OnOutcome = lambda index, outcome: None,
         progress: str | None = None,
     ) -> list[Outcome]:
-        """Ask every question and return the outcomes in their order; equal ones are asked once.
+        """Ask every question and return the outcomes in their order.
 
         ``on_outcome`` is called in this thread with index and outcome of each as it comes, known
-        ones first. ``progress`` is the text before a bar. Raises `ModelError` or a kind of it when
-        no call can be expected to succeed, and `BudgetError`, `CancelledError`, `StoreError` and
-        `ReplayError` for what stands against asking or keeping.
+        ones first. ``progress`` is the text before a bar. Raises `ModelError` when no call can be
+        expected to succeed, else `BudgetError`, `CancelledError`, `StoreError` or `ReplayError`.
         """
         with bar(total=len(requests), desc=progress, disable=progress is None) as shown:
             run = _Run(self, requests, shown, on_outcome)
@@ -105,11 +96,10 @@ class Runner(AbstractContextManager["Runner"]):
         return [run.found[index] for index in range(len(requests))]
 
     def ask(self, request: Request, stopped: threading.Event) -> Outcome:
-        """Get one answer, from the cache or after as many attempts as make sense.
+        """Get one answer, from the cache or after as many attempts as make sense, in any thread.
 
-        From any thread. Where the budget does not allow a request, that is the outcome's fault.
-        Once ``stopped`` or `stop` is set, a request is a `StoppedError`; ``stopped`` is set here
-        where the model has never answered usably and will not.
+        Once ``stopped`` or `stop` is set this is a `StoppedError`. It is set here where the model
+        has never answered usably and will not.
         """
         if (player := recording.replayed()) is not None:
             raise player.refusal()
@@ -133,9 +123,9 @@ class Runner(AbstractContextManager["Runner"]):
     def known(self, request: Request) -> Outcome | None:
         """The answer that the cache has; None where it has none that is usable."""
         key = request.cache_key
-        stored = self.cache.get(key) if self.cache is not None and key is not None else None
-        paid = stored.pop("paid", None) if stored is not None else None
-        if stored is None or not isinstance(paid, dict) or not request.is_usable(stored):
+        stored = {} if self.cache is None or key is None else self.cache.get(key) or {}
+        paid = stored.pop("paid", None)
+        if not isinstance(paid, dict) or not request.is_usable(stored):
             return None
         with self._lock:
             self.answered += 1
@@ -146,21 +136,17 @@ class Runner(AbstractContextManager["Runner"]):
 
     def _attempts(self, request: Request, stopped: threading.Event) -> Outcome:
         """Send the request until it is answered, refused, or tried often enough."""
-        usage, begun, asked_at = UNPAID, time.monotonic(), 0.0
+        usage, begun = UNPAID, time.monotonic()
 
         def is_over() -> bool:
             return stopped.is_set() or self.stop.is_set()
 
-        def goes_out() -> bool:
-            self.throttle.sent()
-            return is_over()
-
         def attempt() -> Outcome:
-            nonlocal usage, asked_at
+            nonlocal usage
             with self.throttle.slot(is_over) as asked_at:
                 if is_over():
                     raise StoppedError
-                outcome = self.client.send(request, self.budget, is_over=goes_out)
+                outcome = self.client.send(request, self.budget, is_over=is_over)
                 self._note(outcome, stopped, asked_at)
             usage += outcome.usage
             return outcome
@@ -169,12 +155,6 @@ class Runner(AbstractContextManager["Runner"]):
             kind = _fault(state).kind
             limited = kind == "rate_limit" and self.is_silent(begun)
             return limited or state.attempt_number >= ATTEMPTS[kind]
-
-        def slow_down(state: tenacity.RetryCallState) -> None:
-            # All calls wait together, so a limit that one met is not met by every other.
-            if (kind := _fault(state).kind) in ("rate_limit", "timeout"):
-                seconds = state.upcoming_sleep if kind == "rate_limit" else 0.0
-                self.throttle.slow_down(seconds, asked_at)
 
         def rest(seconds: float) -> None:
             end = time.monotonic() + seconds
@@ -186,7 +166,6 @@ class Runner(AbstractContextManager["Runner"]):
             # Where the provider does not say how long to wait, it is by chance and ever longer.
             wait=lambda state: _fault(state).retry_after or _backoff(state),
             stop=in_vain,
-            before_sleep=slow_down,
             sleep=rest,
             retry_error_callback=lambda state: state.outcome and state.outcome.result(),
         )(attempt)
@@ -198,7 +177,7 @@ class Runner(AbstractContextManager["Runner"]):
         return silence > self.patience + self.throttle.longest_pause
 
     def _note(self, outcome: Outcome, stopped: threading.Event, asked_at: float) -> None:
-        """Open slots after a usable answer; stop where the very first calls were in vain."""
+        """Count an outcome, adapt the slots, and stop where the very first calls were in vain."""
         fault = outcome.fault
         with self._lock:
             self.used += outcome.usage
@@ -207,14 +186,15 @@ class Runner(AbstractContextManager["Runner"]):
         if fault is None:
             self.last_progress = time.monotonic()
             self.throttle.speed_up(asked_at, self.client.timeout)
+        elif fault.kind == "rate_limit":  # all wait, so that not every call meets it
+            self.throttle.slow_down(fault.retry_after or 1.0, asked_at)
+        elif fault.kind == "timeout":
+            self.throttle.slow_down(0.0, asked_at)
         elif not self.answered and (fault.permanent or self.unusable >= FAILURES_TO_STOP):
             stopped.set()
 
-    def close(self) -> None:
-        self.client.close()
-
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self.client.close()
 
 
 _backoff: Final = tenacity.wait_random_exponential(multiplier=1, max=20)
@@ -229,33 +209,24 @@ class _Run:
     """One `Runner.run`: which questions are open, and when all is in vain."""
 
     def __init__(
-        self,
-        runner: Runner,
-        requests: Sequence[Request],
-        shown: Any,
-        on_outcome: Callable[[int, Outcome], None],
+        self, runner: Runner, requests: Sequence[Request], shown: Any, on_outcome: OnOutcome
     ) -> None:
         self.runner, self.requests = runner, requests
         self.shown, self.on_outcome = shown, on_outcome
         self.recorder = recording.recorder()
         self.found: dict[int, Outcome] = {}
-        # Equal questions are asked once where answers are kept, else as often as they stand here.
-        first: dict[str | int, int] = {}
-        self.equal: dict[int, list[int]] = {}
-        for index, request in enumerate(requests):
-            key = request.cache_key if runner.cache is not None else None
-            self.equal.setdefault(first.setdefault(key or index, index), []).append(index)
         # What came back stays here, so that Ctrl-C while it is settled loses nothing.
         self.done: list[tuple[int, Outcome | BaseException]] = []
         self.arrived = threading.Semaphore(0)
         self.stopped = threading.Event()
         self.failed: list[tuple[int, Outcome]] = []
+        self.in_a_row: list[Fault] = []
         self.counts, self.cost = Counter[str](), 0.0
 
     @property
     def open(self) -> list[int]:
-        """The first of each group of equal questions that are not settled yet."""
-        return [index for index in self.equal if index not in self.found]
+        """The questions that are not settled yet."""
+        return [index for index in range(len(self.requests)) if index not in self.found]
 
     def replay(self, player: recording.Player) -> None:
         """Take every answer from a recording, and charge the budget as its run did."""
@@ -276,8 +247,7 @@ class _Run:
         if ended:
             raise BudgetError(ended)
         if missing := self.open:
-            more = f" (and {len(missing) - 1} more of {len(self.equal)})" if missing[1:] else ""
-            raise player.missing(f"{self.requests[missing[0]]}{more}")
+            raise player.missing(str(self.requests[missing[0]]))
 
     def ask(self) -> None:
         """Settle what the cache knows, and ask the rest in threads; outcomes as they come."""
@@ -294,7 +264,6 @@ class _Run:
             for _ in range(min(self.runner.concurrency, len(questions)))
         ]
         self.runner.last_progress = time.monotonic()
-        in_a_row: list[Fault] = []
         try:
             with intercepted(None):
                 for thread in threads:
@@ -302,7 +271,7 @@ class _Run:
                 for position in range(len(questions)):
                     self._wait()
                     untried = len(questions) - position - 1 > len(threads)
-                    self._take(*self.done[position], in_a_row, untried)
+                    self._take(*self.done[position], untried)
             # Failures are those of their questions once it is known that others succeed.
             for index, outcome in self.failed:
                 self._settle(index, outcome)
@@ -334,27 +303,17 @@ class _Run:
 
     def _wait(self) -> None:
         """Wait for the next outcome, woken now and then to see that it was cancelled."""
-        arrived = False
-        while not arrived:
-            arrived = self.arrived.acquire(timeout=0.2)
-            if self.runner.stop.is_set():
-                raise CancelledError("This was cancelled. Answers that were paid for are kept.")
+        stop = self.runner.stop
+        while not (self.arrived.acquire(timeout=0.2) or stop.is_set()):
+            pass
+        if stop.is_set():
+            raise CancelledError("This was cancelled. Answers that were paid for are kept.")
 
-    def _take(
-        self,
-        index: int,
-        outcome: Outcome | BaseException,
-        in_a_row: list[Fault],
-        untried: bool,
-    ) -> None:
-        """Settle an outcome, or end the run where no other call can be expected to succeed.
-
-        Failures take longest, since they are tried again, and come in a row at the end: that says
-        nothing of the rest unless something is ``untried``, or nothing was ever answered.
-        """
+    def _take(self, index: int, outcome: Outcome | BaseException, untried: bool) -> None:
+        """Settle an outcome, or end the run where no other call can be expected to succeed."""
         if isinstance(outcome, BaseException):
             raise outcome
-        runner, fault = self.runner, outcome.fault
+        runner, fault, in_a_row = self.runner, outcome.fault, self.in_a_row
         if fault is None or fault.kind == "answer":
             in_a_row.clear()
             self._settle(index, outcome)
@@ -371,15 +330,16 @@ class _Run:
         if fault is not None and (
             self.stopped.is_set()  # by the very first calls
             or sum(one.permanent for one in in_a_row) >= PERMANENT_FAILURES_TO_STOP
+            # They take longest, being tried again, and so come in a row at the end of any run.
             or (len(in_a_row) >= FAILURES_TO_STOP and (untried or not runner.answered))
             or (fault.kind == "rate_limit" and runner.is_silent())
         ):
-            raise _no_answer(self.requests[index], fault, runner)
+            raise self.requests[index].unanswered(fault, runner.unusable, bool(runner.answered))
 
     def _settle_late(self) -> None:
         """Settle what came after the end, since it has been paid for."""
         for index, outcome in self.done:
-            if isinstance(outcome, BaseException) or self.found.keys() >= {*self.equal[index]}:
+            if isinstance(outcome, BaseException) or index in self.found:
                 continue
             if outcome.answer is None:
                 self._record(index, outcome)
@@ -388,17 +348,10 @@ class _Run:
                     self._settle(index, outcome)
 
     def _settle(self, index: int, outcome: Outcome) -> None:
-        """Hand on the outcome of a question, and of those equal to it: they are free."""
+        """Record an outcome, hand it on, and show it on the bar."""
         self._record(index, outcome)
-        free: dict[str, Any] = {"usage": UNPAID} if outcome.answer is None else {"cached": True}
-        for position in self.equal[index]:
-            if position != index:
-                outcome = replace(outcome, **free)
-            self.on_outcome(position, outcome)
-            self.found[position] = outcome
-            self._show(outcome)
-
-    def _show(self, outcome: Outcome) -> None:
+        self.on_outcome(index, outcome)
+        self.found[index] = outcome
         self.counts.update(failed=outcome.fault is not None, cached=outcome.cached)
         self.cost += outcome.paid.cost or 0.0
         notes = [f"{count} {what}" for what, count in self.counts.items() if count]
@@ -418,17 +371,3 @@ class _Run:
                 before=outcome.usage if outcome.cached else UNPAID,
             )
             self.recorder.put(entry)
-
-
-def _no_answer(request: Request, fault: Fault, runner: Runner) -> ModelError:
-    """Return the error that ends a run in which no call can be expected to succeed."""
-    got = "no answer"
-    if fault.kind == "answer":
-        got = f"no usable answer to its first {runner.unusable} requests"
-    where = f" at {request.place}" if request.place else ""
-    advice = ADVICE.get(fault.kind, f"{FAILURES_TO_STOP} calls in a row failed.")
-    kept = "What was answered before is kept; run again for the rest."
-    return fault.error(
-        f"{request.sender} got {got} from {request.model}{where}: {fault.message.rstrip('.')}. "
-        f"{advice} {kept if runner.answered else 'Nothing was answered.'}"
-    )

@@ -105,7 +105,7 @@ class SIMBA(AlignmentOptimizer):
         Parameters of the reflection's requests: ``max_tokens`` (600 unless given, for sentences on
         the ratings 400), ``timeout`` in seconds, ``temperature`` and whatever else the model takes.
     reflection_context
-        Tokens that a reflection's prompt and answer may have; those of MLflow's catalog of
+        Tokens that a reflection's prompt and answer may have; those of litellm's list of
         models, or 6,000, when None. Longer texts are shortened and cases left out.
     max_steps, batch_size, patience
         Steps at most, train items looked at in a step, steps without a better dev score
@@ -299,7 +299,7 @@ class _Models:
         shared: dict[str, Any] = {"cache": cache, "budget": budget, "stop": simba.stop}
         # Where verdicts are known, reflections or the first call of `align` come before.
         self.runner = stack.enter_context(
-            Runner(concurrency=simba.concurrency, proven=bool(self.known), **shared)
+            Runner(concurrency=simba.concurrency, answered=len(self.known), **shared)
         )
         self.reflector = Reflector(
             judge,

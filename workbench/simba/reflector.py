@@ -19,9 +19,8 @@ from workbench.errors import ModelError
 from workbench.judging.requests import answers_from
 from workbench.models import client
 from workbench.models.answers import AnswerError, without_thoughts
-from workbench.models.budget import UNPAID
+from workbench.models.budget import UNPAID, context_window
 from workbench.models.cache import question_key
-from workbench.models.catalog import context_window
 from workbench.models.client import ANSWER_SECONDS, TIMEOUT_VARIABLE, Outcome
 from workbench.models.offline import MODEL, SCHEME, register
 from workbench.models.runner import Runner

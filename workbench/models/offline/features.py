@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from typing import Any, Final
 
 FIELDS: Final = ("inputs", "outputs", "expectations")
 
-_TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?")
+_TOKEN = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|[^\W\d_]+(?:['’][^\W\d_]+)?")
 
 _WORD_LISTS: Final = {
     "stop": "a about all also am an and any are as at be been but by can could did do does for "
@@ -36,8 +35,6 @@ _WORD_LISTS: Final = {
 }
 
 TONES: Final = {name: frozenset(words.split()) for name, words in _WORD_LISTS.items()}
-"""Word lists of general English; a condition may ask for words of one of them."""
-
 STOP_WORDS: Final = TONES.pop("stop")
 
 
@@ -53,24 +50,18 @@ class Text:
     """One field of an item, any JSON value, and what can be seen in it."""
 
     def __init__(self, value: Any) -> None:
-        self.parts = _parts(value)  # the single texts, without keys
-        self.raw = "\n".join(self.parts)
+        self.raw = "\n".join(_parts(value))
         self.tokens = _tokens(self.raw)  # words and numbers in lower case
         self.words = [token for token in self.tokens if not token[0].isdigit()]
         self.vocabulary = frozenset(self.tokens)
         self.padded = f" {' '.join(self.tokens)} "  # for looking up phrases
-        # By value: 1,000 is 1000, 9.50 is 9.5.
-        self.numbers = frozenset(_number(one) for one in self.vocabulary if one[0].isdigit())
-
-    @functools.cached_property
-    def options(self) -> list[frozenset[str]]:
-        """Content of each part, for fields that list several right answers."""
-        found = [frozenset(_tokens(part)) for part in self.parts]
-        return [part - STOP_WORDS or part for part in found if part]
+        numbers = (one for one in self.vocabulary if one[0].isdigit())
+        self.numbers = frozenset(float(one.replace(",", "")) for one in numbers)
 
     def share_in(self, other: Text) -> float:
-        """Share of its best part's content that occurs in ``other``, in [0, 1]; 0 without any."""
-        return max((len(part & other.vocabulary) / len(part) for part in self.options), default=0.0)
+        """Share of its content that occurs in ``other``, in [0, 1]; 0 without any."""
+        content = self.vocabulary - STOP_WORDS or self.vocabulary
+        return len(content & other.vocabulary) / len(content) if content else 0.0
 
     def likeness(self, other: Text) -> float:
         """Jaccard similarity of the vocabularies, in [0, 1]; 1 for two empty ones."""
@@ -79,6 +70,7 @@ class Text:
 
 
 def _parts(value: Any) -> list[str]:
+    """The single texts of a value, without keys."""
     found, left = list[str](), [value]
     while left:  # no recursion: items may be nested as deeply as JSON can be
         value = left.pop()
@@ -93,12 +85,6 @@ def _tokens(text: str) -> list[str]:
     return [token.replace("’", "'") for token in _TOKEN.findall(text.lower())]
 
 
-def _number(token: str) -> str:
-    plain = token.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+", token) else token
-    plain = plain.replace(",", ".")
-    return plain.rstrip("0").rstrip(".") if plain.count(".") == 1 else plain
-
-
 Item = Mapping[str, Text]
 
 
@@ -107,8 +93,6 @@ def as_item(values: Mapping[str, Any]) -> dict[str, Text]:
     return {name: Text(values[name]) for name in FIELDS if name in values}
 
 
-# -- conditions -----------------------------------------------------------------------------
-
 _ANY_FIELD: Final = "|".join(FIELDS)
 _NUMBER: Final = r"\d{1,6}"
 _SLOTS: Final = {
@@ -116,9 +100,10 @@ _SLOTS: Final = {
     "words": _NUMBER, "numbers": _NUMBER, "phrase": '[^"]+',
 }  # fmt: skip
 
+# Of the text of ``field``, that of ``source``, and the value of the remaining slot.
 _Test = Callable[[Text, Text, Any], bool]
-"""Of the text of ``field``, that of ``source``, and the value of the remaining slot."""
 
+# Each kind of condition, with its opposite behind a bar, and its test.
 _FORMS: Final[dict[str, _Test]] = {
     "the {field} give [a|no] number": lambda text, *_: bool(text.numbers),
     "the {field} [open|do not open] with a number": lambda text, *_: any(
@@ -147,16 +132,13 @@ _FORMS: Final[dict[str, _Test]] = {
         f" {' '.join(_tokens(phrase))} " in text.padded
     ),
 }
-"""Each kind of condition, with its opposite behind a bar, and its test."""
 
-_EITHER = re.compile(r"\[(.*?)\|(.*?)\]")
-
+# Each sentence that states a condition, with its slots in braces, and what its test must give.
 TEMPLATES: Final = {
-    _EITHER.sub(which, form): (test, which == r"\1")
+    re.sub(r"\[(.*?)\|(.*?)\]", which, form): (test, which == r"\1")
     for form, test in _FORMS.items()
     for which in ([r"\1", r"\2"] if "[" in form else [r"\1"])
 }
-"""Each sentence that states a condition; its slots are in braces."""
 
 
 def _pattern(template: str) -> re.Pattern[str]:
@@ -171,12 +153,7 @@ Condition = Callable[[Item], bool]
 
 
 def read_condition(text: str) -> Condition | None:
-    """Return the test that a phrase states; None where it states none.
-
-    >>> condition = read_condition('the outputs do not mention "refund"')
-    >>> condition({"outputs": Text("We pay it back.")})
-    True
-    """
+    """Return the test that a phrase states; None where it states none."""
     for pattern, test, stated in _PATTERNS:
         if match := pattern.fullmatch(text):
             return _condition(test, stated, **match.groupdict())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import litellm
@@ -19,21 +20,14 @@ from workbench.scale import Scale
 
 def answer(messages: Sequence[Mapping[str, Any]]) -> str:
     """Return the text with which the embedded model answers a chat."""
-    system, user = _last(messages, "system"), _last(messages, "user")
+    texts = {one["role"]: str(one["content"]) for one in messages}  # the last of each role
+    system, user = texts.get("system", ""), texts.get("user", "")
     return (
         _verdict(system, user)
         or _filled_sections(system, user)
         or "I am the embedded model of the workbench and no language model: I rate items for "
         "judges and contrast cases, nothing else."
     )
-
-
-def _last(messages: Sequence[Mapping[str, Any]], role: str) -> str:
-    """The text of the last message of a role; "" where there is none."""
-    return str(next((m["content"] for m in reversed(messages) if m["role"] == role), ""))
-
-
-# -- a judge's question, in MLflow's wording ------------------------------------------------
 
 
 def _verdict(system: str, user: str) -> str | None:
@@ -59,10 +53,8 @@ def _verdict(system: str, user: str) -> str | None:
 def _read_type(text: str) -> tuple[str, Sequence[Any]]:
     """ "int", "float" or "str", and the allowed values as the prompt lists them."""
     if text.startswith("Literal["):
-        try:
+        with suppress(ValueError, SyntaxError):
             return "str", read_literal(text.removeprefix("Literal"))
-        except (ValueError, SyntaxError):
-            return "str", ()
     if re.search(r"\bbool\b", text):
         return "str", (False, True)
     found = re.search(r"\b(int|float)\b", text)
@@ -101,9 +93,6 @@ def read_item(user: str) -> dict[str, Any]:
     return item
 
 
-# -- a structured prompt of dspy ------------------------------------------------------------
-
-
 def _filled_sections(system: str, user: str) -> str | None:
     """Text for every output field that is asked for; None where the prompt has no sections."""
     if "[[ ## " not in user + system:
@@ -116,39 +105,22 @@ def _filled_sections(system: str, user: str) -> str | None:
     listed = system.partition("Your output fields are:")[2].partition("All interactions")[0]
     filled = []
     for name, kind in re.findall(r"^\d+\. `(\w+)` \((.+?)\):", listed, re.MULTILINE):
-        text = "I am no language model and have nothing to say on this."
+        nothing = "I am no language model and have nothing to say on this."
+        text = {"list": "[]", "dict": "{}"}.get(kind[:4], nothing)
         if name == "rules":
             text = json.dumps(rules, ensure_ascii=False)
-        elif kind.startswith(("list", "dict")):
-            text = "[]" if kind.startswith("list") else "{}"
         filled.append(f"[[ ## {name} ## ]]\n{text}")
     return "\n\n".join([*filled, "[[ ## completed ## ]]"])
 
 
-# -- litellm --------------------------------------------------------------------------------
-
-
 class OfflineModel(litellm.CustomLLM):  # type: ignore[misc]  # litellm publishes no types
     def completion(self, model: str, messages: list[dict[str, Any]], **_: Any) -> Any:
-        if model.rsplit("/", 1)[-1] != "rubric":
-            raise litellm.NotFoundError(
-                f"There is no embedded model {model!r}; the only one is offline:/rubric.",
-                model=model,
-                llm_provider="offline",
-            )
         text = answer(messages)
         # Four characters a token, which is near enough for a budget.
         read = sum(len(str(m.get("content") or "")) for m in messages) // 4
-        written = len(text) // 4
+        usage = {"prompt_tokens": read, "completion_tokens": len(text) // 4}
         return litellm.ModelResponse(
             model="offline/rubric",
             choices=[{"finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-            usage={
-                "prompt_tokens": read,
-                "completion_tokens": written,
-                "total_tokens": read + written,
-            },
+            usage={**usage, "total_tokens": sum(usage.values())},
         )
-
-    async def acompletion(self, model: str, messages: list[dict[str, Any]], **more: Any) -> Any:
-        return self.completion(model, messages, **more)

@@ -1,9 +1,8 @@
-"""The embedded reflection: contrasts the cases it is shown and writes rules.
+"""The embedded reflection: contrasts the cases that it is shown and writes rules.
 
-It gets the rules that the instructions state already, the cases on which verdict and label
-differ, and cases on which they agree. It looks for the few sentences that move most verdicts
-towards their labels: at each step the one that lowers the total distance most, counted over
-disagreements and agreements alike, so that a rule that breaks what was right does not pay.
+It looks for the few sentences that move most verdicts towards their labels: at each step the one
+that lowers the total distance most over disagreements and agreements alike, so that a rule that
+breaks what was right does not pay.
 """
 
 from __future__ import annotations
@@ -29,31 +28,21 @@ from workbench.models.offline.features import (
 from workbench.models.offline.rubric import Ladder, Rule, read_rules, score
 
 MOST_RULES: Final = 6
+LEAST_CASES: Final = 3  # on which a condition must hold, and on which it must not
+PRICE: Final = 1.5  # what a rule must gain, in steps over all cases, to be worth its words
+PRICE_OF_A_PHRASE: Final = 4.0  # which is more likely to be chance than a general condition
 
-LEAST_CASES: Final = 3
-"""A condition must hold, and must fail to hold, on so many cases."""
-
-PRICE: Final = 1.5
-"""What a rule must gain, in steps over all cases, to be worth its words."""
-
-PRICE_OF_A_PHRASE: Final = 4.0
-"""A phrase found in the cases is more likely to be chance than a general condition."""
-
+# Effects of a rule, their steps, and what each costs in prices.
 _MOVES: Final = (
     ("Lower the rating by one step", -1, 1.0),
     ("Raise the rating by one step", 1, 1.0),
     ("Lower the rating by two steps", -2, 1.5),
     ("Raise the rating by two steps", 2, 1.5),
 )
-"""Effects of a rule, their steps, and what each costs in prices."""
 
 
 def propose(inputs: Mapping[str, str]) -> list[str]:
-    """Return new rules for the present instructions, at most six; none where nothing helps.
-
-    ``inputs`` are the fields of SIMBA's reflection: instructions, allowed values, and the
-    disagreements and agreements, one JSON case a line.
-    """
+    """Return new rules, at most six; ``inputs`` are the fields of SIMBA's reflection."""
     instructions = inputs.get("judge_instructions", "")
     ladder = _ladder(read_json(inputs.get("allowed_values", "")), instructions)
     if ladder is None:
@@ -71,15 +60,13 @@ def propose(inputs: Mapping[str, str]) -> list[str]:
 
 
 def _ladder(given: Any, instructions: str) -> Ladder | None:
-    if not isinstance(given, dict):
-        return None
+    given = given if isinstance(given, dict) else {}
     if given.get("range"):
         # The judge reads the ends of its scale from the instructions, so they count here too.
         return Ladder.of_numbers(instructions, "int" if given.get("whole_numbers") else "float")
-    values = given.get("values")
-    if not isinstance(values, list) or len(values) < 2:
-        return None
-    return Ladder(tuple(values), ordered=bool(given.get("ordered")) or len(values) == 2)
+    values = tuple(given.get("values") or ())
+    ordered = bool(given.get("ordered")) or len(values) == 2
+    return Ladder(values, ordered) if len(values) > 1 else None
 
 
 class _Cases:
@@ -95,9 +82,6 @@ class _Cases:
         self.items = [item for item, _, _ in found]
         rated = np.array([case[1:] for case in found], dtype=int).reshape(-1, 2)
         self.labels, self.verdicts = rated.T
-
-
-# -- search ---------------------------------------------------------------------------------
 
 
 def _steps(
@@ -120,13 +104,10 @@ def _steps(
 def _greedy(
     base: np.ndarray, labels: np.ndarray, conditions: _Conditions, top: int
 ) -> tuple[list[str], float]:
-    """Rules that lower the distance to the labels most, and the distance left plus their prices.
-
-    Each round adds the (condition, step) that gains most over its price.
-    """
+    """Rules that lower the distance to the labels most, and the distance left plus their prices."""
 
     def distance(scores: np.ndarray) -> Any:
-        """Steps between the cut scores and the labels; a miss counts half a step more."""
+        # In steps; a miss counts half a step more.
         cut = np.clip(scores, 0, top)
         return np.abs(cut - labels).sum(axis=-1) + 0.5 * (cut != labels).sum(axis=-1)
 
@@ -164,14 +145,8 @@ def _answers(cases: _Cases, conditions: _Conditions, ladder: Ladder) -> list[str
     return [rule for _, rule in sorted(found)[-MOST_RULES:]]  # of several the last one counts
 
 
-# -- conditions that may tell the cases apart -----------------------------------------------
-
-
 class _Conditions:
-    """Conditions that tell the cases apart, one for each set of cases on which they hold.
-
-    ``holds``, shape (conditions, cases), says where; ``prices``, shape (conditions,), their cost.
-    """
+    """Conditions that tell the cases apart, one for each set of cases on which they hold."""
 
     def __init__(self, items: Sequence[Item]) -> None:
         found: dict[bytes, tuple[str, np.ndarray]] = {}
@@ -181,7 +156,7 @@ class _Conditions:
             if LEAST_CASES <= holds.sum() <= len(holds) - LEAST_CASES:
                 found.setdefault(holds.tobytes(), (words, holds))
         self.words = [words for words, _ in found.values()]
-        self.holds = np.array([holds for _, holds in found.values()])
+        self.holds = np.array([holds for _, holds in found.values()])  # (conditions, cases)
         self.prices = np.array([PRICE_OF_A_PHRASE if '"' in w else PRICE for w in self.words])
 
 

@@ -34,11 +34,8 @@ from workbench.models.offline.features import (
 )
 from workbench.vocabulary import EXAMPLES_HEADING, RULES_HEADING
 
-ALIKE: Final = 0.8
-"""A worked example whose texts are as alike as this decides the rating of an item."""
-
-MOST_VALUES: Final = 101
-"""A scale of whole numbers has at most so many; 0 to 100 is the longest in use."""
+ALIKE: Final = 0.8  # how alike a worked example and an item are whose rating it decides
+MOST_VALUES: Final = 101  # of a scale of whole numbers; 0 to 100 is the longest in use
 
 
 def judge(instructions: str, ladder: Ladder, item: Item) -> tuple[Any, str]:
@@ -50,8 +47,6 @@ def judge(instructions: str, ladder: Ladder, item: Item) -> tuple[Any, str]:
     found, reasons = score(rules, ladder, item)
     return ladder.values[ladder.cut(found)], " ".join(reasons)
 
-
-# -- rules ----------------------------------------------------------------------------------
 
 _SIZES: Final = {"one step": 1, "two steps": 2, "three steps": 3}
 
@@ -66,25 +61,16 @@ _RULE = re.compile(
 
 @dataclass(frozen=True)
 class Rule:
-    """One readable sentence.
-
-    Where it fires, ``value`` takes the place of the model's own impression, the last one that of
-    earlier ones, and ``step`` moves an ordered rating up or down by so many values.
-    """
+    """One readable sentence."""
 
     words: str
-    value: str | None
-    step: int
+    value: str | None  # takes the place of the first impression, and of earlier rules' values
+    step: int  # by so many values it moves an ordered rating
     fires: Condition
 
 
 def read_rule(line: str) -> Rule | None:
-    """Return the rule that a line states; None where it states none.
-
-    >>> rule = read_rule('- Lower the rating by one step when the outputs give a number.')
-    >>> rule.words, rule.step
-    ('Lower the rating by one step when the outputs give a number.', -1)
-    """
+    """Return the rule that a line states; None where it states none."""
     match = _RULE.fullmatch(line.strip())
     if match is None:
         return None
@@ -97,22 +83,17 @@ def read_rule(line: str) -> Rule | None:
     return Rule(f"{match['words']}.", match["start"] or match["answer"], sign * step, fires)
 
 
-# -- instructions ---------------------------------------------------------------------------
-
 _HEADINGS = re.compile(
     rf"^({re.escape(RULES_HEADING)}|{re.escape(EXAMPLES_HEADING)})$", re.MULTILINE
 )
 
 
 def read_rules(instructions: str) -> list[Rule]:
-    """Return the rules of instructions, in their order.
-
-    Worked examples are data, the text of applications and people, and state none. Only a line
-    feed ends a line: other separators may stand within the text of an example.
-    """
+    """Return the rules of instructions, in their order; worked examples are data and state none."""
     own, *learned = _HEADINGS.split(instructions)
     parts = [(RULES_HEADING, own), *zip(learned[::2], learned[1::2], strict=True)]
     text = "\n".join(text for heading, text in parts if heading == RULES_HEADING)
+    # Other separators of lines may stand within the text of an example.
     return [rule for line in text.split("\n") if (rule := read_rule(line)) is not None]
 
 
@@ -124,12 +105,11 @@ def read_examples(instructions: str) -> list[tuple[dict[str, Any], str]]:
     found: list[tuple[dict[str, Any], str]] = []
     item: dict[str, Any] = {}
     for name, value in _EXAMPLE_LINE.findall(instructions):
-        if name != "rating":
-            # A field that recurs begins another item; the one before has no rating.
-            item = {name: read_json(value)} if name in item else {**item, name: read_json(value)}
-        elif item:
+        if name == "rating":
             found.append((item, value.strip().strip('"')))
             item = {}
+        else:
+            item = {**item, name: read_json(value)}
     return found
 
 
@@ -151,19 +131,13 @@ def _rating_of_the_like(examples: Sequence[tuple[Item, str]], item: Item) -> str
     return rating
 
 
-# -- scale ----------------------------------------------------------------------------------
-
 _WORD: Final = r"(?!or\b)[^\W\d_][\w/'-]{0,24}"
 
 _LIST = re.compile(rf"\b{_WORD}(?:(?:,? or |, ?){_WORD}){{0,18}},? or {_WORD}", re.IGNORECASE)
 
 
 def values_in_text(instructions: str) -> tuple[str, ...]:
-    """Return the words that the judge's own text lists with "or"; the longest list counts.
-
-    >>> values_in_text('Rate it as "excellent", "good", "fair" or "poor".')
-    ('excellent', 'good', 'fair', 'poor')
-    """
+    """Return the words that the judge's own text lists with "or"; the longest list counts."""
     text = re.sub(r'["“”*`]', "", _HEADINGS.split(instructions)[0])
     lists = [re.split(r",? or |, ?", found[0], flags=re.I) for found in _LIST.finditer(text)]
     distinct = [tuple({word.casefold(): word for word in words}.values()) for words in lists]
@@ -171,39 +145,29 @@ def values_in_text(instructions: str) -> tuple[str, ...]:
     return longest if len(longest) > 1 else ()
 
 
-_NUMBER: Final = r"-?\d{1,9}(?:\.\d{1,6})?"
-
-_UNITS: Final = r"(?:seconds|minutes|hours|days|weeks|times|words|sentences)\b"
+_NUMBER: Final = r"(-?\d{1,9}(?:\.\d{1,6})?)"
 
 _RANGE = re.compile(
-    rf"(?<![\w.,-])(?P<low>{_NUMBER})\s{{0,3}}(?P<sign>-|–|to|and|through)\s{{0,3}}"
-    rf"(?P<high>{_NUMBER})(?!\w|-\d|[.,]\d|\s{{0,3}}(?:%|{_UNITS}))"
+    rf"(?:\b(?:from|between) |(?<![\w.,-])(?=[01](?!\d)))"
+    rf"{_NUMBER} ?(?:-|–|to|and) ?{_NUMBER}(?!\w|-\d|[.,]\d)"
 )
 
 
 def number_range(instructions: str, kind: str) -> tuple[float, float]:
     """Return the ends of the scale that the judge's own text names; else 1 to 5, or 0 to 1.
 
-    It is "from 2 to 8", "between 2 and 8", or a range like 1-10 that starts at 0 or 1; ranges of
-    days or words are no scale.
-
-    >>> number_range("Orders take 2-3 days. Rate the answer from 0 to 10.", "int")
-    (0.0, 10.0)
+    It is "from 2 to 8", "between 2 and 8", or a range like 1-10 that starts at 0 or 1.
     """
-    text = _HEADINGS.split(instructions)[0]
-    for found in _RANGE.finditer(text):
-        low, high = float(found["low"]), float(found["high"])
-        before = text[max(0, found.start() - 8) : found.start()].lower()
-        announced = before.endswith(("from ", "between "))
-        fits = low < high and (kind == "float" or high - low < MOST_VALUES)
-        if fits and (announced or (low in (0.0, 1.0) and found["sign"] != "and")):
+    for found in _RANGE.finditer(_HEADINGS.split(instructions)[0]):
+        low, high = float(found[1]), float(found[2])
+        if low < high and (kind == "float" or high - low < MOST_VALUES):
             return low, high
     return (1.0, 5.0) if kind == "int" else (0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """The values a rating can take, worst first, and whether they have an order."""
+    """The values that a rating can take, worst first."""
 
     values: tuple[Any, ...]
     ordered: bool = True
@@ -233,9 +197,6 @@ class Ladder:
         return min(max(score, 0), len(self.values) - 1)
 
 
-# -- rating ---------------------------------------------------------------------------------
-
-
 def score(rules: Sequence[Rule], ladder: Ladder, item: Item) -> tuple[int, list[str]]:
     """Return the position on the ladder, or beyond its ends, and the sentences that explain it."""
     firing = [rule for rule in rules if rule.fires(item)]
@@ -251,11 +212,7 @@ def score(rules: Sequence[Rule], ladder: Ladder, item: Item) -> tuple[int, list[
 
 def first_impression(item: Item) -> tuple[float, str]:
     """Return a generic liking in [0, 1] and the sentence that explains it."""
-    outputs = item.get("outputs")
-    if outputs is None:
-        return 0.5, "There are no outputs to look at."
-    if not outputs.tokens:
-        return 0.0, "The outputs are empty."
+    outputs = item.get("outputs") or Text("")
     used, friendly = set(outputs.words), TONES["praise"] | TONES["courtesy"]
     length = min(1.0, len(outputs.words) / 45)
     warmth = min(1.0, (len(used & friendly) + ("!" in outputs.raw)) / 2)
