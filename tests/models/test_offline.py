@@ -32,8 +32,7 @@ from workbench.models.offline.rubric import (
     score,
     values_in_text,
 )
-from workbench.simba.candidate import Candidate, WorkedExample
-from workbench.simba.items import Item
+from workbench.simba.candidate import Candidate, Item, WorkedExample
 from workbench.store.files import read_table
 from workbench.store.traces import Example
 from workbench.vocabulary import EXAMPLES_HEADING

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Usage
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate
-from workbench.simba.items import Case, Item
+from workbench.simba.candidate import Candidate, Case, Item
 from workbench.simba.reflection import Reflection, Request
 from workbench.store.traces import Example
 

@@ -11,12 +11,12 @@ from mlflow.genai.judges import make_judge
 
 from workbench.simba.candidate import (
     Candidate,
+    Item,
     WorkedExample,
     one_line_json,
     shortened_json,
     without_variables,
 )
-from workbench.simba.items import Item
 from workbench.store.traces import Example
 from workbench.vocabulary import EXAMPLES_HEADING, RULES_HEADING
 

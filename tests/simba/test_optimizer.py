@@ -12,10 +12,8 @@ import workbench
 from workbench.errors import ArgumentError
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget, Usage
-from workbench.simba.candidate import WorkedExample
-from workbench.simba.forecast import Forecast, forecast, most_calls
-from workbench.simba.items import Case
-from workbench.simba.settings import Settings
+from workbench.simba.candidate import Case, WorkedExample
+from workbench.simba.settings import Forecast, Settings, forecast, most_calls
 
 
 @pytest.mark.parametrize("n", [20, 50])

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stubs import BASE, RULE, SCALE, case, items
 
-from workbench.simba.candidate import rules_about
-from workbench.simba.items import sample
+from workbench.simba.candidate import rules_about, sample
 from workbench.simba.proposals import (
     CRITERIA,
     EACH,

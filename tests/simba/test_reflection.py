@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from workbench.judging.verdicts import Verdict
 from workbench.scale import Scale
-from workbench.simba.items import Case, Item
+from workbench.simba.candidate import Case, Item
 from workbench.simba.reflection import TASK, Request, allowed_values, rules_in, tokens_in
 from workbench.store.traces import Example
 

@@ -23,7 +23,7 @@ from workbench.models.offline import MODEL
 from workbench.models.runner import Runner
 from workbench.scale import Scale
 from workbench.simba import reflector
-from workbench.simba.items import Case, Item
+from workbench.simba.candidate import Case, Item
 from workbench.simba.reflection import Request
 from workbench.store.traces import Example
 

@@ -28,13 +28,11 @@ from stubs import (
 from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Usage
-from workbench.simba.candidate import Candidate, Learned, WorkedExample
-from workbench.simba.forecast import most_calls
-from workbench.simba.items import Item
+from workbench.simba.candidate import Candidate, Item, Learned, WorkedExample
 from workbench.simba.reflection import Reflection, Request
 from workbench.simba.search import Search
 from workbench.simba.selection import Ask
-from workbench.simba.settings import FEW, Settings
+from workbench.simba.settings import FEW, Settings, most_calls
 from workbench.store.traces import Example
 
 HARMFUL, IDLE = "Rate it poor when it comes late.", "Rate it fair when pigs fly."

@@ -12,8 +12,7 @@ from stubs import BASE, RULE, SCALE, Chance, Questions, always_good, answers, it
 from workbench.errors import ModelError
 from workbench.judging.verdicts import Verdict
 from workbench.scale import Scale
-from workbench.simba.candidate import WorkedExample
-from workbench.simba.items import Item
+from workbench.simba.candidate import Item, WorkedExample
 from workbench.simba.selection import Scoreboard, agrees, credit
 
 CURED = BASE.with_rules([RULE], "x")

@@ -33,8 +33,7 @@ from workbench.metrics.comparison import Comparison, compare
 from workbench.metrics.intervals import adjusted
 from workbench.models.budget import Budget
 from workbench.pairing.splits import Groups
-from workbench.simba.candidate import Candidate, Learned, WorkedExample
-from workbench.simba.items import Item, judge_fields
+from workbench.simba.candidate import Candidate, Item, Learned, WorkedExample, judge_fields
 from workbench.simba.optimizer import SIMBA
 from workbench.simba.settings import Settings
 from workbench.store.tables import digest

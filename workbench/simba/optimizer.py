@@ -35,7 +35,7 @@ on the items that neither shows as worked examples.
 Train items may be selected on, so the score is no estimate of accuracy. `workbench.align` tests
 the result on held-out items that no part of the search has seen.
 
-`workbench.simba.forecast.most_calls` is the upper bound. Usually it is far less: about 180 judge
+`workbench.simba.settings.most_calls` is the upper bound. Usually it is far less: about 180 judge
 calls and 3 reflections for 50 labels, 500 and 5 for 200, in ``tests/benchmarks/bench_simba.py``.
 The calls of a rung run in parallel, so an alignment takes about ten times the model's latency.
 """
@@ -76,12 +76,10 @@ from workbench.pairing.consensus import (
 )
 from workbench.pairing.splits import default_groups, stratified
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate, Learned
-from workbench.simba.forecast import forecast
-from workbench.simba.items import Case, Item, judge_fields
+from workbench.simba.candidate import Candidate, Case, Item, Learned, judge_fields
 from workbench.simba.reflector import Reflector
 from workbench.simba.search import Search
-from workbench.simba.settings import MINIMUM_LABELS, Settings
+from workbench.simba.settings import MINIMUM_LABELS, Settings, forecast
 from workbench.store.traces import as_example, item_digest
 
 

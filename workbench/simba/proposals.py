@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from workbench.simba.candidate import Candidate, WorkedExample, one_line, words_of
-from workbench.simba.items import Case, Item
+from workbench.simba.candidate import Candidate, Case, Item, WorkedExample, one_line, words_of
 from workbench.simba.reflection import Reflection, Request
 
 Reflect = Callable[[Sequence[Request], int], list[Reflection]]

@@ -19,8 +19,14 @@ from workbench.formatting import read_literal
 from workbench.models.answers import json_in, without_thoughts
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
-from workbench.simba.candidate import MAX_FIELD, one_line, one_line_json, shortened_json, words_of
-from workbench.simba.items import Case
+from workbench.simba.candidate import (
+    MAX_FIELD,
+    Case,
+    one_line,
+    one_line_json,
+    shortened_json,
+    words_of,
+)
 from workbench.vocabulary import RULES_HEADING
 
 ANSWER_TOKENS: Final = 600  # of an answer, unless ``inference_params`` set ``max_tokens``

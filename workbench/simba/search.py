@@ -15,8 +15,7 @@ import pandas as pd
 
 from workbench.errors import BudgetError, CancelledError, ModelError
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate, Learned, rules_about
-from workbench.simba.items import Case, Item, sample
+from workbench.simba.candidate import Candidate, Case, Item, Learned, rules_about, sample
 from workbench.simba.proposals import (
     Reflect,
     children,

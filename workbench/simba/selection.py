@@ -12,8 +12,7 @@ from typing import Any, Final, Literal
 from workbench.errors import ModelError
 from workbench.judging.verdicts import Verdict
 from workbench.scale import Scale, is_abstention
-from workbench.simba.candidate import Candidate, rules_about
-from workbench.simba.items import Case, Item, sample
+from workbench.simba.candidate import Candidate, Case, Item, rules_about, sample
 
 Ask = Callable[[Sequence[tuple[Candidate, Item]]], list[Verdict]]
 """Asks the judge with each candidate's instructions; verdicts come in the same order."""
