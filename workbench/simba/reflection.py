@@ -121,11 +121,9 @@ class Request:
     def as_inputs(
         self, scale: Scale, context: int | None = None, answer: int = ANSWER_TOKENS
     ) -> dict[str, str]:
-        """Return the input fields of the dspy program.
+        """Return the input fields of the dspy program, with as many cases as fit.
 
-        With ``context``, the number of tokens that prompt and answer may have, of which the answer
-        may take so many, texts are shortened and cases left out until they fit: those without a
-        rationale first.
+        ``context`` is the number of tokens of prompt and answer, ``answer`` those of the latter.
         """
         values = json.dumps(allowed_values(scale), ensure_ascii=False)
         focus = self.focus or "All disagreements."
@@ -156,21 +154,22 @@ class Request:
     def usable_rules(self, stated: Iterable[str]) -> list[str]:
         """Drop rules that are empty, repeated, run on, or copied from what was shown.
 
-        And those that speak of a single item, or go by what the judge cannot see, such as the human
-        label. People's rationales may be repeated: they name the criteria.
+        And those that speak of a single item, or go by what the judge cannot see.
         """
         cases = (*self.disagreements, *self.agreements)
         items = [
             " ".join(map(words_of, map(one_line_json, case.item.values(self.fields).values())))
             for case in cases
         ]
+        # People's rationales may be repeated: they name the criteria.
         texts = [self.task, self.instructions, *(case.verdict.rationale for case in cases)]
+        texts.append(RULES_HEADING)
         shown = " ".join(f" {words} " for words in (*map(words_of, texts), *items))
         kept: dict[frozenset[str], str] = {}
         for rule in stated:
             words = words_of(rule)
             is_new = words and f" {words} " not in shown and not _HIDDEN.search(rule)
-            is_new = is_new and not (_repeats_itself(words) or _is_like_a_heading(words))
+            is_new = is_new and not _repeats_itself(words)
             is_general = not (_quotes_one(words, items) or self._names_a_topic(words))
             if is_new and len(words.split()) <= MAX_WORDS and is_general:
                 kept.setdefault(frozenset(words.split()), rule.strip())
@@ -218,13 +217,6 @@ def _repeats_itself(words: str) -> bool:
     """Whether a rule says fewer than half as many different words as it has."""
     said = words.split()
     return len(said) > 2 * MIN_WORDS and 2 * len(set(said)) < len(said)
-
-
-def _is_like_a_heading(words: str) -> bool:
-    """Whether a rule is one of our own sentences about rules, in nearly the same words."""
-    said = set(words.split())
-    headings = (set(words_of(one).split()) for one in RULES_HEADING.split(". "))
-    return any(4 * len(said & one) >= 3 * len(said | one) for one in headings)
 
 
 def _quotes_one(words: str, items: Sequence[str]) -> bool:
@@ -281,26 +273,22 @@ class Reflection:
 
 
 def rules_in(text: str) -> list[str] | None:
-    """Return the rules that an answer states; None if it states none.
+    """Return the rules that an answer states; none of an empty list, None if it states nothing.
 
-    An empty list that the model wrote is an answer: it found no rule.
-
-    >>> rules_in('```json\\n{"rules": []}\\n```')
-    []
     >>> rules_in("These hold:\\n1. Be strict on promises.\\n2. Be kind to jokes.")
     ['Be strict on promises.', 'Be kind to jokes.']
     """
     # A model may think aloud before the marker.
-    body = without_thoughts(text)
-    body = re.split(r"\[\[ ## (?:rules|description) ## \]\]", body, maxsplit=1)[-1]
+    body = re.split(r"\[\[ ## rules ## \]\]", without_thoughts(text), maxsplit=1)[-1]
     body = re.split(r"\[\[ ## \w+ ## \]\]", body, maxsplit=1)[0].strip()
+    body = re.sub(r"^```\w*|```$", "", body).strip()
     value = _parsed(body)
     if value is not None:
         if not (value.get("rules", value) if isinstance(value, dict) else value):
             return []
         lines = list(_strings(value))
     elif not (lines := _strings_of_cut_json(body)):
-        plain = [line.strip() for line in body.splitlines() if not line.startswith("```")]
+        plain = [line.strip() for line in body.splitlines()]
         listed = [line for line in plain if _BULLET.match(line)]
         if not listed and any(map(is_refusal, plain)):
             return None  # other lines explain the refusal
@@ -340,13 +328,7 @@ def _spelled(value: Any) -> str:
 
 
 def is_refusal(line: str) -> bool:
-    """Whether the model says that it won't or can't do what was asked.
-
-    >>> is_refusal("Unfortunately, I can't help with that.")
-    True
-    >>> is_refusal("Rate answers that say \\"I can't help with that\\" as bad.")
-    False
-    """
+    """Whether the model says that it won't or can't do what was asked."""
     return bool(_REFUSAL.match(line))
 
 
@@ -358,24 +340,17 @@ def _is_sentence(line: str) -> bool:
 
 
 def _parsed(text: str) -> list[Any] | dict[str, Any] | None:
-    """The JSON or Python list or object in a text: all of it, fenced, or among other words."""
-    fenced = re.search(r"```\w*\s*\n(.*?)```", text, re.DOTALL)
-    for one in (text, fenced[1].strip() if fenced else ""):
-        for parse in (json.loads, read_literal):
-            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-                if isinstance(value := parse(one), list | dict):
-                    return value
+    """The JSON or Python list or object that a text is, or has among other words."""
+    for parse in (json.loads, read_literal):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            if isinstance(value := parse(text), list | dict):
+                return value
     # A rule may contain brackets; what they hold is no list of rules.
     return next((one for one in json_in(text) if any(map(_is_sentence, _strings(one)))), None)
 
 
 def _strings_of_cut_json(text: str) -> list[str]:
-    """The texts that stand whole in JSON whose end is missing.
-
-    >>> _strings_of_cut_json('["Be strict on promises.", "Be kind to jok')
-    ['Be strict on promises.']
-    """
-    text = re.sub(r"^```\w*\s*", "", text)
+    """The texts that stand whole in JSON whose end is missing."""
     if not text.startswith(("[", "{")):
         return []
     read = [_parsed(f"[{one}]") or [] for one in re.findall(r'"(?:[^"\\]|\\.)+"', text)]
