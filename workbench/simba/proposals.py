@@ -146,11 +146,10 @@ def for_small_judges(
     fields: Sequence[str],
     limit: int,
 ) -> list[Candidate]:
-    """Candidates of descriptions with worked examples, or of examples alone.
+    """Candidates of descriptions, each with items of its draw, or of examples alone.
 
-    ``described`` has the answer on each draw, whose items are shown beside it. All have the
-    rationale first: a small model that has to rate before it has said why may give one rating
-    whatever it is told.
+    All have the rationale first: a small model that has to rate before it has said why may give
+    one rating whatever it is told.
     """
     told = [
         (base.with_rules(rules, name).with_rationale_first(), draw)

@@ -101,8 +101,8 @@ DISAGREEMENT_SHARE: Final = 0.7  # of a prompt's room, which agreements leave to
 class Request:
     """One request to the reflection model.
 
-    A ``blind`` one leaves out the judge's verdicts: it asks what people go by. One that
-    ``describes`` ratings shows items with them in place of disagreements.
+    A ``blind`` one leaves out the judge's verdicts. One that ``describes`` ratings shows items
+    with them in place of disagreements.
     """
 
     instructions: str
@@ -133,11 +133,10 @@ class Request:
             room -= sum(map(tokens_in, (self.task, self.instructions, values, focus)))
         wrong, right = self._fitting_cases(room)
         if self.describes:
-            form = [f"{one}: The output ..." for one in self.describes]
             return {
                 "judge_instructions": self.instructions,
                 "rated_items": "\n".join(wrong),
-                "form": "\n".join(form),
+                "form": "\n".join(f"{one}: The output ..." for one in self.describes),
             }
         return {
             "judge_instructions": self.instructions,

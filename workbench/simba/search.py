@@ -47,10 +47,7 @@ MAX_REORDERED: Final = 2  # candidates of a step in vain that are tried with the
 class Search:
     """A search for better instructions; the same arguments and answers give the same result.
 
-    ``train`` and ``dev`` share no item. With `FEW` labels or more, nothing in ``dev`` is shown to
-    the reflection model or in a worked example. ``fields`` are what the judge sees of an item. For
-    ``on_step`` see `workbench.SIMBA`. ``calls_left`` tells how many judge calls may still be made,
-    so that no more candidates race than can be scored on all items.
+    ``calls_left`` tells how many judge calls may still be made.
     """
 
     def __init__(
@@ -72,6 +69,7 @@ class Search:
         self.scale, self.fields, self.reflect = scale, fields, reflect
         self.settings, self.on_step, self.calls_left = settings or Settings(), on_step, calls_left
         self.rng = random.Random(f"simba-{seed}")
+        # With so few labels none is kept apart; else dev items are never shown to a model.
         self.few = few = len(train) + len(dev) < FEW
         self.train = [*train, *dev] if few else list(train)
         # A small dev set alone can't tell candidates apart, so train items are added.
@@ -212,11 +210,7 @@ class Search:
         return rules
 
     def record_evidence(self, rules: Sequence[str], cases: Sequence[Case]) -> None:
-        """Keep which cases each rule was made from: those whose rationale is about it, else all.
-
-        Of a rule that describes a rating it is those with the rating. A rule that is found again
-        keeps its first evidence.
-        """
+        """Keep which cases each rule was made from: those it describes, or is about, else all."""
         rules = Candidate("").with_rules(rules, "").rules
         found: dict[str, list[str]] = {rule: [] for rule in rules}
         for case in cases:
@@ -286,10 +280,7 @@ class Search:
     # -- dropping rules -------------------------------------------------------------------
 
     def prune(self) -> None:
-        """Drop the most harmful rule of the best candidate, else its idle ones, while it helps.
-
-        Rules of an earlier alignment are never idle: they may be for cases that no label shows.
-        """
+        """Drop the most harmful rule of the best candidate, else its idle ones, while it helps."""
         step = self.rows[-1]["step"]
         for _ in range(MAX_PRUNED):
             rules = self.best.rules
@@ -297,6 +288,7 @@ class Search:
             if not rules or rules == tuple(learned[:1]):
                 return
             harmful, idle = doubtful(self.best, self.board, self.rng)
+            # Rules of an earlier alignment may be for cases that no label shows.
             dropped = harmful or {i: why for i, why in idle.items() if rules[i] in learned}
             if not dropped or not self.race(step, [self.best.without_rules(dropped)]):
                 return
@@ -319,6 +311,6 @@ class Search:
                 "added_words": candidate.added_words,
                 "best": candidate is self.best,
                 "calls": self.board.calls,
-                "dropped": "; ".join(map(str, candidate.dropped)),
+                "dropped": "; ".join(f"{rule!r}: {why}" for rule, why in candidate.dropped.items()),
             }
         )

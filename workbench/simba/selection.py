@@ -25,16 +25,13 @@ MAX_TRIED: Final = 3  # items that are wrong, and that are right, on which one r
 
 
 def credit(scale: Scale, verdict: Any, label: Any) -> float:
-    """Credit of a verdict, in [0, 1].
-
-    1 for the label itself. With ``d`` the scale's distance, a near miss earns ``(1 - d) / 2`` on
-    ordered scales and ``1 - d`` on continuous ones, where verdicts hardly ever equal the label.
-    """
+    """Credit of a verdict, in [0, 1]: 1 for the label itself, less for a near miss."""
     if verdict == label:
         return 1.0
     if not scale.ordered:
         return 0.0
     nearness = 1.0 - scale.distance(verdict, label)
+    # Verdicts on continuous scales hardly ever equal the label.
     return nearness if _is_continuous(scale) else nearness / 2
 
 
@@ -57,8 +54,7 @@ def _is_continuous(scale: Scale) -> bool:
 class Scoreboard:
     """Verdicts of all candidates, and their scores on the items that they are selected on.
 
-    Abstaining where ``original`` had an opinion earns nothing. An item that a candidate shows as a
-    worked example does not count for it: two are compared on the items that neither shows.
+    An item that a candidate shows as a worked example does not count for it.
     """
 
     items: list[Item]
@@ -73,11 +69,9 @@ class Scoreboard:
     failures: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        counts = Counter(item.label for item in self.items)
-        self._label_weights = {
-            label: len(self.items) / (len(counts) * n) if self.class_weight == "balanced" else 1.0
-            for label, n in counts.items()
-        }
+        labels = [item.label for item in self.items] if self.class_weight == "balanced" else []
+        counts = Counter(labels)
+        self._label_weights = {v: len(labels) / (len(counts) * n) for v, n in counts.items()}
 
     def judge(self, wanted: Iterable[tuple[Candidate, Item]]) -> None:
         """Get the verdicts not known yet, in parallel; `ModelError` if too many calls failed."""
@@ -193,8 +187,7 @@ class Scoreboard:
     ) -> bool:
         """Whether one scores higher than the other by `STEADY` standard errors of its gains.
 
-        With ``seen``, the items that one was judged on: whether it may still come to do so, which
-        is if all the others come out right. The other was judged on all items.
+        If it was judged on the items ``seen`` only: whether it may still, all others being right.
         """
         both = self.hidden_from([one, other])
         judged = self.hidden_from([one, other], seen)
@@ -219,10 +212,9 @@ def length_penalty(candidate: Candidate) -> float:
 def doubtful(
     best: Candidate, board: Scoreboard, rng: random.Random
 ) -> tuple[dict[int, str], dict[int, str]]:
-    """Leave out each rule on some items; return the most harmful one and the idle ones.
+    """Leave out each rule on some items; return why the worst is harmful, and others are idle.
 
-    Both say why. A rule is left out where the rationales of judge and people are about it; if there
-    is no such item, where they are about no rule.
+    It is done on items whose rationales are about the rule, or else about none.
     """
     without = [best.without_rules({i: ""}) for i in range(len(best.rules))]
     planned: dict[int, list[tuple[Item, float]]] = defaultdict(list)
