@@ -225,7 +225,7 @@ class SIMBA(AlignmentOptimizer):
         known: Sequence[Verdict] = (),
         budget: Budget | None = None,
     ) -> Judge:
-        """Align on given items; ``known`` are verdicts of the judge, ``budget`` replaces the own."""
+        """Align on given items; ``known`` verdicts of the judge are not paid for again."""
         # By content, since trace ids, and so their order, differ from store to store.
         train, dev = (sorted(part, key=_content) for part in (train, dev))
         original, model = _original(judge, [*train, *dev]), str(judge.model)

@@ -132,7 +132,7 @@ class Reflector:
         return self._run(requests, step) if any(map(self._fits_into, refused)) else outcomes
 
     def _fits_into(self, message: str) -> bool:
-        """Take a smaller context from a server that calls a prompt too long; False for other words."""
+        """Take a smaller context where a server calls a prompt too long; whether that is so."""
         known = self.context or DEFAULT_CONTEXT
         numbers = [int(n.replace(",", "")) for n in re.findall(r"\d[\d,]{3,}", message)]
         # Tokens are estimated: what a server names may be more than was thought to be enough.
