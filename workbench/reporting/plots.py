@@ -191,14 +191,8 @@ def plot_slices(
     overall = getattr(slices, metric, None) if overall is None and table is not slices else overall
     labels = [f"{literal(name, 30)} ({n:,})" for name, n in table["n"].items()]
     _finish_rows(ax, labels, ("all pairs", overall), alpha=alpha)
-    known = [v for v in (*estimates.ravel(), overall) if v is not None and not math.isnan(v)]
-    low, high = min(known, default=0.0), max(known, default=1.0)
-    left, right, margin = max(-1.0, min(low, 0.0)) - 0.02, 1.02, max(0.2 * (high - low), 0.005)
-    if high - low < 0.25:  # else small differences could not be seen
-        left, right = max(left, low - margin), min(right, high + margin)
-    ax.set_xlim(left, right)
-    by = getattr(slices, "by", None)
-    of = f" by {literal(by, 40)}" if by else ""
+    ax.margins(x=0.05)
+    of = f" by {literal(slices.by, 40)}" if table is not slices else ""
     ax.set_xlabel(f"{metric.replace('_', ' ')}{of}, with interval")
     return ax
 
@@ -319,10 +313,7 @@ def plot_ratings(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     elif are_few and (levels % 1 == 0).all():
         ax.locator_params(integer=True)
     ends = (low - margin, high + margin)
-    stops = np.array([ends[0], *levels, ends[1]] if are_few else ends)
-    gaps = 0.3 * np.diff(stops) * are_few  # around the counts
-    line = np.stack([stops[:-1] + gaps, stops[1:] - gaps, gaps * math.nan], axis=1).ravel()
-    ax.plot(line, line, color=ink(), lw=1, ls="--", zorder=0.5)
+    ax.plot(ends, ends, color=ink(), lw=1, ls="--", alpha=0.5, zorder=0.5)
     ax.set(xlim=ends, ylim=ends, aspect="equal", xlabel="human", ylabel="judge")
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_title(f"{literal(pairs.name, 60)}, {counted(len(pairs), 'pair')}")

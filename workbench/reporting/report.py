@@ -209,10 +209,8 @@ def _evidence(alignment: Alignment) -> list[dict[str, Any]]:
     rows = _rows(alignment.pairs.table)
     found = []
     for rule, ids in alignment.evidence.items():
-        # A case whose label has a reason explains most.
-        known = sorted(
-            (rows[i] for i in ids if i in rows), key=lambda row: not row["human_rationale"]
-        )
+        known = [rows[i] for i in ids if i in rows]
+        known.sort(key=lambda row: not row["human_rationale"])  # a reason explains most
         shown = [_item(row, alignment) for row in known[:MOST_CASES]]
         found.append({"rule": rule, "count": len(ids), "shown": shown, "traces": ids[:MOST_ROWS]})
     return found
