@@ -112,7 +112,6 @@ def test_length_has_its_price() -> None:
     one.judge((c, i) for c in (CURED, longer) for i in one.items)
     assert one.score(CURED)[0] > one.score(longer)[0]
     assert one.score(CURED)[1] == one.score(longer)[1] == 1.0
-    assert one.is_flawless(longer)
 
 
 def test_without_an_opinion_there_is_no_score() -> None:

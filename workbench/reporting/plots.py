@@ -144,14 +144,9 @@ def _effort(row: Mapping[Any, Any]) -> str:
     """The cost of learning in a few words."""
     if row["status"] == "reference":
         return str(row["reason"])
-    parts = []
     calls = [row[f"{kind} calls"] for kind in ("judge", "reflection", "embedding")]
-    if isinstance(calls[0], int):  # else none are known
-        known = f" (+ {row['known']} known)" if row["known"] else ""
-        parts.append(f"{sum(calls)} calls{known}")
-    if (seconds := row["seconds"]) == seconds:
-        parts.append(f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s")
-    return ", ".join(parts)
+    made = f"{sum(calls)} calls, " if isinstance(calls[0], int) else ""  # else not known
+    return f"{made}{row['seconds']:,.1f} s"
 
 
 @styled()
@@ -305,12 +300,11 @@ def plot_ratings(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     else:
         _draw_density(ax, both)
     if is_ordinal:
-        names = [literal(value, 16) for value in scale.values]
-        one_line = [literal(value, 30, lines=1) for value in scale.values]
+        names = [literal(value, 16, lines=2 if levels.size <= 7 else 1) for value in scale.values]
         ax.set_xticks(levels, names)
-        ax.set_yticks(levels, names if levels.size <= 7 else one_line)
+        ax.set_yticks(levels, names)
         tilt_where_long(ax, names, scale.values)
-    elif are_few and (levels % 1 == 0).all():
+    elif are_few:
         ax.locator_params(integer=True)
     ends = (low - margin, high + margin)
     ax.plot(ends, ends, color=ink(), lw=1, ls="--", alpha=0.5, zorder=0.5)

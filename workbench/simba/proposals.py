@@ -77,12 +77,11 @@ Draw = Sequence[Sequence[Case]]
 def draws(wrong: Sequence[Case], right: Sequence[Case]) -> list[Draw]:
     """As many draws as `MAX_DRAWS`, the most telling cases in the first one."""
     ranked = by_label(wrong, right).values()
-
-    def turned(cases: list[Case], n: int) -> list[Case]:
-        begin = n * MAX_SHOWN % len(cases)
-        return [*cases[begin:], *cases[:begin]]
-
-    return [[turned(cases, n)[:MAX_SHOWN] for cases in ranked] for n in range(MAX_DRAWS)]
+    starts = [n * MAX_SHOWN for n in range(MAX_DRAWS)]
+    return [
+        [[*cases[at % len(cases) :], *cases[: at % len(cases)]][:MAX_SHOWN] for cases in ranked]
+        for at in starts
+    ]
 
 
 def descriptions(
@@ -154,16 +153,11 @@ def for_small_judges(
     told = [
         (base.with_rules(rules, name).with_rationale_first(), draw)
         for (name, rules), draw in zip(described.items(), drawn, strict=False)
-        if _tell_apart(rules)
+        # Several ratings, each described by a sentence of its own.
+        if len({words_of(rule.partition(": ")[2]) for rule in rules}) == len(rules) > 1
     ]
     alone = [(base.with_rationale_first(), drawn[0])]
     return [with_draw(one, draw, fields, limit) for one, draw in told or alone]
-
-
-def _tell_apart(described: Sequence[str]) -> bool:
-    """Whether several ratings are described, each by a sentence of its own."""
-    sentences = {words_of(one.partition(": ")[2]) for one in described}
-    return len(sentences) == len(described) > 1
 
 
 def with_draw(base: Candidate, draw: Draw, fields: Sequence[str], limit: int) -> Candidate:
@@ -171,6 +165,5 @@ def with_draw(base: Candidate, draw: Draw, fields: Sequence[str], limit: int) ->
     each = min(EACH, max(1, limit // len(draw)))
     turns = (case for i in range(each) for cases in draw for case in cases[i : i + 1])
     shown = [WorkedExample.of(case.item, fields) for case in itertools.islice(turns, limit)]
-    if not shown:
-        return base
-    return replace(base, examples=tuple(shown), origin=f"{base.origin}, examples")
+    origin = f"{base.origin}, examples"
+    return replace(base, examples=tuple(shown), origin=origin) if shown else base

@@ -27,7 +27,7 @@ from workbench.simba.proposals import (
     with_reasons,
 )
 from workbench.simba.reflection import Request
-from workbench.simba.selection import Ask, Scoreboard, doubtful
+from workbench.simba.selection import Ask, Scoreboard, doubtful, length_penalty
 from workbench.simba.settings import FEW, MAX_PRUNED, MAX_RACING, Settings, rung_sizes
 
 FEW_NOTE: Final = (
@@ -130,7 +130,7 @@ class Search:
         """Make steps until one of them says why the search is over."""
         stale = 0
         for step in range(1, self.settings.max_steps + 1):
-            if self.board.is_flawless(self.best):
+            if self.score(self.best) >= 1.0 - length_penalty(self.best) - 1e-9:
                 return "nothing is left to gain on the items that candidates are selected on"
             improved = self.race(step, self.children(step, batch, stale))
             stale = 0 if improved else stale + 1

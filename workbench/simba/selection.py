@@ -6,7 +6,7 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from workbench.errors import ModelError
@@ -63,12 +63,10 @@ class Scoreboard:
     ask: Ask
     class_weight: Literal["balanced"] | None = None
     max_failure_share: float = 0.05
-    verdicts: dict[tuple[str, str], Verdict] = field(default_factory=dict, init=False)
-    calls: int = field(default=0, init=False)
-    cached: int = field(default=0, init=False)
-    failures: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
+        self.verdicts: dict[tuple[str, str], Verdict] = {}
+        self.calls = self.cached = self.failures = 0
         labels = [item.label for item in self.items] if self.class_weight == "balanced" else []
         counts = Counter(labels)
         self._label_weights = {v: len(labels) / (len(counts) * n) for v, n in counts.items()}
@@ -110,7 +108,7 @@ class Scoreboard:
         self.items = judged or self.items
 
     def verdict(self, candidate: Candidate, item: Item) -> Verdict | None:
-        """The verdict that counts for the candidate, a failed one included; None if missing."""
+        """The verdict that counts for the candidate, a failed one included."""
         return None if candidate.shows(item) else self.verdicts.get((candidate.key, item.trace_id))
 
     def opinion(self, candidate: Candidate, item: Item) -> Verdict | None:
@@ -159,22 +157,15 @@ class Scoreboard:
         Both are nan without an opinion, or if more than `MAX_FAILED` of the calls failed.
         """
         items = self.items if items is None else items
-        weight = earned = 0.0
-        right = opinions = 0
-        for item in items:
-            one = self.earned(candidate, item)
-            if one is None:
-                continue
-            weight += self.weight(item)
-            earned += self.weight(item) * one
-            opinion = self.opinion(candidate, item)
-            if opinion is not None:
-                opinions += 1
-                right += opinion.value == item.label
+        earned = ((self.weight(item), self.earned(candidate, item)) for item in items)
+        credits = [(weight, one) for weight, one in earned if one is not None]
+        opinions = ((self.opinion(candidate, item), item.label) for item in items)
+        right = [verdict.value == label for verdict, label in opinions if verdict]
         failed = sum(self._has_failed(candidate, item) for item in items)
-        if not opinions or failed > MAX_FAILED * len(items):
+        if not right or failed > MAX_FAILED * len(items):
             return math.nan, math.nan
-        return earned / weight - length_penalty(candidate), right / opinions
+        credit = sum(weight * one for weight, one in credits) / sum(weight for weight, _ in credits)
+        return credit - length_penalty(candidate), sum(right) / len(right)
 
     def lead(self, one: Candidate, other: Candidate, items: Sequence[Item] | None = None) -> float:
         """Score of one minus the other's, on items that neither shows; -inf without a score."""
@@ -200,9 +191,6 @@ class Scoreboard:
         longer = length_penalty(one) - length_penalty(other)
         gain = sum(gains) - longer * sum(map(self.weight, both))
         return gain > 1e-9 and gain >= STEADY * math.sqrt(sum(g * g for g in gains))
-
-    def is_flawless(self, candidate: Candidate) -> bool:
-        return self.score(candidate)[0] >= 1.0 - length_penalty(candidate) - 1e-9
 
 
 def length_penalty(candidate: Candidate) -> float:
