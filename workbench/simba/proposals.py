@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from workbench.models.client import Outcome
 from workbench.simba.candidate import Candidate, Case, Item, WorkedExample, one_line, words_of
-from workbench.simba.reflection import Reflection, Request
+from workbench.simba.reflection import Request
 
-Reflect = Callable[[Sequence[Request], int], list[Reflection]]
-"""Asks the reflection model for rules; the number is the step."""
+Reflect = Callable[[Sequence[Request], int], list[Outcome]]
+"""Asks the reflection model for ``"rules"``; the number is the step."""
 
 DESCRIPTIONS: Final = "describe each rating"
 REASONS: Final = "reasons that people gave"

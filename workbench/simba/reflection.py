@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from workbench.formatting import read_literal
 from workbench.models.answers import json_in, without_thoughts
-from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
 from workbench.simba.candidate import (
     MAX_FIELD,
@@ -260,15 +259,6 @@ _REFUSAL: Final = re.compile(
     r"| (?:can ?not|can[’']t|won[’']t|will not|must decline|apologi[sz]e))\b|(?:Sorry|As an AI)\b",
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True)
-class Reflection:
-    """Answer to a request."""
-
-    rules: tuple[str, ...]
-    paid: Usage = UNPAID  # nothing if it came from the cache
-    error: str = ""  # why it is not usable; there are no rules then
 
 
 def rules_in(text: str) -> list[str] | None:

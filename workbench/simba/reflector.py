@@ -33,7 +33,6 @@ from workbench.simba.reflection import (
     FORM_TASK,
     MAX_RULES,
     TASK,
-    Reflection,
     Request,
     is_refusal,
 )
@@ -102,7 +101,7 @@ class Reflector:
         self._lock = threading.Lock()
         self._connected: Any = None
 
-    def propose(self, requests: Sequence[Request], step: int) -> list[Reflection]:
+    def propose(self, requests: Sequence[Request], step: int) -> list[Outcome]:
         """Ask for the rules of each request; `ModelError` if too many have no usable answer.
 
         Answers of another step are other answers. Unusable ones are not kept in the cache.
@@ -112,14 +111,7 @@ class Reflector:
         except ModelError as error:
             raise type(error)(f"{error} {_ADVICE}") from None
         self._check(outcomes)
-        return [
-            Reflection(
-                rules=tuple((outcome.answer or {}).get("rules", ())),
-                paid=outcome.paid,
-                error=outcome.fault.message if outcome.fault else "",
-            )
-            for outcome in outcomes
-        ]
+        return outcomes
 
     def _run(self, requests: Sequence[Request], step: int) -> list[Outcome]:
         try:

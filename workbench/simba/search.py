@@ -202,9 +202,10 @@ class Search:
         """The rules that the reflection model states, by the names of the requests."""
         answers = self.reflect(list(asked.values()), step)
         self.reflections += sum(answer.paid.requests for answer in answers)
-        self.reflection_failures += sum(bool(answer.error) for answer in answers)
-        self.cached_reflections += sum(not (one.paid.requests or one.error) for one in answers)
-        rules = {name: answer.rules for name, answer in zip(asked, answers, strict=True)}
+        self.reflection_failures += sum(answer.fault is not None for answer in answers)
+        self.cached_reflections += sum(answer.cached for answer in answers)
+        stated = (tuple((answer.answer or {}).get("rules", ())) for answer in answers)
+        rules = dict(zip(asked, stated, strict=True))
         for name, request in asked.items():
             self.record_evidence(rules[name], request.disagreements)
         return rules
