@@ -30,7 +30,7 @@ from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelEr
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Usage
 from workbench.models.client import Outcome
-from workbench.simba.candidate import Candidate, Item, Learned, WorkedExample
+from workbench.simba.candidate import Candidate, Item, Learned
 from workbench.simba.reflection import Request
 from workbench.simba.search import Search
 from workbench.simba.selection import Ask
@@ -71,7 +71,7 @@ def test_dev_items_are_never_shown() -> None:
     reflect = Reflecting()
     found = run(reflect=reflect, settings=Settings(max_steps=4, patience=4))
     shown = {c.item.trace_id for r in reflect.seen for c in (*r.disagreements, *r.agreements)}
-    shown |= {example.trace_id for example in found.best.examples}
+    shown |= {*found.best.examples}
     assert shown
     assert shown <= {item.trace_id for item in items(20)}
 
@@ -163,7 +163,7 @@ def test_a_candidate_is_asked_only_about_items_that_count_in_its_race() -> None:
 
     train, dev = items(20), items(10, start=100)
     search = Search(BASE, train, dev, SCALE, ("outputs",), ask, Reflecting())
-    search.best = BASE.with_examples([WorkedExample.of(one, ("outputs",)) for one in train[:4]], 4)
+    search.best = BASE.with_examples(train[:4], ("outputs",), 4)
     shown = {one.trace_id for one in train[:4]}
     won, lost = BASE.with_rules([RULE], "x"), BASE.with_rules(["Think of pigs."], "x")
     assert search.race(1, [won])
@@ -478,9 +478,7 @@ def test_with_few_labels_all_are_learned_from() -> None:
 
 def test_examples_known_by_heart_earn_nothing() -> None:
     """A judge that only repeats what an example tells it is not taken for a better one."""
-    parrot = answers(
-        lambda c, i: i.label if i.trace_id in {e.trace_id for e in c.examples} else "good"
-    )
+    parrot = answers(lambda c, i: i.label if c.shows(i) else "good")
     assert run(items(16), [], ask=parrot, reflect=wordy()).best == BASE
 
 

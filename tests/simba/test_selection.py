@@ -12,7 +12,7 @@ from stubs import BASE, RULE, SCALE, Chance, Questions, always_good, answers, it
 from workbench.errors import ModelError
 from workbench.judging.verdicts import Verdict
 from workbench.scale import Scale
-from workbench.simba.candidate import Item, WorkedExample
+from workbench.simba.candidate import Item
 from workbench.simba.selection import Scoreboard, agrees, credit
 
 CURED = BASE.with_rules([RULE], "x")
@@ -53,7 +53,7 @@ def test_a_shown_item_does_not_count() -> None:
     """Having been told the answer is no merit, and no fault: the candidate is not even asked."""
     one = board()
     one.judge((BASE, i) for i in one.items)
-    shown = BASE.with_examples([WorkedExample.of(one.items[0], ["outputs"])], 4)
+    shown = BASE.with_examples(one.items[:1], ["outputs"], 4)
     asked: list[str] = []
 
     def right(questions: Questions) -> list[Verdict]:

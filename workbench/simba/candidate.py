@@ -86,31 +86,17 @@ def judge_fields(judge: Judge) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class WorkedExample:
-    """A labelled item as it is written in instructions."""
-
-    trace_id: str
-    text: str
-
-    @classmethod
-    def of(cls, item: Item, fields: Sequence[str]) -> WorkedExample:
-        lines = [_shown(item, fields)]
-        if item.rationale:
-            lines.append(f"why: {shortened_json(item.rationale)}")
-        return cls(item.trace_id, "\n".join([*lines, f"rating: {one_line(str(item.label))}"]))
-
-
-@dataclass(frozen=True)
 class Candidate:
     """One version of the instructions: the original text, rules and worked examples.
 
-    With ``rationale_first`` the judge writes its rationale before the rating. ``origin`` says how
-    it was made, ``dropped`` which rules were removed on the way, and why.
+    ``examples`` are texts by trace id. With ``rationale_first`` the judge writes its rationale
+    before the rating. ``origin`` says how the candidate was made, ``dropped`` which rules were
+    removed on the way, and why.
     """
 
     base: str
     rules: tuple[str, ...] = ()
-    examples: tuple[WorkedExample, ...] = ()
+    examples: Mapping[str, str] = field(default_factory=dict)
     origin: str = "original"
     dropped: Mapping[str, str] = field(default_factory=dict)
     rationale_first: bool = False
@@ -122,7 +108,7 @@ class Candidate:
         if self.rules:
             learned.append("\n".join([RULES_HEADING, *(f"- {rule}" for rule in self.rules)]))
         if self.examples:
-            learned.append("\n\n".join([EXAMPLES_HEADING, *(e.text for e in self.examples)]))
+            learned.append("\n\n".join([EXAMPLES_HEADING, *self.examples.values()]))
         return "\n\n".join([self.base, *map(without_variables, learned)])
 
     @cached_property
@@ -141,8 +127,7 @@ class Candidate:
         base, _, stated = base.partition(f"\n\n{RULES_HEADING}\n")
         rules = tuple(line.removeprefix("- ") for line in stated.split("\n") if line)
         blocks = [block for block in shown.split("\n\n") if block]
-        examples = tuple(WorkedExample(question_key(block)[:16], block) for block in blocks)
-        candidate = cls(base, rules, examples)
+        candidate = cls(base, rules, {str(n): block for n, block in enumerate(blocks)})
         return candidate if candidate.text == text else cls(text)
 
     def with_rationale_first(self) -> Candidate:
@@ -175,24 +160,27 @@ class Candidate:
         lost = {self.rules[i]: reason for i, reason in reasons.items()}
         return replace(self, rules=kept, origin="drop rules", dropped={**self.dropped, **lost})
 
-    def with_examples(self, examples: Sequence[WorkedExample], limit: int) -> Candidate:
-        """Return a copy with these examples added; the newest ``limit`` of all are kept."""
-        new = {example.trace_id for example in examples}
-        shown = [*(e for e in self.examples if e.trace_id not in new), *examples]
-        return replace(self, examples=tuple(shown[-limit:]), origin="worked examples")
+    def with_examples(self, items: Iterable[Item], fields: Sequence[str], limit: int) -> Candidate:
+        """Return a copy that shows these items, too; the newest ``limit`` of all are kept."""
+        new = {item.trace_id: _worked_example(item, fields) for item in items}
+        shown = {i: text for i, text in self.examples.items() if i not in new} | new
+        return replace(self, examples=dict([*shown.items()][-limit:]), origin="worked examples")
 
     def with_ids(self, items: Iterable[Item], fields: Sequence[str]) -> Candidate:
         """Return a copy whose examples have the ids of the items with the fields that they show."""
         ids = {without_variables(_shown(item, fields)): item.trace_id for item in items}
-        examples = [
-            replace(e, trace_id=ids.get("\n".join(e.text.split("\n")[: len(fields)]), e.trace_id))
-            for e in self.examples
-        ]
-        return replace(self, examples=tuple(examples))
+        heads = {i: "\n".join(text.split("\n")[: len(fields)]) for i, text in self.examples.items()}
+        shown = {ids.get(heads[i], i): text for i, text in self.examples.items()}
+        return replace(self, examples=shown)
 
     def shows(self, item: Item) -> bool:
         """Whether the item is one of the worked examples."""
-        return any(example.trace_id == item.trace_id for example in self.examples)
+        return item.trace_id in self.examples
+
+
+def _worked_example(item: Item, fields: Sequence[str]) -> str:
+    why = [f"why: {shortened_json(item.rationale)}"] * bool(item.rationale)
+    return "\n".join([_shown(item, fields), *why, f"rating: {one_line(str(item.label))}"])
 
 
 def _shown(item: Item, fields: Sequence[str]) -> str:

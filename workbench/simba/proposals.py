@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from workbench.models.client import Outcome
-from workbench.simba.candidate import Candidate, Case, Item, WorkedExample, one_line, words_of
+from workbench.simba.candidate import Candidate, Case, Item, one_line, words_of
 from workbench.simba.reflection import Request
 
 Reflect = Callable[[Sequence[Request], int], list[Outcome]]
@@ -135,8 +135,7 @@ def with_examples(
     first: dict[Any, Item] = {}
     for case in ranked:
         first.setdefault(case.item.label, case.item)
-    shown = [WorkedExample.of(item, fields) for item in list(first.values())[:limit]]
-    return parent.with_examples(shown, limit)
+    return parent.with_examples(list(first.values())[:limit], fields, limit)
 
 
 def for_small_judges(
@@ -165,6 +164,6 @@ def with_draw(base: Candidate, draw: Draw, fields: Sequence[str], limit: int) ->
     """Show up to `EACH` items with each label, the labels in turn."""
     each = min(EACH, max(1, limit // len(draw)))
     turns = (case for i in range(each) for cases in draw for case in cases[i : i + 1])
-    shown = [WorkedExample.of(case.item, fields) for case in itertools.islice(turns, limit)]
-    origin = f"{base.origin}, examples"
-    return replace(base, examples=tuple(shown), origin=origin) if shown else base
+    items = [case.item for case in itertools.islice(turns, limit)]
+    shown = replace(base, examples={}).with_examples(items, fields, limit)
+    return replace(shown, origin=f"{base.origin}, examples") if items else base

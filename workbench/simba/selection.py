@@ -98,7 +98,7 @@ class Scoreboard:
         self, candidates: Iterable[Candidate], items: Sequence[Item] | None = None
     ) -> list[Item]:
         """The items, all unless given, that none of the candidates shows as a worked example."""
-        shown = {example.trace_id for one in candidates for example in one.examples}
+        shown = {trace_id for one in candidates for trace_id in one.examples}
         items = self.items if items is None else items
         return [item for item in items if item.trace_id not in shown]
 
