@@ -161,28 +161,28 @@ class Request:
         ]
         # People's rationales may be repeated: they name the criteria.
         texts = [self.task, self.instructions, *(case.verdict.rationale for case in cases)]
-        texts.append(RULES_HEADING)
-        shown = " ".join(f" {words} " for words in (*map(words_of, texts), *items))
+        texts = [*map(words_of, [*texts, RULES_HEADING]), *items]
         kept: dict[frozenset[str], str] = {}
         for rule in stated:
             words = words_of(rule)
-            is_new = words and f" {words} " not in shown and not _HIDDEN.search(rule)
-            is_new = is_new and not _repeats_itself(words)
-            is_general = not (_quotes_one(words, items) or self._names_a_topic(words))
-            if is_new and len(words.split()) <= MAX_WORDS and is_general:
-                kept.setdefault(frozenset(words.split()), rule.strip())
+            said = words.split()
+            is_new = words and not any(f" {words} " in f" {text} " for text in texts)
+            repeats_itself = len(said) > 2 * MIN_WORDS and 2 * len(set(said)) < len(said)
+            is_general = not (_quotes_one(said, items) or self._names_a_topic(said))
+            is_short = len(said) <= MAX_WORDS and not repeats_itself
+            if is_new and is_short and is_general and not _HIDDEN.search(rule):
+                kept.setdefault(frozenset(said), rule.strip())
         return list(kept.values())[:MAX_RULES]
 
-    def _names_a_topic(self, words: str) -> bool:
+    def _names_a_topic(self, said: Sequence[str]) -> bool:
         """Whether a description has `TOPIC_WORDS` words that the inputs of one item alone have."""
-        if not self.describes:
-            return False
         inputs = {words_of(one_line_json(case.item.example.inputs)) for case in self.disagreements}
-        if 2 * len(inputs) <= len(self.disagreements):
-            return False  # all items are on few topics
-        said = {word for word in words.split() if len(word) >= TOPIC_LETTERS}
-        said -= set(words_of(self.instructions).split())
-        shared = [said & set(text.split()) for text in inputs]
+        # Where all items are on few topics, it may name them.
+        if not self.describes or 2 * len(inputs) <= len(self.disagreements):
+            return False
+        telling = {word for word in said if len(word) >= TOPIC_LETTERS}
+        telling -= set(words_of(self.instructions).split())
+        shared = [telling & set(text.split()) for text in inputs]
         found_in = Counter(word for one in shared for word in one)
         return any(sum(found_in[word] == 1 for word in one) >= TOPIC_WORDS for one in shared)
 
@@ -198,28 +198,20 @@ class Request:
         return wrong, right
 
     def _line(self, case: Case, limit: int) -> str:
-        shown = case.item.values(self.fields)
+        item, verdict = case.item, case.verdict
+        shown = item.values(self.fields)
         if self.describes:
-            shown = {"rating": case.item.label, "reason": case.item.rationale, **shown}
+            shown = {"rating": item.label, "reason": item.rationale, **shown}
         else:
             if not self.blind:
-                shown["judge_verdict"] = case.verdict.value
-                shown["judge_rationale"] = case.verdict.rationale
-            shown["human_label"] = case.item.label
-            shown["human_rationale"] = case.item.rationale
+                shown |= {"judge_verdict": verdict.value, "judge_rationale": verdict.rationale}
+            shown |= {"human_label": item.label, "human_rationale": item.rationale}
         short = {name: json.loads(shortened_json(value, limit)) for name, value in shown.items()}
         return one_line_json(short)
 
 
-def _repeats_itself(words: str) -> bool:
-    """Whether a rule says fewer than half as many different words as it has."""
-    said = words.split()
-    return len(said) > 2 * MIN_WORDS and 2 * len(set(said)) < len(said)
-
-
-def _quotes_one(words: str, items: Sequence[str]) -> bool:
+def _quotes_one(said: Sequence[str], items: Sequence[str]) -> bool:
     """Whether some `QUOTED_WORDS` words of a rule stand in exactly one of the items."""
-    said = words.split()
     runs = (" ".join(said[i : i + QUOTED_WORDS]) for i in range(len(said) - QUOTED_WORDS + 1))
     return any(sum(run in item for item in items) == 1 for run in runs)
 
@@ -227,19 +219,17 @@ def _quotes_one(words: str, items: Sequence[str]) -> bool:
 def _most_telling(cases: Sequence[Case], lines: Sequence[str], room: float) -> list[str]:
     """The lines that fit, those of cases with a rationale and of more weight first."""
     items = [case.item for case in cases]
-    kept, used = set[int](), 0.0
+    kept = list[int]()
     for i in sorted(range(len(items)), key=lambda i: (not items[i].rationale, -items[i].weight)):
-        if used + tokens_in(lines[i]) <= room or len(kept) < 2:
-            kept.add(i)
-            used += tokens_in(lines[i])
-    return [line for i, line in enumerate(lines) if i in kept]
+        if len(kept) < 2 or tokens_in(lines[i]) <= room:
+            kept.append(i)
+            room -= tokens_in(lines[i])
+    return [lines[i] for i in sorted(kept)]
 
 
 def tokens_in(text: str) -> float:
     """Estimate tokens: one for 4 characters of ASCII, for 3 bytes of any other text."""
-    if text.isascii():
-        return (len(text) + 1) / 4
-    return (len(text.encode("utf-8", "surrogatepass")) + 1) / 3
+    return (len(text.encode("utf-8", "surrogatepass")) + 1) / (4 if text.isascii() else 3)
 
 
 def allowed_values(scale: Scale) -> dict[str, Any]:

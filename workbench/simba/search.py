@@ -76,14 +76,8 @@ class Search:
         size = self.settings.max_dev
         selected = [] if few else sample(dev, size, self.rng)
         selected += sample(self.train, len(self.train) if few else size - len(selected), self.rng)
-        self.board = Scoreboard(
-            selected,
-            original,
-            scale,
-            ask,
-            class_weight=self.settings.class_weight,
-            max_failure_share=self.settings.max_failure_share,
-        )
+        limits = self.settings.class_weight, self.settings.max_failure_share
+        self.board = Scoreboard(selected, original, scale, ask, *limits)
         self.tried: set[str] = set()
         self.latest: list[Candidate] = []
         self.rows: list[dict[str, Any]] = []
