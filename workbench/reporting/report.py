@@ -100,7 +100,6 @@ def render(
     checked: DataCheck | None = None,
     certificate: Certificate | None = None,
 ) -> str:
-    """Return the report as HTML text."""
     if certificate and certificate.fingerprint not in ("", alignment.held_out.fingerprint):
         raise ArgumentError(
             f"certificate is one of another judge ({certificate.fingerprint[:8]}) than the one "

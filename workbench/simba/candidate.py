@@ -44,7 +44,6 @@ class Item:
         return self.example.trace_id
 
     def values(self, fields: Sequence[str]) -> dict[str, Any]:
-        """Return the item's inputs, outputs or expectations by name."""
         return {name: getattr(self.example, name) for name in fields}
 
 
@@ -103,7 +102,6 @@ class Candidate:
 
     @cached_property
     def text(self) -> str:
-        """The instructions that the judge is given."""
         learned = []
         if self.rules:
             learned.append("\n".join([RULES_HEADING, *(f"- {rule}" for rule in self.rules)]))
@@ -117,7 +115,6 @@ class Candidate:
 
     @property
     def added_words(self) -> int:
-        """Number of words added to the original instructions."""
         return len(self.text.split()) - len(self.base.split())
 
     @classmethod
@@ -174,7 +171,6 @@ class Candidate:
         return replace(self, examples=shown)
 
     def shows(self, item: Item) -> bool:
-        """Whether the item is one of the worked examples."""
         return item.trace_id in self.examples
 
 
@@ -184,7 +180,6 @@ def _worked_example(item: Item, fields: Sequence[str]) -> str:
 
 
 def _shown(item: Item, fields: Sequence[str]) -> str:
-    """An item's fields, a line each."""
     return "\n".join(f"{name}: {shortened_json(v)}" for name, v in item.values(fields).items())
 
 

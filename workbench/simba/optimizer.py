@@ -12,12 +12,10 @@ dev, and train items as well if dev has fewer than ``max_dev`` (80). Each step
    labels,
 2. shows them to the reflection model with the rationales of judge and people, beside cases that
    are right. Up to seven *candidates* are made from its answers: new rules, the stronger half of
-   them; in the first step the criteria that people name; after a step without improvement also a
-   rewritten list, worked examples of different labels, and the step's best with the rationale
-   before the rating. Where the judge is right on less than 80 %, small models are thought of: on
-   scales of three to six values, and on two after a step without improvement, a sentence on each
-   rating is asked for, from three draws of items. Each is tried with the rationale first and two
-   examples of each rating from its draw beside it, and so are people's own reasons,
+   them, the criteria that people name; after a step without improvement also a rewritten list,
+   worked examples, and the step's best with the rationale before the rating. For a judge that is
+   right on less than 80 %, a sentence on each of up to six ratings is asked for as well, from
+   three draws of items, and tried with the rationale first beside two examples of each rating,
 3. races the candidates by successive halving in three rungs of 15 %, 30 % and the rest of the
    selection items. After a rung the worse half drops out, and those that cannot win any more. The
    winner becomes the best candidate if it scores higher by 0.75 standard errors.
@@ -27,14 +25,13 @@ more, or when the budget is spent. Then each rule is left out on up to six items
 for. Harmful and idle rules are dropped if the candidate without them scores higher. For a judge
 that was aligned before this is done first as well, since newer labels may contradict its rules.
 
-The score is the mean credit minus 0.01 for each 100 added words. A verdict earns 1 if it equals the
-label, else (1 - d) / 2 on ordered scales, where d is the scale's distance, else 0. Failed calls do
-not count; abstaining earns 0 where the original judge had an opinion. Two candidates are compared
-on the items that neither shows as worked examples.
+The score is the mean credit minus 0.01 for each 100 added words, on items that no candidate in
+question shows as an example. A verdict earns 1 if it equals the label, else (1 - d) / 2 on ordered
+scales, where d is the scale's distance, else 0. Failed calls do not count; abstaining earns 0 where
+the original judge had an opinion. Train items may be selected on, so the score is no estimate of
+accuracy: `workbench.align` tests the result on held-out items.
 
-Train items may be selected on, so the score is no estimate of accuracy: `workbench.align` tests
-the result on held-out items. About 180 judge calls and 3 reflections are made for 50 labels, 500
-and 5 for 200; `workbench.simba.settings.most_calls` is the upper bound.
+About 180 judge calls and 3 reflections are made for 50 labels, 500 and 5 for 200.
 """
 
 from __future__ import annotations
@@ -296,7 +293,6 @@ class _Judges:
         self.known = {(original.key, verdict.trace_id): verdict for verdict in known}
 
     def of(self, candidate: Candidate) -> Judge:
-        """The judge with the candidate's instructions."""
         if candidate.key not in self.made:
             self.made[candidate.key] = with_instructions(
                 self.judge, candidate.text, generate_rationale_first=candidate.rationale_first

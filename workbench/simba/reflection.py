@@ -114,7 +114,6 @@ class Request:
 
     @property
     def task(self) -> str:
-        """What the model is told to do."""
         return DESCRIPTION_TASK if self.describes else TASK
 
     def as_inputs(
@@ -233,7 +232,6 @@ def tokens_in(text: str) -> float:
 
 
 def allowed_values(scale: Scale) -> dict[str, Any]:
-    """Describe the scale to the reflection model."""
     if scale.kind == "numeric":
         limits = [scale.low, scale.high]
         return {"range": limits, "whole_numbers": scale.integer, "ordered": True}

@@ -135,7 +135,6 @@ class Reflector:
         return True
 
     def _check(self, outcomes: Sequence[Outcome]) -> None:
-        """Count failures; raise if there are too many."""
         faults = [outcome.fault for outcome in outcomes if outcome.fault]
         first = not self.asked
         self.asked += len(outcomes)
@@ -232,7 +231,6 @@ class Reflector:
             return self._connected
 
     def close(self) -> None:
-        """Close the connections."""
         if self._connected is not None:
             self._connected.close()
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from workbench.errors import BudgetError, CancelledError, ModelError
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate, Case, Item, Learned, rules_about, sample
+from workbench.simba.candidate import Candidate, Case, Item, Learned, sample
 from workbench.simba.proposals import (
     Reflect,
     children,
@@ -29,11 +29,6 @@ from workbench.simba.proposals import (
 from workbench.simba.reflection import Request
 from workbench.simba.selection import Ask, Scoreboard, doubtful, length_penalty
 from workbench.simba.settings import FEW, MAX_PRUNED, MAX_RACING, Settings, rung_sizes
-
-FEW_NOTE: Final = (
-    "Learned from {} labels and selected on the same ones, which proves nothing: "
-    f"{FEW} or more are needed for a dev set, 50 to 100 are advised."
-)
 
 ORDER_NOTE: Final = (
     "The aligned judge writes its rationale before the rating (generate_rationale_first=True)."
@@ -70,7 +65,7 @@ class Search:
         self.settings, self.on_step, self.calls_left = settings or Settings(), on_step, calls_left
         self.rng = random.Random(f"simba-{seed}")
         # With so few labels none is kept apart; else dev items are never shown to a model.
-        self.few = few = len(train) + len(dev) < FEW
+        few = len(train) + len(dev) < FEW
         self.train = [*train, *dev] if few else list(train)
         # A small dev set alone can't tell candidates apart, so train items are added.
         size = self.settings.max_dev
@@ -114,10 +109,7 @@ class Search:
             failures=self.board.failures,
             reflection_failures=self.reflection_failures,
             evidence={rule: self.evidence.get(rule, []) for rule in self.best.rules},
-            notes=(
-                *[FEW_NOTE.format(len(self.train))] * self.few,
-                *[ORDER_NOTE] * (self.best.rationale_first != self.original.rationale_first),
-            ),
+            notes=(ORDER_NOTE,) * (self.best.rationale_first != self.original.rationale_first),
         )
 
     def climb(self, batch: Sequence[Item]) -> str:
@@ -205,16 +197,11 @@ class Search:
         return rules
 
     def record_evidence(self, rules: Sequence[str], cases: Sequence[Case]) -> None:
-        """Keep which cases each rule was made from: those it describes, or is about, else all."""
-        rules = Candidate("").with_rules(rules, "").rules
-        found: dict[str, list[str]] = {rule: [] for rule in rules}
-        for case in cases:
-            for i in rules_about(rules, case.item.rationale):
-                found[rules[i]].append(case.item.trace_id)
-        shown = [case.item.trace_id for case in cases]
-        for rule, ids in found.items():
-            rated = [c.item.trace_id for c in cases if rule.startswith(f"{c.item.label}: ")]
-            self.evidence.setdefault(rule, rated or ids or shown)
+        """Keep which cases each rule was made from, those of its rating if it describes one."""
+        items = [case.item for case in cases]
+        for rule in Candidate("").with_rules(rules, "").rules:
+            rated = [item for item in items if rule.startswith(f"{item.label}: ")]
+            self.evidence.setdefault(rule, [item.trace_id for item in rated or items])
 
     # -- selection ------------------------------------------------------------------------
 
@@ -291,7 +278,6 @@ class Search:
     # -- results --------------------------------------------------------------------------
 
     def record(self, step: int, candidate: Candidate, *, scored: bool) -> None:
-        """Add a row to the history."""
         score, accuracy = self.board.score(candidate) if scored else (math.nan, math.nan)
         if scored:
             self.tried.add(candidate.key)

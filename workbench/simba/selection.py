@@ -108,7 +108,6 @@ class Scoreboard:
         self.items = judged or self.items
 
     def verdict(self, candidate: Candidate, item: Item) -> Verdict | None:
-        """The verdict that counts for the candidate, a failed one included."""
         return None if candidate.shows(item) else self.verdicts.get((candidate.key, item.trace_id))
 
     def opinion(self, candidate: Candidate, item: Item) -> Verdict | None:
