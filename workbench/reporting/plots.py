@@ -36,7 +36,6 @@ from workbench.reporting.drawing import (
     reference_levels,
     styled,
     tilt_where_long,
-    write,
 )
 from workbench.store.tables import require_columns
 
@@ -321,7 +320,8 @@ def _draw_circles(ax: Axes, both: Any, levels: int) -> None:
     x_values, y_values = places.T
     ax.scatter(x_values, y_values, s=np.maximum(counts / most * widest**2, 5), zorder=2, **look)
     for (x, y), n in zip(places, counts, strict=True):
-        write(ax, x, y, f"{n:,}", size=9 if levels <= 7 else 7 if levels <= 12 else 5, zorder=3)
+        size = 9 if levels <= 7 else 7 if levels <= 12 else 5
+        ax.text(x, y, f"{n:,}", size=size, ha="center", va="center", zorder=3)
 
 
 def _draw_density(ax: Axes, both: Any) -> None:

@@ -29,15 +29,20 @@ from workbench.alignment.certificate import Certificate
 from workbench.alignment.result import Alignment
 from workbench.credentials import urls_without_credentials, without_credentials
 from workbench.errors import ArgumentError, WorkbenchError
-from workbench.formatting import counted, safe_html, write_whole
+from workbench.formatting import counted, html_table, safe_html, write_whole
 from workbench.metrics.agreement import agreement
 from workbench.metrics.alternative import alternative_annotator_test
 from workbench.metrics.intervals import Interval, figure
 from workbench.metrics.slices import SMALLEST, by_annotator, pooled, short_fields, slice_names
 from workbench.models.budget import FREE
 from workbench.pairing.pairs import Pairs
-from workbench.reporting.drawing import as_svg, matrix_size
-from workbench.reporting.matrices import plot_annotators, plot_confusion, title_with_intervals
+from workbench.reporting.drawing import as_svg
+from workbench.reporting.matrices import (
+    matrix_size,
+    plot_annotators,
+    plot_confusion,
+    title_with_intervals,
+)
 from workbench.reporting.plots import plot_balance, plot_metrics, plot_slices
 from workbench.store.checks import DataCheck
 
@@ -113,7 +118,7 @@ def render(
         trim_blocks=True,
         finalize=_shown,
     )
-    reasons, history = alignment.pairs.reasons, alignment.history
+    reasons = alignment.pairs.reasons
     url, *_ = compat.endpoint(alignment.judge)
     content = {
         "alignment": alignment,
@@ -121,7 +126,7 @@ def render(
         "title": title or f"Alignment of the judge “{alignment.original.name}”",
         "sentence": _sentence(alignment),
         "notes": _notes(alignment),
-        "change": _grid(alignment.comparison.table.rename_axis("measure").reset_index()),
+        "change": _table(alignment.comparison.table.rename_axis("measure").reset_index()),
         "pictures": _pictures(alignment),
         "instructions": _instructions(alignment),
         "evidence": _evidence(alignment),
@@ -130,8 +135,8 @@ def render(
         "slices": _slices(alignment),
         "alternative": _stand_in(alignment),
         "doubts": checked.doubts if checked else (),
-        "excluded": _grid(reasons.assign(reason=reasons["reason"].map(urls_without_credentials))),
-        "history": None if history.empty else _grid(history, na_value=""),
+        "excluded": _table(reasons.assign(reason=reasons["reason"].map(urls_without_credentials))),
+        "history": _table(alignment.history),
         "endpoint": without_credentials(url) if url else None,
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
@@ -145,13 +150,14 @@ def _shown(value: Any) -> Any:
     return figure(value) if isinstance(value, float) else "" if value is None else value
 
 
-def _pictures(alignment: Alignment) -> dict[str, Markup]:
-    """The pictures as SVG, by name, where there is something to draw."""
+def _pictures(alignment: Alignment) -> dict[str, Markup | None]:
+    """The pictures as SVG, by name; None where there is nothing to draw."""
     pairs, people = alignment.pairs, alignment.annotators
     metrics = partial(plot_metrics, alignment.comparison, ceiling=people)
     height = 2.9 if alignment.before.scale.ordered else 2.3
     what = "Agreement and its intervals, before and after"
-    pictures = {"metrics": as_svg(metrics, (5.2, height), what)}
+    pictures: dict[str, Markup | None] = {"balance": None, "annotators": None}
+    pictures["metrics"] = as_svg(metrics, (5.2, height), what)
     for when, found in (("before", alignment.before), ("after", alignment.after)):
         draw = partial(plot_confusion, found, title=title_with_intervals(found, when))
         what = f"Confusion matrix of human labels and verdicts {when} the alignment"
@@ -258,11 +264,11 @@ def _short(value: Any) -> str:
     return text if more <= 0 else f"{text[:LONGEST_TEXT].rstrip()} … ({more:,} more characters)"
 
 
-def _grid(frame: pd.DataFrame, **options: Any) -> dict[str, list[Any]]:
-    """A table as its columns and rows, the first ones of many."""
-    columns = [str(name).replace("_", " ") for name in frame.columns]
-    rows = frame.head(MOST_ROWS).to_numpy(dtype=object, **options)
-    return {"columns": columns, "rows": rows.tolist()}
+def _table(frame: pd.DataFrame) -> Markup:
+    """The first rows of a table, whose columns are named by words."""
+    shown = frame.head(MOST_ROWS).rename(columns=lambda name: str(name).replace("_", " "))
+    with pd.option_context("display.max_colwidth", None):
+        return Markup(f'<div class="wide">{html_table(shown, index=False)}</div>')
 
 
 # -- how far it can be trusted --------------------------------------------------------------
@@ -334,7 +340,7 @@ def _stand_in(alignment: Alignment) -> dict[str, Any] | None:
     return {"why": "", "found": found, "table": _with_intervals(found.table, *names)}
 
 
-def _with_intervals(table: pd.DataFrame, *columns: str) -> dict[str, list[Any]]:
+def _with_intervals(table: pd.DataFrame, *columns: str) -> Markup:
     """Columns that the table has, measures with their intervals; notes where there is any."""
     made = table[[name for name in columns if name in table]].copy()
     for name in columns:
@@ -345,4 +351,4 @@ def _with_intervals(table: pd.DataFrame, *columns: str) -> dict[str, list[Any]]:
         made["p_adjusted"] = ["below 0.001" if p < 0.001 else p for p in made["p_adjusted"]]
     if "note" in made and not made["note"].any():
         made = made.drop(columns="note")
-    return _grid(made.reset_index())
+    return _table(made.reset_index())

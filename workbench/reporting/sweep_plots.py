@@ -202,10 +202,9 @@ def _known(table: pd.DataFrame, metric: str, *others: str) -> pd.DataFrame:
     names = [metric, *others]
     known = table.dropna(subset=names)
     if known.empty:
-        lacking = [name for name in names if table[name].isna().all()] or names
         raise ArgumentError(
-            f"table holds no value of {' beside '.join(map(repr, lacking))}: every run of it "
-            "failed, or there is none."
+            f"table holds no value of {' beside '.join(map(repr, names))}: every run of it failed, "
+            "or there is none."
         )
     return known
 

@@ -80,11 +80,11 @@ class Search:
         self.reflections = self.cached_reflections = self.reflection_failures = 0
 
     def run(self) -> Learned:
-        batch = self.minibatch()
+        batch = sample(self.train, self.settings.batch_size, self.rng)
         self.board.judge((self.original, item) for item in [*self.board.items, *batch])
         self.board.remove_failed()
         self.record(0, self.original, scored=True)
-        if math.isnan(self.score(self.original)):
+        if math.isnan(self.board.score(self.original)[0]):
             raise ModelError(
                 "The judge gave no usable verdict on the labelled items, so there is nothing to "
                 "improve on. Look at workbench.assess(judge).failures."
@@ -100,7 +100,7 @@ class Search:
         return Learned(
             best=self.best,
             original_score=self.board.score(self.original, self.board.hidden_from([self.best]))[0],
-            best_score=self.score(self.best),
+            best_score=self.board.score(self.best)[0],
             history=pd.DataFrame(self.rows),
             stopped=stopped,
             judge_calls=self.board.calls,
@@ -116,14 +116,14 @@ class Search:
         """Make steps until one of them says why the search is over."""
         stale = 0
         for step in range(1, self.settings.max_steps + 1):
-            if self.score(self.best) >= 1.0 - length_penalty(self.best) - 1e-9:
+            if self.board.score(self.best)[0] >= 1.0 - length_penalty(self.best) - 1e-9:
                 return "nothing is left to gain on the items that candidates are selected on"
             improved = self.race(step, self.children(step, batch, stale))
             stale = 0 if improved else stale + 1
             self.on_step(
                 {
                     "step": step,
-                    "best_score": self.score(self.best),
+                    "best_score": self.board.score(self.best)[0],
                     "calls": self.board.calls,
                     "reflections": self.reflections,
                     "failures": self.board.failures,
@@ -135,11 +135,8 @@ class Search:
             # Once something was learned, the same disagreements teach little more.
             if stale and self.best.rules and len(self.train) <= self.settings.batch_size:
                 return "all disagreements were looked at"
-            batch = self.minibatch()
+            batch = sample(self.train, self.settings.batch_size, self.rng)
         return "all steps were made"
-
-    def minibatch(self) -> list[Item]:
-        return sample(self.train, self.settings.batch_size, self.rng)
 
     # -- proposals ------------------------------------------------------------------------
 
@@ -204,9 +201,6 @@ class Search:
             self.evidence.setdefault(rule, [item.trace_id for item in rated or items])
 
     # -- selection ------------------------------------------------------------------------
-
-    def score(self, candidate: Candidate) -> float:
-        return self.board.score(candidate)[0]
 
     def race(self, step: int, candidates: Sequence[Candidate]) -> bool:
         """Score candidates by successive halving; return whether one of them replaces the best."""
