@@ -240,11 +240,10 @@ class Learned:
     ``known`` counts answers from the cache, ``usage`` is what was paid to all models, ``stopped``
     says why learning ended, and ``evidence`` maps each rule to the trace ids that it was made from.
 
-    Of SIMBA, ``best`` is the original if nothing scored higher; ``best.dropped`` maps the rules
-    that were dropped to the reasons. ``history`` has a row for each candidate: its ``dev_score``
-    is nan if it dropped out early, ``best`` says whether it took the place of the best one,
-    ``calls`` counts judge calls until then. ``original_score`` and ``best_score`` are on items that
-    the best one does not show.
+    Of SIMBA, ``history`` has a row for each candidate: its ``dev_score`` is nan if it dropped out
+    early, ``best`` says whether it took the place of the best one, ``calls`` counts judge calls
+    until then, ``dropped`` lists the rules that were dropped and why. ``best`` is the original if
+    nothing scored higher; both scores are on items that it does not show.
     """
 
     judge: Any = None
