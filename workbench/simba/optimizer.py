@@ -269,9 +269,7 @@ class SIMBA(AlignmentOptimizer):
         )
 
     def _tell(self, shown: Any, state: dict[str, Any]) -> None:
-        calls, failed = state["calls"] + state["reflections"], state["failures"]
-        text = f"dev {state['best_score']:.3f}, {calls} calls, {failed} failed"
-        shown.set_postfix_str(text, refresh=False)
+        shown.set_postfix_str(f"dev {state['best_score']:.3f}", refresh=False)
         shown.update()
         if self.on_step is not None:
             self.on_step(state)

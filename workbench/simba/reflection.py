@@ -241,12 +241,7 @@ def allowed_values(scale: Scale) -> dict[str, Any]:
 # -- what it answers ------------------------------------------------------------------------
 
 _BULLET: Final = re.compile(r"(?:[-*•–]|\(?\d{1,2}[.):])\s+")
-_FIRST_PERSON: Final = re.compile(r"(?:I|I'm|I’m|Sorry|Sure|As an AI)\b")
-_REFUSAL: Final = re.compile(
-    r"(?:\w+, (?:but )?)?I(?:(?: am|[’']m) (?:afraid|sorry|unable|not able)"
-    r"| (?:can ?not|can[’']t|won[’']t|will not|must decline|apologi[sz]e))\b|(?:Sorry|As an AI)\b",
-    re.IGNORECASE,
-)
+_FIRST_PERSON: Final = re.compile(r"(?:\w+, (?:but )?)?(?:I|I'm|I’m|Sorry|Sure|As an AI)\b")
 
 
 def rules_in(text: str) -> list[str] | None:
@@ -267,8 +262,8 @@ def rules_in(text: str) -> list[str] | None:
     elif not (lines := _strings_of_cut_json(body)):
         plain = [line.strip() for line in body.splitlines()]
         listed = [line for line in plain if _BULLET.match(line)]
-        if not listed and any(map(is_refusal, plain)):
-            return None  # other lines explain the refusal
+        if not listed and _FIRST_PERSON.match(body):
+            return None  # a refusal, which other lines explain
         lines = [_BULLET.sub("", line) for line in listed or plain]
     return list(dict.fromkeys(filter(_is_sentence, map(one_line, lines)))) or None
 
@@ -302,11 +297,6 @@ def descriptions_in(text: str, values: Sequence[Any]) -> list[str]:
 def _spelled(value: Any) -> str:
     """A pattern of a value as models write it: ``full_refusal`` may be "Full refusal"."""
     return re.sub(r"[_\s-]|\\ |\\-", r"[_\\s-]", re.escape(str(value)))
-
-
-def is_refusal(line: str) -> bool:
-    """Whether the model says that it won't or can't do what was asked."""
-    return bool(_REFUSAL.match(line))
 
 
 def _is_sentence(line: str) -> bool:

@@ -19,7 +19,7 @@ from workbench.credentials import credentials_of, without_credentials, without_s
 from workbench.errors import ModelError
 from workbench.judging.requests import answers_from
 from workbench.models import client
-from workbench.models.answers import AnswerError, without_thoughts
+from workbench.models.answers import AnswerError
 from workbench.models.cache import question_key
 from workbench.models.catalog import context_window
 from workbench.models.client import ANSWER_SECONDS, TIMEOUT_VARIABLE, Outcome
@@ -34,7 +34,6 @@ from workbench.simba.reflection import (
     MAX_RULES,
     TASK,
     Request,
-    is_refusal,
 )
 
 # As long as others succeed, fewer failed requests, or a smaller share, are no reason to give up.
@@ -198,11 +197,9 @@ class Reflector:
     def _read(self, request: Request, engine: _Engine) -> dict[str, Any]:
         said = whole_lines(engine.said) if engine.was_cut else engine.said
         stated = request.rules_in(said)
-        none = stated is None or (not stated and bool(request.describes))
-        if none and engine.was_cut:
+        if engine.was_cut and not stated:
             raise AnswerError(_CUT)
-        refused = none and is_refusal(without_thoughts(engine.said))
-        if stated is None or refused or (stated and all(map(is_refusal, stated))):
+        if stated is None:
             raise AnswerError(f"it stated no rule but {engine.said[:300]!r}")
         return {"rules": request.usable_rules(stated)}
 
