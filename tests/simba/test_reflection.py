@@ -145,7 +145,7 @@ def test_rules_that_say_nothing_new_are_dropped() -> None:
         "The judge does not agree with the cases labeled as poor.",
         "The judge should provide a clear and concise answer.",
         "Where the humans' label differs, rate poor.",
-        "If a rule and the text above differ, the rule counts.",
+        "Where a rule and the text above differ, the rule counts.",
         "The output is good, the output is good, the output is good.",
         "it is 0 cm",  # an item's text
         "seems poor",  # what the judge said of it

@@ -503,21 +503,6 @@ def test_what_ends_early_leaves_the_original(error: type[Exception]) -> None:
 # -- what it is made from, and what it takes ------------------------------------------------------
 
 
-def test_the_evidence_of_a_rule_is_what_people_said_of_it() -> None:
-    """Of the cases that were shown with it, those whose reason is about the rule."""
-    late = "Rate it fair when it arrives late."
-
-    def says(candidate: Candidate, item: Item) -> str:
-        return item.label if RULE in candidate.rules else "fair"
-
-    learned = [
-        replace(i, rationale="A promise!" if i.label == "poor" else "late") for i in items(40)
-    ]
-    found = run(learned, ask=answers(says), reflect=wordy(RULE, late, "Be fair to pigs."))
-    by_id = {item.trace_id: item for item in learned}
-    assert {by_id[i].label for i in found.evidence[RULE]} == {"poor"}
-
-
 def test_what_is_asked_does_not_depend_on_the_ids_of_traces() -> None:
     """The same labels in another store have other ids, and must have the same reflections."""
     asked: list[list[dict[str, str]]] = []
