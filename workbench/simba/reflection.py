@@ -274,29 +274,21 @@ def descriptions_in(text: str, values: Sequence[Any]) -> list[str]:
     >>> descriptions_in('1. good: It is right.\\n- **poor**: It is wrong.', ["poor", "good"])
     ['poor: It is wrong.', 'good: It is right.']
     """
+    # ``full_refusal`` may be written "Full refusal".
+    spelled = {re.sub(r"[_\s-]", " ", str(value)).lower(): value for value in values}
+    names = "|".join(re.escape(name).replace(r"\ ", r"[_\s-]") for name in spelled)
+    head = rf"^[\W_]*(?:\d+[.)]\s+)?[\W_]*(?:rating )?({names})[\"'*`]*\s*(?:[:=|–-]+[\s\"'*|]*|$)"
+    lines = re.sub(r"(?<=[\"']),\s*(?=[\"'])", "\n", without_thoughts(text))
+    _, *parts = re.split(head, lines, flags=re.IGNORECASE | re.MULTILINE)
     described: dict[Any, str] = {}
-    heads = {
-        value: rf"[\W_]*(?:\d+[.)]\s+)?[\W_]*(?:rating )?{_spelled(value)}[\"'*`]*\s*"
-        r"(?:[:=|–-]+[\s\"'*|]*|$)"
-        for value in values
-    }
-    titled: Any = None  # the value that a line before names alone, as a heading does
-    for line in re.split(r"\n|(?<=[\"']),\s*(?=[\"'])", without_thoughts(text)):
-        headed = ((v, re.match(head, line, re.IGNORECASE)) for v, head in heads.items())
-        value, head = next(((v, one) for v, one in headed if one), (titled, None))
-        said = line[head.end() :] if head else line
-        sentence = _BULLET.sub("", said.strip()).rstrip("\"'}|,").strip()
+    for name, said in zip(parts[::2], parts[1::2], strict=True):
+        value = spelled.get(re.sub(r"[_\s-]", " ", name).lower())
+        sentence = _BULLET.sub("", said.strip().partition("\n")[0]).rstrip("\"'}|, ")
         if value is not None and _is_sentence(sentence):
             described.setdefault(value, f"{value}: {sentence}")
-        titled = value if not said.strip() else None
     # One alone tells nothing apart.
     stated = [described[value] for value in values if value in described]
     return stated if len(stated) > 1 else []
-
-
-def _spelled(value: Any) -> str:
-    """A pattern of a value as models write it: ``full_refusal`` may be "Full refusal"."""
-    return re.sub(r"[_\s-]|\\ |\\-", r"[_\\s-]", re.escape(str(value)))
 
 
 def _is_sentence(line: str) -> bool:
