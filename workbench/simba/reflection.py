@@ -277,7 +277,8 @@ def descriptions_in(text: str, values: Sequence[Any]) -> list[str]:
     # ``full_refusal`` may be written "Full refusal".
     spelled = {re.sub(r"[_\s-]", " ", str(value)).lower(): value for value in values}
     names = "|".join(re.escape(name).replace(r"\ ", r"[_\s-]") for name in spelled)
-    head = rf"^[\W_]*(?:\d+[.)]\s+)?[\W_]*(?:rating )?({names})[\"'*`]*\s*(?:[:=|–-]+[\s\"'*|]*|$)"
+    signs = r"(?:[^\w\n]|_)*"
+    head = rf"^{signs}(?:\d+[.)] +{signs})?(?:rating )?({names})[\"'*`]*\s*(?:[:=|–-]+[\s\"'*|]*|$)"
     lines = re.sub(r"(?<=[\"']),\s*(?=[\"'])", "\n", without_thoughts(text))
     _, *parts = re.split(head, lines, flags=re.IGNORECASE | re.MULTILINE)
     described: dict[Any, str] = {}
