@@ -136,7 +136,7 @@ def render(
         "alternative": _stand_in(alignment),
         "doubts": checked.doubts if checked else (),
         "excluded": _table(reasons.assign(reason=reasons["reason"].map(urls_without_credentials))),
-        "history": _table(alignment.history),
+        "history": None if alignment.history.empty else _table(alignment.history),
         "endpoint": without_credentials(url) if url else None,
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES),

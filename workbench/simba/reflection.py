@@ -313,8 +313,7 @@ def _strings_of_cut_json(text: str) -> list[str]:
     """The texts that stand whole in JSON whose end is missing."""
     if not text.startswith(("[", "{")):
         return []
-    read = [_parsed(f"[{one}]") or [] for one in re.findall(r'"(?:[^"\\]|\\.)+"', text)]
-    return [str(one) for found in read for one in found]
+    return [one.replace(r"\"", '"') for one in re.findall(r'"((?:[^"\\]|\\.)+)"', text)]
 
 
 def _strings(value: Any) -> Iterator[str]:
