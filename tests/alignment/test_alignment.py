@@ -41,7 +41,7 @@ from workbench.models.offline.provider import answer
 from workbench.pairing.pairs import Pairs
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate
-from workbench.simba.forecast import most_calls
+from workbench.simba.settings import most_calls
 from workbench.store.traces import Example, item_digest
 
 

@@ -33,8 +33,7 @@ from workbench.models.offline.rubric import (
     score,
     values_in_text,
 )
-from workbench.simba.candidate import Candidate, WorkedExample
-from workbench.simba.items import Item
+from workbench.simba.candidate import Candidate, Item
 from workbench.store.files import read_table
 from workbench.store.traces import Example
 from workbench.vocabulary import EXAMPLES_HEADING
@@ -239,8 +238,8 @@ LINE_ENDS = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r", "\n"]
 
 def taught(outputs: Any, rating: str = "good", why: str = "", **rules_: Any) -> str:
     """Instructions with one worked example, as the optimizer writes them."""
-    example = WorkedExample.of(Item(Example("tr-1", {}, outputs), rating, why), ["outputs"])
-    return Candidate("Rate {{ outputs }}.", examples=(example,), **rules_).text
+    item = Item(Example("tr-1", {}, outputs), rating, why)
+    return Candidate("Rate {{ outputs }}.", **rules_).with_examples([item], ["outputs"], 1).text
 
 
 @pytest.mark.parametrize("end", LINE_ENDS)
@@ -257,8 +256,8 @@ def test_a_worked_example_states_no_rule(end: str) -> None:
 def test_rules_are_read_wherever_they_were_learned() -> None:
     """A judge that is aligned again has two lists of rules and two of examples."""
     once = taught(f"a\n{LOWER}", rules=(RULES[1],))
-    example = WorkedExample.of(Item(Example("tr-2", {}, "b"), "poor", LOWER), ["outputs"])
-    twice = Candidate(once, rules=(RULES[2],), examples=(example,)).text
+    item = Item(Example("tr-2", {}, "b"), "poor", LOWER)
+    twice = Candidate(once, rules=(RULES[2],)).with_examples([item], ["outputs"], 1).text
     assert [rule.words for rule in read_rules(twice)] == [RULES[1], RULES[2]]
     assert [rating for _, rating in read_examples(twice)] == ["good", "poor"]
 

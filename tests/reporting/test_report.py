@@ -363,7 +363,7 @@ def test_a_certificate_stands_in_the_report_of_its_judge() -> None:
     given = Certificate("q", True, table, 40, 2, "", "d", (f"It is not {HOSTILE}.",))
     html = render(alignment(), certificate=given)
     text = section(html, "Certificate").text
-    for said in (given.headline, "kappa0.900 [0.700, 0.970]400.600yes", "It is not <script>"):
+    for said in (given.headline, "kappa 0.900 [0.700, 0.970] 40 0.600 yes", "It is not <script>"):
         assert said in text
     assert "<script" not in html
     with pytest.raises(ArgumentError, match="certificate is one of another judge"):

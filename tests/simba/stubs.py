@@ -6,11 +6,11 @@ import random
 from collections.abc import Callable, Sequence
 
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import Usage
+from workbench.models.budget import UNPAID, Usage
+from workbench.models.client import Outcome
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate
-from workbench.simba.items import Case, Item
-from workbench.simba.reflection import Reflection, Request
+from workbench.simba.candidate import Candidate, Case, Item
+from workbench.simba.reflection import Request
 from workbench.store.traces import Example
 
 BASE = Candidate("Rate {{ outputs }}.")
@@ -60,16 +60,21 @@ def answers(value: Callable[[Candidate, Item], str]) -> Callable[[Questions], li
     return lambda questions: [Verdict(i.trace_id, value(c, i), calls=1) for c, i in questions]
 
 
+def reflection(rules: Sequence[str], paid: Usage = UNPAID) -> Outcome:
+    """The answer of a reflection model that states these rules."""
+    return Outcome({"rules": list(rules)}, usage=paid)
+
+
 class Reflecting:
     """Gives the rule if a disagreement that is shown speaks of promises; keeps the requests."""
 
     def __init__(self) -> None:
         self.seen: list[Request] = []
 
-    def __call__(self, requests: Sequence[Request], step: int) -> list[Reflection]:
+    def __call__(self, requests: Sequence[Request], step: int) -> list[Outcome]:
         self.seen += requests
         return [
-            Reflection(
+            reflection(
                 (RULE,) if any("promise" in c.item.rationale for c in r.disagreements) else (),
                 Usage(1),
             )
@@ -105,10 +110,10 @@ class Chance:
         values = [*SCALE.values, "good", "N/A"]
         return [Verdict(i.trace_id, self.rng.choice(values), calls=1) for _, i in questions]
 
-    def reflect(self, requests: Sequence[Request], step: int) -> list[Reflection]:
+    def reflect(self, requests: Sequence[Request], step: int) -> list[Outcome]:
         self.reflected += len(requests)
         return [
-            Reflection(
+            reflection(
                 tuple(
                     f"Look at number {self.rng.randrange(1000)}."
                     for _ in range(self.rng.randrange(7))

@@ -11,20 +11,19 @@ from mlflow.genai.judges import make_judge
 
 from workbench.simba.candidate import (
     Candidate,
-    WorkedExample,
+    Item,
     one_line_json,
     shortened_json,
     without_variables,
 )
-from workbench.simba.items import Item
 from workbench.store.traces import Example
 from workbench.vocabulary import EXAMPLES_HEADING, RULES_HEADING
 
 BASE = "Rate {{ outputs }} for {{ inputs }}."
 
 
-def example(trace_id: str, outputs: object, rating: str = "good", why: str = "") -> WorkedExample:
-    return WorkedExample.of(Item(Example(trace_id, {"q": "a"}, outputs), rating, why), ["outputs"])
+def example(trace_id: str, outputs: object, rating: str = "good", why: str = "") -> Item:
+    return Item(Example(trace_id, {"q": "a"}, outputs), rating, why)
 
 
 def test_the_original_is_the_base_text_to_the_letter() -> None:
@@ -36,7 +35,9 @@ def test_the_original_is_the_base_text_to_the_letter() -> None:
 def test_rules_and_examples_follow_the_base() -> None:
     """Rules and examples stand behind the original text, which is never touched."""
     shown = example("tr-1", "b", why="clear")
-    text = Candidate(BASE).with_rules(["Be  strict."], "x").with_examples([shown], 4).text
+    text = (
+        Candidate(BASE).with_rules(["Be  strict."], "x").with_examples([shown], ["outputs"], 4).text
+    )
     assert text.startswith(BASE)
     assert "- Be strict." in text
     assert 'outputs: "b"' in text
@@ -53,8 +54,12 @@ def test_a_repeated_rule_is_left_out() -> None:
 def test_examples_are_bounded_and_not_repeated() -> None:
     """The newest examples stay, each trace once."""
     examples = [example(f"tr-{i}", i) for i in range(5)]
-    candidate = Candidate(BASE).with_examples(examples[:3], 4).with_examples(examples[2:], 4)
-    assert [e.trace_id for e in candidate.examples] == ["tr-1", "tr-2", "tr-3", "tr-4"]
+    candidate = (
+        Candidate(BASE)
+        .with_examples(examples[:3], ["outputs"], 4)
+        .with_examples(examples[2:], ["outputs"], 4)
+    )
+    assert [*candidate.examples] == ["tr-1", "tr-2", "tr-3", "tr-4"]
 
 
 @given(st.text())
@@ -62,7 +67,7 @@ def test_learned_text_adds_no_template_variable(rule: str) -> None:
     """Whatever a model or a person wrote, MLflow takes the judge and sees only its variables."""
     hostile = rule + " {{ evil }} {{{{inputs}}}} {{trace}}"
     shown = example("tr-1", hostile, why=hostile)
-    candidate = Candidate(BASE).with_rules([hostile], "x").with_examples([shown], 4)
+    candidate = Candidate(BASE).with_rules([hostile], "x").with_examples([shown], ["outputs"], 4)
     judge = make_judge(name="q", instructions=candidate.text, model="openai:/m")
     assert judge.template_variables == {"inputs", "outputs"}
 
@@ -99,7 +104,9 @@ def test_no_sign_breaks_a_line_or_cannot_be_sent(sign: str) -> None:
 def test_a_candidate_has_the_lines_that_it_was_given(rule: str, shown: str, rating: str) -> None:
     """Neither a rule nor the text, rating or reason of an example adds a line."""
     plain = Candidate(BASE).with_rules([f"Be strict. {rule}"], "x")
-    text = plain.with_examples([example("tr-1", shown, f"good {rating}", f"why {shown}")], 4).text
+    text = plain.with_examples(
+        [example("tr-1", shown, f"good {rating}", f"why {shown}")], ["outputs"], 4
+    ).text
     assert len(text.splitlines()) == len(text.split("\n")) == 10
 
 
@@ -121,7 +128,7 @@ def test_learned_instructions_are_taken_up_to_the_letter(
 ) -> None:
     """Whatever stands in them, headings too, reading instructions back changes no sign."""
     examples = [example(f"tr-{n}", one, why=one) for n, one in enumerate(shown)]
-    made = Candidate(base).with_rules(rules, "x").with_examples(examples, 4)
+    made = Candidate(base).with_rules(rules, "x").with_examples(examples, ["outputs"], 4)
     read = Candidate.from_instructions(made.text)
     assert read.text == made.text
     assert read.key == made.key
@@ -132,10 +139,10 @@ def test_learned_instructions_are_taken_up_to_the_letter(
 def test_plain_learned_rules_are_read_back_as_rules(rules: list[str], count: int) -> None:
     """An aligned judge is taken up with its rules and examples apart from its own text."""
     examples = [example(f"tr-{n}", n) for n in range(count)]
-    made = Candidate(BASE).with_rules(rules, "x").with_examples(examples, 4)
+    made = Candidate(BASE).with_rules(rules, "x").with_examples(examples, ["outputs"], 4)
     read = Candidate.from_instructions(made.text)
     assert (read.base, read.rules) == (BASE, made.rules)
-    assert [e.text for e in read.examples] == [e.text for e in made.examples]
+    assert [*read.examples.values()] == [*made.examples.values()]
 
 
 def test_rewriting_replaces_and_dropping_leaves_the_rest() -> None:

@@ -12,10 +12,8 @@ import workbench
 from workbench.errors import ArgumentError
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget, Usage
-from workbench.simba.candidate import WorkedExample
-from workbench.simba.forecast import Forecast, forecast, most_calls
-from workbench.simba.items import Case
-from workbench.simba.settings import Settings
+from workbench.simba.candidate import Case
+from workbench.simba.settings import Forecast, Settings, forecast, most_calls
 
 
 @pytest.mark.parametrize("n", [20, 50])
@@ -56,7 +54,7 @@ def test_what_an_aligned_judge_shows_is_not_selected_on() -> None:
     """The answers stand in its prompt, also where people have changed them since."""
     train, dev = items(20), items(10, start=20)
     then = [train[0], dev[0], replace(train[1], label="fair", rationale="It was fair then.")]
-    shown = BASE.with_examples([WorkedExample.of(item, ["outputs"]) for item in then], 8)
+    shown = BASE.with_examples(then, ["outputs"], 8)
     judge = workbench.make_judge(
         "q",
         shown.text,

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stubs import BASE, RULE, SCALE, case, items
 
-from workbench.simba.candidate import rules_about
-from workbench.simba.items import sample
+from workbench.simba.candidate import rules_about, sample
 from workbench.simba.proposals import (
     CRITERIA,
     EACH,
@@ -66,10 +65,10 @@ def test_examples_are_two_of_different_labels_with_reasons_first() -> None:
     wrong = [case(item, "fair") for item in items(10)]
     silent = [case(replace(item, rationale="")) for item in items(6, start=50)]
     shown = with_examples(BASE, [*silent, *wrong], ["outputs"], 4, random.Random(0)).examples
-    poor, good = sorted(shown, key=lambda example: "rating: good" in example.text)
-    assert poor.text.endswith("rating: poor")
-    assert 'why: "no promises"' in poor.text
-    assert good.text.endswith("rating: good")
+    poor, good = sorted(shown.values(), key=lambda text: "rating: good" in text)
+    assert poor.endswith("rating: poor")
+    assert 'why: "no promises"' in poor
+    assert good.endswith("rating: good")
 
 
 @given(st.lists(st.text(min_size=1), max_size=9), st.text())
@@ -145,7 +144,7 @@ def test_descriptions_stand_beside_examples_of_their_draw() -> None:
         assert few.rationale_first
         assert not few.rules
         ids = {c.item.trace_id for cases in drawn[1] for c in cases[:EACH]}
-        assert {example.trace_id for example in shown.examples} == ids
+        assert {*shown.examples} == ids
 
 
 def test_reasons_of_people_are_rules_in_their_own_words() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from workbench.judging.verdicts import Verdict
 from workbench.scale import Scale
-from workbench.simba.items import Case, Item
+from workbench.simba.candidate import Case, Item
 from workbench.simba.reflection import TASK, Request, allowed_values, rules_in, tokens_in
 from workbench.store.traces import Example
 
@@ -145,7 +145,7 @@ def test_rules_that_say_nothing_new_are_dropped() -> None:
         "The judge does not agree with the cases labeled as poor.",
         "The judge should provide a clear and concise answer.",
         "Where the humans' label differs, rate poor.",
-        "If a rule and the text above differ, the rule counts.",
+        "Where a rule and the text above differ, the rule counts.",
         "The output is good, the output is good, the output is good.",
         "it is 0 cm",  # an item's text
         "seems poor",  # what the judge said of it

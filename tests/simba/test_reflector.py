@@ -19,11 +19,12 @@ from workbench.errors import CancelledError, ModelError
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
+from workbench.models.client import Outcome
 from workbench.models.offline import MODEL
 from workbench.models.runner import Runner
 from workbench.scale import Scale
 from workbench.simba import reflector
-from workbench.simba.items import Case, Item
+from workbench.simba.candidate import Case, Item
 from workbench.simba.reflection import Request
 from workbench.store.traces import Example
 
@@ -62,6 +63,11 @@ def request(fields: tuple[str, ...] = ("inputs", "outputs"), n: int = 8) -> Requ
     return Request("Rate {{ outputs }}.", wrong, right, fields, "the judge rates too low")
 
 
+def rules(answer: Outcome) -> list[str]:
+    """The rules that an answer states."""
+    return list((answer.answer or {}).get("rules", ()))
+
+
 def judge(model: str = MODEL, **options: object) -> object:
     return workbench.make_judge(
         "q",
@@ -91,11 +97,11 @@ def test_the_same_request_is_paid_once(tmp_path: Path) -> None:
     cache = AnswerCache(tmp_path)
     first = Reflector(judge(), SCALE, cache=cache).propose([request()], 0)[0]
     assert first.paid.requests == 1
-    assert first.rules
+    assert rules(first)
     again = Reflector(judge(), SCALE, cache=cache)
     second = again.propose([request()], 0)[0]
     assert second.paid.requests == 0
-    assert second.rules == first.rules
+    assert rules(second) == rules(first)
     assert again.propose([request()], 1)[0].paid.requests == 1
 
 
@@ -103,7 +109,7 @@ def test_answers_keep_the_order_of_the_requests() -> None:
     """Requests run in parallel and come back in order."""
     many = [request(n=n) for n in (8, 2, 9)]
     answers = Reflector(judge(), SCALE).propose(many, 0)
-    assert [bool(answer.rules) for answer in answers] == [True, False, True]
+    assert [bool(rules(answer)) for answer in answers] == [True, False, True]
 
 
 def test_a_dead_reflection_model_says_what_came_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +139,7 @@ def test_an_answer_in_another_form_is_read_and_paid_once(
     asked = Reflector(
         judge("openai:/m", base_url=server.url), SCALE, cache=AnswerCache(tmp_path)
     ).propose([request()], 0)[0]
-    assert asked.rules == ("Be strict on promises.",)
+    assert rules(asked) == ["Be strict on promises."]
     assert asked.paid.requests == server.requests == 1
     assert asked.paid.tokens == 110
 
@@ -212,10 +218,10 @@ def test_a_refusal_among_several_gives_no_rules_and_is_not_kept(
     reflector = Reflector(judge("openai:/m", base_url=url), SCALE, cache=cache)
     asked = focused("a", "b", "c")
     answers = reflector.propose(asked, 0)
-    assert [answer.rules for answer in answers] == [
-        ("Be strict on promises.",), (), ("Be strict on promises.",)
+    assert [rules(answer) for answer in answers] == [
+        ["Be strict on promises."], [], ["Be strict on promises."]
     ]  # fmt: skip
-    assert [bool(answer.error) for answer in answers] == [False, True, False]
+    assert [bool(answer.fault) for answer in answers] == [False, True, False]
     assert answers[1].paid.requests == 1
     assert answers[1].paid.tokens == 110
     assert (reflector.asked, reflector.failures) == (3, 1)
@@ -245,7 +251,7 @@ def test_two_unusable_answers_of_nine_are_borne(
     _, url = moody(refused=frozenset({"focus bad"}))
     asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.0)
     answers = asked.propose(focused("bad 1", "bad 2", *"abcdefg"), 0)
-    assert sum(bool(answer.rules) for answer in answers) == 7
+    assert sum(bool(rules(answer)) for answer in answers) == 7
 
 
 def test_when_no_first_request_is_answered_it_ends(
@@ -276,7 +282,7 @@ def test_a_provider_that_is_out_of_order_is_asked_again(
     server = loopback(script="500x1,503x1", says='["Be strict on promises."]')
     asked = Reflector(judge("openai:/m", base_url=server.url), SCALE)
     answer = asked.propose([request()], 0)[0]
-    assert answer.rules == ("Be strict on promises.",)
+    assert rules(answer) == ["Be strict on promises."]
     assert answer.paid.requests == server.requests == 3
 
 
@@ -291,7 +297,8 @@ def test_a_refusal_is_replayed_as_one(
     made = state.asked
     with workbench.replaying(path):
         replayed = Reflector(judge("openai:/m"), SCALE)
-        assert replayed.propose(focused("a", "b"), 0) == first
+        again = replayed.propose(focused("a", "b"), 0)
+        assert [(rules(one), one.paid) for one in again] == [(rules(o), o.paid) for o in first]
         assert replayed.failures == 1
     assert state.asked == made
 
@@ -324,7 +331,7 @@ def test_no_rule_is_an_answer(loopback: Callable[..., Loopback]) -> None:
     """A model that finds nothing in common may say so."""
     server = loopback(says='{"rules": []}')
     answer = Reflector(judge("openai:/m", base_url=server.url), SCALE).propose([request()], 0)[0]
-    assert answer.rules == ()
+    assert rules(answer) == []
     assert answer.paid.requests == 1
 
 
@@ -398,9 +405,9 @@ def test_a_prompt_too_long_for_the_server_is_made_smaller(
     """The context is that of the server's refusal, for later requests as well."""
     state, url = moody(context=3000)
     reflector = Reflector(judge("openai:/m", base_url=url), SCALE)
-    assert reflector.propose([request(n=200)], 0)[0].rules == ("Be strict on promises.",)
+    assert rules(reflector.propose([request(n=200)], 0)[0]) == ["Be strict on promises."]
     assert (state.asked, reflector.context) == (2, 3000)
-    assert reflector.propose([request(n=201)], 1)[0].rules == ("Be strict on promises.",)
+    assert rules(reflector.propose([request(n=201)], 1)[0]) == ["Be strict on promises."]
     assert state.asked == 3
 
 
@@ -420,7 +427,7 @@ def test_whatever_a_server_says_of_a_prompt_too_long(
     """Its number is taken where there is one that is smaller, else half of what was thought."""
     _, url = moody(context=3000, refusal=refusal)
     reflector = Reflector(judge("openai:/m", base_url=url), SCALE)
-    assert reflector.propose([request(n=200)], 0)[0].rules == ("Be strict on promises.",)
+    assert rules(reflector.propose([request(n=200)], 0)[0]) == ["Be strict on promises."]
     assert reflector.context == context
 
 

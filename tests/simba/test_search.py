@@ -22,19 +22,19 @@ from stubs import (
     answers,
     items,
     obedient,
+    reflection,
     stated,
 )
 
 from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Usage
-from workbench.simba.candidate import Candidate, Learned, WorkedExample
-from workbench.simba.forecast import most_calls
-from workbench.simba.items import Item
-from workbench.simba.reflection import Reflection, Request
+from workbench.models.client import Outcome
+from workbench.simba.candidate import Candidate, Item, Learned
+from workbench.simba.reflection import Request
 from workbench.simba.search import Search
 from workbench.simba.selection import Ask
-from workbench.simba.settings import FEW, Settings
+from workbench.simba.settings import FEW, Settings, most_calls
 from workbench.store.traces import Example
 
 HARMFUL, IDLE = "Rate it poor when it comes late.", "Rate it fair when pigs fly."
@@ -71,7 +71,7 @@ def test_dev_items_are_never_shown() -> None:
     reflect = Reflecting()
     found = run(reflect=reflect, settings=Settings(max_steps=4, patience=4))
     shown = {c.item.trace_id for r in reflect.seen for c in (*r.disagreements, *r.agreements)}
-    shown |= {example.trace_id for example in found.best.examples}
+    shown |= {*found.best.examples}
     assert shown
     assert shown <= {item.trace_id for item in items(20)}
 
@@ -105,10 +105,10 @@ def test_a_judge_that_follows_rules_only_after_its_rationale_gives_that_first() 
 def test_a_description_of_a_rating_has_the_items_of_that_rating_as_evidence() -> None:
     """What a rule was made from is known of it as well."""
 
-    def describing(requests: Sequence[Request], step: int) -> list[Reflection]:
+    def describing(requests: Sequence[Request], step: int) -> list[Outcome]:
         said = "poor: There is a promise.\ngood: It states facts.\nfair: It does neither."
         stated = [one.rules_in(said) if one.describes else [] for one in requests]
-        return [Reflection(tuple(rules or ())) for rules in stated]
+        return [reflection(tuple(rules or ())) for rules in stated]
 
     found = run(reflect=describing, settings=Settings(max_steps=3, patience=3, max_examples=0))
     rule = "poor: There is a promise."
@@ -120,8 +120,8 @@ def test_a_description_of_a_rating_has_the_items_of_that_rating_as_evidence() ->
 def test_a_small_judge_is_shown_reasons_and_examples_in_the_first_step() -> None:
     """People's own words and an item of each rating, with the rationale first; a good one isn't."""
 
-    def silent(requests: Sequence[Request], step: int) -> list[Reflection]:
-        return [Reflection(()) for _ in requests]
+    def silent(requests: Sequence[Request], step: int) -> list[Outcome]:
+        return [reflection(()) for _ in requests]
 
     told = [replace(item, rationale=f"It is {item.label}.") for item in items(20)]
     origins = set(run(told, reflect=silent, settings=Settings(max_steps=1)).history["origin"])
@@ -135,11 +135,11 @@ def test_a_small_judge_is_shown_reasons_and_examples_in_the_first_step() -> None
 def test_all_that_was_asked_for_in_the_first_step_takes_part() -> None:
     """Rules and criteria of a poor judge race beside what is meant for small ones."""
 
-    def telling(requests: Sequence[Request], step: int) -> list[Reflection]:
+    def telling(requests: Sequence[Request], step: int) -> list[Outcome]:
         said = "poor: There is a promise.\ngood: It states facts.\nfair: It does neither."
         rules = ["Think of pigs.", "Think of hens.", "Think of cows."]
         return [
-            Reflection(tuple((one.rules_in(said) if one.describes else rules[n:]) or ()))
+            reflection(tuple((one.rules_in(said) if one.describes else rules[n:]) or ()))
             for n, one in enumerate(requests)
         ]
 
@@ -163,7 +163,7 @@ def test_a_candidate_is_asked_only_about_items_that_count_in_its_race() -> None:
 
     train, dev = items(20), items(10, start=100)
     search = Search(BASE, train, dev, SCALE, ("outputs",), ask, Reflecting())
-    search.best = BASE.with_examples([WorkedExample.of(one, ("outputs",)) for one in train[:4]], 4)
+    search.best = BASE.with_examples(train[:4], ("outputs",), 4)
     shown = {one.trace_id for one in train[:4]}
     won, lost = BASE.with_rules([RULE], "x"), BASE.with_rules(["Think of pigs."], "x")
     assert search.race(1, [won])
@@ -175,8 +175,8 @@ def test_a_candidate_is_asked_only_about_items_that_count_in_its_race() -> None:
 def test_useless_rules_change_nothing() -> None:
     """Rules that help no verdict lose against the shorter original."""
 
-    def useless(requests: Sequence[Request], step: int) -> list[Reflection]:
-        return [Reflection((f"Think of the number {step}.",), Usage(1)) for _ in requests]
+    def useless(requests: Sequence[Request], step: int) -> list[Outcome]:
+        return [reflection((f"Think of the number {step}.",), Usage(1)) for _ in requests]
 
     found = run(reflect=useless)
     assert found.best == BASE
@@ -376,8 +376,8 @@ def test_settings_out_of_range_are_named(name: str) -> None:
 def wordy(*rules: str) -> Any:
     """A reflection model that gives these rules to whatever it is asked."""
 
-    def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
-        return [Reflection(rules, Usage(1)) for _ in requests]
+    def reflect(requests: Sequence[Request], step: int) -> list[Outcome]:
+        return [reflection(rules, Usage(1)) for _ in requests]
 
     return reflect
 
@@ -478,9 +478,7 @@ def test_with_few_labels_all_are_learned_from() -> None:
 
 def test_examples_known_by_heart_earn_nothing() -> None:
     """A judge that only repeats what an example tells it is not taken for a better one."""
-    parrot = answers(
-        lambda c, i: i.label if i.trace_id in {e.trace_id for e in c.examples} else "good"
-    )
+    parrot = answers(lambda c, i: i.label if c.shows(i) else "good")
     assert run(items(16), [], ask=parrot, reflect=wordy()).best == BASE
 
 
@@ -494,7 +492,7 @@ def test_examples_can_be_left_out() -> None:
 def test_what_ends_early_leaves_the_original(error: type[Exception]) -> None:
     """A spent budget or a cancellation before the scores are in changes nothing."""
 
-    def ending(requests: Sequence[Request], step: int) -> list[Reflection]:
+    def ending(requests: Sequence[Request], step: int) -> list[Outcome]:
         raise error("over")
 
     found = run(reflect=ending)
@@ -505,26 +503,11 @@ def test_what_ends_early_leaves_the_original(error: type[Exception]) -> None:
 # -- what it is made from, and what it takes ------------------------------------------------------
 
 
-def test_the_evidence_of_a_rule_is_what_people_said_of_it() -> None:
-    """Of the cases that were shown with it, those whose reason is about the rule."""
-    late = "Rate it fair when it arrives late."
-
-    def says(candidate: Candidate, item: Item) -> str:
-        return item.label if RULE in candidate.rules else "fair"
-
-    learned = [
-        replace(i, rationale="A promise!" if i.label == "poor" else "late") for i in items(40)
-    ]
-    found = run(learned, ask=answers(says), reflect=wordy(RULE, late, "Be fair to pigs."))
-    by_id = {item.trace_id: item for item in learned}
-    assert {by_id[i].label for i in found.evidence[RULE]} == {"poor"}
-
-
 def test_what_is_asked_does_not_depend_on_the_ids_of_traces() -> None:
     """The same labels in another store have other ids, and must have the same reflections."""
     asked: list[list[dict[str, str]]] = []
 
-    def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
+    def reflect(requests: Sequence[Request], step: int) -> list[Outcome]:
         asked.append([request.as_inputs(SCALE) for request in requests])
         return Reflecting()(requests, step)
 

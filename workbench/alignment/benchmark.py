@@ -33,8 +33,7 @@ from workbench.metrics.comparison import Comparison, compare
 from workbench.metrics.intervals import adjusted
 from workbench.models.budget import Budget
 from workbench.pairing.splits import Groups
-from workbench.simba.candidate import Candidate, Learned, WorkedExample
-from workbench.simba.items import Item, judge_fields
+from workbench.simba.candidate import Candidate, Item, Learned, judge_fields
 from workbench.simba.optimizer import SIMBA
 from workbench.simba.settings import Settings
 from workbench.store.tables import digest
@@ -336,7 +335,6 @@ def _few_shot(data: AlignmentData, count: int) -> Judge:
     rows = rows.assign(turn=labels.cumcount(), size=labels.transform("size"))
     shown = []
     for row in rows.sort_values(["turn", "size", "label"]).head(count).to_dict("records"):
-        item = Item(data.by_id[row["trace_id"]], row["label"], row["human_rationale"] or "")
-        shown.append(WorkedExample.of(item, judge_fields(judge)))
+        shown.append(Item(data.by_id[row["trace_id"]], row["label"], row["human_rationale"] or ""))
     base = Candidate(options(judge)["instructions"])
-    return with_instructions(judge, base.with_examples(shown, len(shown)).text)
+    return with_instructions(judge, base.with_examples(shown, judge_fields(judge), count).text)

@@ -26,9 +26,8 @@ from workbench.models.budget import ASSUMED_OUTPUT, Budget, cost
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs, Split
-from workbench.simba.forecast import forecast
-from workbench.simba.items import Case, Item
-from workbench.simba.settings import Settings
+from workbench.simba.candidate import Case, Item
+from workbench.simba.settings import Settings, forecast
 from workbench.store.traces import item_digest
 
 PROBE = -1  # number of the sample that only a probe asks for: no other answer stands in for it

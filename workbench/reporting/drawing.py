@@ -26,8 +26,7 @@ import numpy.typing as npt
 from jupyter_core.paths import jupyter_config_dir
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
-from matplotlib.colors import to_rgb, to_rgba, to_rgba_array
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 # From the palette of Okabe and Ito, which stays apart for all common kinds of colour blindness.
@@ -104,15 +103,11 @@ def new_axes(width: float, height: float, count: int = 1) -> npt.NDArray[Any]:
     return np.asarray(axes[0])
 
 
-def write(ax: Axes, x: float, y: float, text: str, **look: Any) -> None:
-    """Write a text in the middle of a point."""
-    ax.text(x, y, text, **{"ha": "center", "va": "center", **look})
-
-
 def literal(value: Any, width: int, lines: int = 2) -> str:
     """Return a label as it is drawn: few lines at most, no control characters, ``$`` as itself."""
-    text = "".join(c if c.isprintable() else " " for c in str(value))
-    found = textwrap.wrap(text, width, max_lines=lines, placeholder=" …")
+    text = "".join(c if c.isprintable() else " " for c in str(value)[: 4 * width])
+    look: dict[str, Any] = {"max_lines": lines, "placeholder": " …", "break_long_words": False}
+    found = textwrap.wrap(text, width, **look)
     return "\n".join(found).replace("$", r"\$")
 
 
@@ -121,17 +116,13 @@ def order_of(found: Any) -> list[Any]:
     return list(found.scale.shown or found.confusion.index)
 
 
-def tilt_where_long(ax: Axes, labels: Sequence[str], values: Sequence[Any] = ()) -> None:
-    """Tilt the labels of columns that would run into each other, each then in one line.
-
-    ``values`` are what the labels say, where these may break a word into two lines.
-    """
+def tilt_where_long(ax: Axes, labels: Sequence[str]) -> None:
+    """Tilt the labels of columns that would run into each other, each then in one line."""
     longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
     if longest * len(labels) > 38 and len(labels) > 2:
         for label in ax.get_xticklabels():
             label.set(rotation=40, horizontalalignment="right", rotation_mode="anchor")
-        whole = [literal(value, 2 * longest, lines=1) for value in values]
-        ax.set_xticklabels(whole or [label.replace("\n", " ") for label in labels])
+        ax.set_xticklabels([label.replace("\n", " ") for label in labels])
 
 
 def legend_above(ax: Axes, handles: Mapping[str, Any], ncols: int = 2) -> None:
@@ -168,90 +159,13 @@ def draw_estimate(
     value, low, high = estimate
     look: dict[str, Any]
     if math.isnan(value):
-        look = {"color": BELOW, "ha": "left", "transform": ax.get_yaxis_transform()}
-        write(ax, 0.01, row, undefined, size="small", **look)
+        look = {"color": BELOW, "va": "center", "transform": ax.get_yaxis_transform()}
+        ax.text(0.01, row, undefined, size="small", **look)
         return None
     if not math.isnan(low):
         ax.plot([low, high], [row, row], color=color, lw=2, solid_capstyle="butt")
     look = {"color": color, "mfc": paper() if hollow else color, "mew": 1.5}
     return ax.plot(value, row, marker, ms=6, **look)[0]
-
-
-# -- matrices -------------------------------------------------------------------------------
-
-
-def matrix_size(size: int) -> tuple[float, float]:
-    """Return width and height in inches of a picture of a square matrix."""
-    side = max(2.5, min(6.5, 0.85 * size), min(14.0, 0.16 * size))
-    return side + 1.4, side + 1.2
-
-
-def draw_matrix(
-    ax: Axes | None,
-    names: Sequence[Any],
-    shares: npt.NDArray[Any],
-    text: Callable[[tuple[int, ...]], tuple[str, str]],
-    *,
-    totals: Sequence[int] | None = None,
-) -> Axes:
-    """Draw a square matrix: cells tinted by their share, in another colour where it is below 0.
-
-    ``text`` returns the large and the small text of the cell at a row and column; of more than 20
-    rows the cells have none. ``totals`` stand behind the labels of rows whose diagonal is framed.
-    """
-    size, is_small = len(names), len(names) <= 20
-    ax = ax or new_axes(*matrix_size(size))[0]
-    # In two lines where there is room for them.
-    rows = [literal(name, *((18, 2) if size <= 14 else (30, 1))) for name in names]
-    columns = [literal(name, *((14, 2) if is_small else (28, 1))) for name in names]
-    if totals is not None:
-        between = "\n" if size <= 7 else " "
-        rows = [f"{row}{between}({n:,})" for row, n in zip(rows, totals, strict=True)]
-    step = math.ceil(size / 60) or 1
-    ax.set(xlim=(-0.52, size - 0.48), ylim=(size - 0.48, -0.52), aspect="equal")
-    ax.set_yticks(range(0, size, step), rows[::step])
-    ax.set_xticks(range(0, size, step), columns[::step])
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    tints, opacity = np.where(shares < 0, BELOW, TINT), np.abs(shares)
-    if is_small:
-        tilt_where_long(ax, columns, names)
-        for at in np.ndindex(size, size):
-            # Above 0.78 white has more contrast on the tint than black, by WCAG 2.2.
-            colour = "white" if shares[at] > 0.78 else ink()
-            alpha = None if opacity[at] else 0.6
-            _write_cell(ax, at, *text(at), size=size, color=colour, alpha=alpha)
-    else:
-        ax.tick_params(axis="x", rotation=90)
-        ax.tick_params(labelsize=7)
-        opacity = np.where(opacity > 0, np.maximum(opacity, 0.08), 0)
-    # A hairline keeps empty cells visible on any background; of many only the others are drawn.
-    cells = np.nonzero(np.ones_like(opacity) if is_small else opacity)
-    edges = to_rgba(ink(), 0.25) if is_small else "none"
-    faces = to_rgba_array(tints[cells])
-    faces[:, 3] = opacity[cells]
-    _add_squares(ax, *cells, facecolors=faces, edgecolors=edges, linewidths=0.5)
-    if totals is not None:
-        frame: dict[str, Any] = {"facecolors": "none", "edgecolors": ink(), "linewidths": 1.1}
-        _add_squares(ax, np.arange(size), np.arange(size), zorder=3, **frame)
-    return ax
-
-
-def _add_squares(ax: Axes, rows: Any, columns: Any, **look: Any) -> None:
-    corners = 0.48 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
-    squares: Any = np.stack([columns, rows], axis=1)[:, None] + corners
-    ax.add_collection(PolyCollection(squares, **look))
-
-
-def _write_cell(
-    ax: Axes, at: tuple[int, ...], large: str, small: str, *, size: int, **look: Any
-) -> None:
-    points = 13 if size <= 4 else 10.5 if size <= 7 else 8
-    points = min(points, 10.5) if len(large) > 6 else points
-    look |= {"xy": at[::-1], "textcoords": "offset points", "ha": "center"}
-    ax.annotate(large, xytext=(0, 0), va="bottom" if small else "center", size=points, **look)
-    if small:
-        ax.annotate(small, xytext=(0, -3), va="top", size=max(6.5, points * 0.7), **look)
 
 
 # -- pictures in pages ----------------------------------------------------------------------

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba, to_rgba_array
+from matplotlib.patches import Rectangle
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted
@@ -18,13 +20,14 @@ from workbench.metrics.comparison import Comparison
 from workbench.metrics.intervals import figure
 from workbench.pairing.pairs import Pairs
 from workbench.reporting.drawing import (
-    draw_matrix,
+    BELOW,
+    TINT,
+    ink,
     literal,
-    matrix_size,
     new_axes,
     order_of,
     styled,
-    write,
+    tilt_where_long,
 )
 
 
@@ -67,7 +70,7 @@ def plot_confusion(
         count, share = f"{counts[at]:,}", f"{shares[at]:.0%}" if counts[at] else ""
         return (share, count) if normalise and share else (count, share)
 
-    ax = draw_matrix(ax, order, shares, text, totals=table.sum(axis=1).tolist())
+    ax = _draw_matrix(ax, order, shares, text, totals=table.sum(axis=1).tolist())
     ax.set(xlabel="judge", ylabel="human", title=title)
     return ax
 
@@ -154,7 +157,7 @@ def plot_difference(
     def text(at: tuple[int, ...]) -> tuple[str, str]:
         return (f"{change[at]:+,d}", f"{shares[at]:+.0%}") if change[at] else ("0", "")
 
-    ax = draw_matrix(ax, order, tinted, text, totals=totals.tolist())
+    ax = _draw_matrix(ax, order, tinted, text, totals=totals.tolist())
     what = f"after minus before, {counted(old.n, 'pair')}\nblue: more, orange: fewer"
     title = f"{literal(old.name, width=60)}\n{what}" if title is None else title
     ax.set(xlabel="judge", ylabel="human", title=title)
@@ -181,9 +184,9 @@ def plot_annotators(annotators: AnnotatorAgreement, *, ax: Axes | None = None) -
         return ("", "") if at[0] == at[1] else (large, f"n = {int(n[at])}")
 
     tinted = np.clip(np.nan_to_num(kappa), -1, 1)
-    ax = draw_matrix(ax, annotators.annotators, tinted, text)
+    ax = _draw_matrix(ax, annotators.annotators, tinted, text)
     if len(kappa) < 2:
-        write(ax, 0, 0, "needs two annotators")
+        ax.text(0, 0, "needs two annotators", ha="center", va="center")
     ax.set_title(
         f"Cohen's kappa of annotators\nKrippendorff's alpha {figure(annotators.alpha)}, "
         f"ceiling {figure(annotators.ceiling)}"
@@ -219,3 +222,72 @@ def _agreement_of(given: Agreement | Pairs) -> Agreement:
         f"Got {type(given).__name__} where an agreement or pairs are drawn. "
         "workbench.pair(judge) gives pairs, workbench.agreement(pairs) an agreement."
     )
+
+
+# -- drawing --------------------------------------------------------------------------------
+
+
+def matrix_size(size: int) -> tuple[float, float]:
+    """Return width and height in inches of a picture of a square matrix."""
+    side = max(2.5, min(6.5, 0.85 * size), min(14.0, 0.16 * size))
+    return side + 1.4, side + 1.2
+
+
+def _draw_matrix(
+    ax: Axes | None,
+    names: Sequence[Any],
+    shares: npt.NDArray[Any],
+    text: Callable[[tuple[int, ...]], tuple[str, str]],
+    *,
+    totals: Sequence[int] | None = None,
+) -> Axes:
+    """Draw a square matrix: cells tinted by their share, in another colour where it is below 0.
+
+    ``text`` returns the large and the small text of the cell at a row and column; of more than 20
+    rows the cells have none. ``totals`` stand behind the labels of rows whose diagonal is framed.
+    """
+    size, is_small = len(names), len(names) <= 20
+    ax = ax or new_axes(*matrix_size(size))[0]
+    # In two lines where there is room for them.
+    rows = [literal(name, *((18, 2) if size <= 14 else (30, 1))) for name in names]
+    columns = [literal(name, *((14, 2) if is_small else (28, 1))) for name in names]
+    if totals is not None:
+        between = "\n" if size <= 7 else " "
+        rows = [f"{row}{between}({n:,})" for row, n in zip(rows, totals, strict=True)]
+    step = math.ceil(size / 60) or 1
+    ax.set(xlim=(-0.52, size - 0.48), ylim=(size - 0.48, -0.52), aspect="equal")
+    ax.set_yticks(range(0, size, step), rows[::step])
+    ax.set_xticks(range(0, size, step), columns[::step])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    faces = to_rgba_array(np.where(shares < 0, BELOW, TINT).ravel())
+    faces[:, 3] = np.abs(shares).ravel()
+    if is_small:
+        tilt_where_long(ax, columns)
+        for at in np.ndindex(size, size):
+            # Above 0.78 white has more contrast on the tint than black, by WCAG 2.2.
+            look = {"color": "white" if shares[at] > 0.78 else ink()}
+            look |= {} if shares[at] else {"alpha": 0.6}
+            _write_cell(ax, at, *text(at), size=size, **look)
+    else:
+        ax.tick_params(axis="x", rotation=90)
+        ax.tick_params(labelsize=7)
+    # A hairline keeps empty cells visible on any background.
+    grid: Any = np.arange(size + 1) - 0.5
+    edges = to_rgba(ink(), 0.25) if is_small else "none"
+    ax.pcolormesh(grid, grid, faces.reshape(size, size, 4), edgecolors=edges, lw=0.5)
+    for i in range(size if totals is not None else 0):
+        frame = Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, ec=ink(), lw=1.1, zorder=3)
+        ax.add_patch(frame)
+    return ax
+
+
+def _write_cell(
+    ax: Axes, at: tuple[int, ...], large: str, small: str, *, size: int, **look: Any
+) -> None:
+    points = 13 if size <= 4 else 10.5 if size <= 7 else 8
+    points = min(points, 10.5) if len(large) > 6 else points
+    look |= {"xy": at[::-1], "textcoords": "offset points", "ha": "center"}
+    ax.annotate(large, xytext=(0, 0), va="bottom" if small else "center", size=points, **look)
+    if small:
+        ax.annotate(small, xytext=(0, -3), va="top", size=max(6.5, points * 0.7), **look)

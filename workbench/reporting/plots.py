@@ -36,7 +36,6 @@ from workbench.reporting.drawing import (
     reference_levels,
     styled,
     tilt_where_long,
-    write,
 )
 from workbench.store.tables import require_columns
 
@@ -144,14 +143,9 @@ def _effort(row: Mapping[Any, Any]) -> str:
     """The cost of learning in a few words."""
     if row["status"] == "reference":
         return str(row["reason"])
-    parts = []
     calls = [row[f"{kind} calls"] for kind in ("judge", "reflection", "embedding")]
-    if isinstance(calls[0], int):  # else none are known
-        known = f" (+ {row['known']} known)" if row["known"] else ""
-        parts.append(f"{sum(calls)} calls{known}")
-    if (seconds := row["seconds"]) == seconds:
-        parts.append(f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s")
-    return ", ".join(parts)
+    made = f"{sum(calls)} calls, " if isinstance(calls[0], int) else ""  # else not known
+    return f"{made}{row['seconds']:,.1f} s"
 
 
 @styled()
@@ -191,14 +185,8 @@ def plot_slices(
     overall = getattr(slices, metric, None) if overall is None and table is not slices else overall
     labels = [f"{literal(name, 30)} ({n:,})" for name, n in table["n"].items()]
     _finish_rows(ax, labels, ("all pairs", overall), alpha=alpha)
-    known = [v for v in (*estimates.ravel(), overall) if v is not None and not math.isnan(v)]
-    low, high = min(known, default=0.0), max(known, default=1.0)
-    left, right, margin = max(-1.0, min(low, 0.0)) - 0.02, 1.02, max(0.2 * (high - low), 0.005)
-    if high - low < 0.25:  # else small differences could not be seen
-        left, right = max(left, low - margin), min(right, high + margin)
-    ax.set_xlim(left, right)
-    by = getattr(slices, "by", None)
-    of = f" by {literal(by, 40)}" if by else ""
+    ax.margins(x=0.05)
+    of = f" by {literal(slices.by, 40)}" if table is not slices else ""
     ax.set_xlabel(f"{metric.replace('_', ' ')}{of}, with interval")
     return ax
 
@@ -311,18 +299,14 @@ def plot_ratings(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     else:
         _draw_density(ax, both)
     if is_ordinal:
-        names = [literal(value, 16) for value in scale.values]
-        one_line = [literal(value, 30, lines=1) for value in scale.values]
+        names = [literal(value, 16, lines=2 if levels.size <= 7 else 1) for value in scale.values]
         ax.set_xticks(levels, names)
-        ax.set_yticks(levels, names if levels.size <= 7 else one_line)
-        tilt_where_long(ax, names, scale.values)
-    elif are_few and (levels % 1 == 0).all():
+        ax.set_yticks(levels, names)
+        tilt_where_long(ax, names)
+    elif are_few:
         ax.locator_params(integer=True)
     ends = (low - margin, high + margin)
-    stops = np.array([ends[0], *levels, ends[1]] if are_few else ends)
-    gaps = 0.3 * np.diff(stops) * are_few  # around the counts
-    line = np.stack([stops[:-1] + gaps, stops[1:] - gaps, gaps * math.nan], axis=1).ravel()
-    ax.plot(line, line, color=ink(), lw=1, ls="--", zorder=0.5)
+    ax.plot(ends, ends, color=ink(), lw=1, ls="--", alpha=0.5, zorder=0.5)
     ax.set(xlim=ends, ylim=ends, aspect="equal", xlabel="human", ylabel="judge")
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_title(f"{literal(pairs.name, 60)}, {counted(len(pairs), 'pair')}")
@@ -336,7 +320,8 @@ def _draw_circles(ax: Axes, both: Any, levels: int) -> None:
     x_values, y_values = places.T
     ax.scatter(x_values, y_values, s=np.maximum(counts / most * widest**2, 5), zorder=2, **look)
     for (x, y), n in zip(places, counts, strict=True):
-        write(ax, x, y, f"{n:,}", size=9 if levels <= 7 else 7 if levels <= 12 else 5, zorder=3)
+        size = 9 if levels <= 7 else 7 if levels <= 12 else 5
+        ax.text(x, y, f"{n:,}", size=size, ha="center", va="center", zorder=3)
 
 
 def _draw_density(ax: Axes, both: Any) -> None:

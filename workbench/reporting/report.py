@@ -29,7 +29,7 @@ from workbench.alignment.certificate import Certificate
 from workbench.alignment.result import Alignment
 from workbench.credentials import urls_without_credentials, without_credentials
 from workbench.errors import ArgumentError, WorkbenchError
-from workbench.formatting import counted, safe_html, write_whole
+from workbench.formatting import counted, html_table, safe_html, write_whole
 from workbench.metrics.agreement import agreement
 from workbench.metrics.alternative import alternative_annotator_test
 from workbench.metrics.intervals import Interval, figure
@@ -37,22 +37,21 @@ from workbench.metrics.slices import SMALLEST, by_annotator, pooled, short_field
 from workbench.models.budget import FREE
 from workbench.pairing.pairs import Pairs
 from workbench.reporting.drawing import as_svg
-from workbench.reporting.matrices import plot_annotators, plot_confusion, title_with_intervals
+from workbench.reporting.matrices import (
+    matrix_size,
+    plot_annotators,
+    plot_confusion,
+    title_with_intervals,
+)
 from workbench.reporting.plots import plot_balance, plot_metrics, plot_slices
 from workbench.store.checks import DataCheck
 
 PACKAGES = ("judge-workbench", "mlflow", "dspy", "litellm", "pandas")
 
 LONGEST_TEXT = 400
-MOST_FIELDS = 8
-"""Of inputs with more fields than this the beginning of their JSON is shown."""
-
-MOST_ITEMS = 40
-MOST_CASES = 3
-MOST_ROWS = 200
-
-MOST_DIVISIONS = 4
-"""Of more ways to divide the items than this the others are only named."""
+MOST_FIELDS = 8  # of inputs with more, the beginning of their JSON is shown
+MOST_ITEMS, MOST_CASES, MOST_ROWS = 40, 3, 200
+MOST_DIVISIONS = 4  # of more ways to divide the items the others are only named
 
 
 def write_report(
@@ -106,7 +105,6 @@ def render(
     checked: DataCheck | None = None,
     certificate: Certificate | None = None,
 ) -> str:
-    """Return the report as HTML text."""
     if certificate and certificate.fingerprint not in ("", alignment.held_out.fingerprint):
         raise ArgumentError(
             f"certificate is one of another judge ({certificate.fingerprint[:8]}) than the one "
@@ -122,14 +120,13 @@ def render(
     )
     reasons = alignment.pairs.reasons
     url, *_ = compat.endpoint(alignment.judge)
-    history = alignment.history.astype(object).map(_cell)
     content = {
         "alignment": alignment,
         "figure": figure,
         "title": title or f"Alignment of the judge “{alignment.original.name}”",
         "sentence": _sentence(alignment),
         "notes": _notes(alignment),
-        "change": _grid(alignment.comparison.table.rename_axis("measure").reset_index()),
+        "change": _table(alignment.comparison.table.rename_axis("measure").reset_index()),
         "pictures": _pictures(alignment),
         "instructions": _instructions(alignment),
         "evidence": _evidence(alignment),
@@ -137,10 +134,9 @@ def render(
         "certificate": _certified(certificate) if certificate else None,
         "slices": _slices(alignment),
         "alternative": _stand_in(alignment),
-        "pairwise": _pairwise(alignment),
         "doubts": checked.doubts if checked else (),
-        "excluded": _grid(reasons.assign(reason=reasons["reason"].map(urls_without_credentials))),
-        "history": None if history.empty else _grid(history),
+        "excluded": _table(reasons.assign(reason=reasons["reason"].map(urls_without_credentials))),
+        "history": None if alignment.history.empty else _table(alignment.history),
         "endpoint": without_credentials(url) if url else None,
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
@@ -154,31 +150,26 @@ def _shown(value: Any) -> Any:
     return figure(value) if isinstance(value, float) else "" if value is None else value
 
 
-def _cell(value: Any) -> Any:
-    return value if isinstance(value, (int, float)) and value == value else _short(value)
-
-
 def _pictures(alignment: Alignment) -> dict[str, Markup | None]:
     """The pictures as SVG, by name; None where there is nothing to draw."""
     pairs, people = alignment.pairs, alignment.annotators
-    pictures: dict[str, Markup | None] = dict.fromkeys(("balance", "annotators"))
     metrics = partial(plot_metrics, alignment.comparison, ceiling=people)
     height = 2.9 if alignment.before.scale.ordered else 2.3
     what = "Agreement and its intervals, before and after"
+    pictures: dict[str, Markup | None] = {"balance": None, "annotators": None}
     pictures["metrics"] = as_svg(metrics, (5.2, height), what)
     for when, found in (("before", alignment.before), ("after", alignment.after)):
-        side = max(3.6, min(7.0, 1.6 + 0.75 * len(found.confusion)))
         draw = partial(plot_confusion, found, title=title_with_intervals(found, when))
         what = f"Confusion matrix of human labels and verdicts {when} the alignment"
-        pictures[when] = as_svg(draw, (side, side), what)
+        pictures[when] = as_svg(draw, matrix_size(len(found.confusion)), what)
     if len(pairs):
         height = 1.2 + 0.4 * (len(pairs.scale.values) or 10)
         what = "How often people gave each label, beside how often the judge did"
         pictures["balance"] = as_svg(partial(plot_balance, pairs), (5.2, height), what)
-    if people and len(people.annotators) > 2:
-        side = max(3.8, min(7.0, 2.0 + 0.7 * len(people.annotators)))
+    if people and len(people.annotators) > 1:
+        size = matrix_size(len(people.annotators))
         what = "Cohen's kappa between each two annotators"
-        pictures["annotators"] = as_svg(partial(plot_annotators, people), (side, side), what)
+        pictures["annotators"] = as_svg(partial(plot_annotators, people), size, what)
     return pictures
 
 
@@ -188,7 +179,7 @@ def _pictures(alignment: Alignment) -> dict[str, Markup | None]:
 def _sentence(alignment: Alignment) -> str:
     """Return what happened, and why; what is missing to be sure stands in a note of its own."""
     compared, reason = alignment.comparison, urls_without_credentials(alignment.reason)
-    reason = reason.replace(compared.power_note or "\0", "").strip()
+    reason = reason.replace(compared.power_note, "").strip()
     return reason if compared.summary in reason else f"{reason} {compared.summary}".strip()
 
 
@@ -224,8 +215,7 @@ def _evidence(alignment: Alignment) -> list[dict[str, Any]]:
     found = []
     for rule, ids in alignment.evidence.items():
         known = [rows[i] for i in ids if i in rows]
-        # A case whose label has a reason explains most.
-        known.sort(key=lambda row: not _short(row.get("human_rationale")))
+        known.sort(key=lambda row: not row["human_rationale"])  # a reason explains most
         shown = [_item(row, alignment) for row in known[:MOST_CASES]]
         found.append({"rule": rule, "count": len(ids), "shown": shown, "traces": ids[:MOST_ROWS]})
     return found
@@ -258,12 +248,9 @@ def _item(row: Mapping[str, Any], alignment: Alignment, **rationales: Any) -> di
     parts: dict[str, str] = {}
     for name in ("inputs", "outputs", "expectations"):
         value = getattr(example, name, None)
-        if value is None or value in ({}, []):
-            continue
-        texts = value.values() if isinstance(value, dict) else ()
-        if 0 < len(texts) <= MOST_FIELDS and all(isinstance(text, str) for text in texts):
+        if isinstance(value, dict) and len(value) <= MOST_FIELDS:
             parts |= {str(key)[:LONGEST_TEXT]: _short(text) for key, text in value.items()}
-        else:
+        elif value is not None:
             parts[name] = _short(value)
     rationales |= {key: row.get(key) for key in ("human_rationale", "judge_rationale")}
     return {**row, "parts": parts, **{key: _short(text) for key, text in rationales.items()}}
@@ -271,27 +258,23 @@ def _item(row: Mapping[str, Any], alignment: Alignment, **rationales: Any) -> di
 
 def _short(value: Any) -> str:
     """A value as text that says how much of it is left out."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
     if not isinstance(value, str):
-        value = json.dumps(value, ensure_ascii=False, default=str)
-    text = str(value).strip()
-    if len(text) <= LONGEST_TEXT:
-        return text
-    return f"{text[:LONGEST_TEXT].rstrip()} … ({len(text) - LONGEST_TEXT:,} more characters)"
+        value = "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    text, more = value.strip(), len(value.strip()) - LONGEST_TEXT
+    return text if more <= 0 else f"{text[:LONGEST_TEXT].rstrip()} … ({more:,} more characters)"
 
 
-def _grid(frame: pd.DataFrame) -> dict[str, list[Any]]:
-    """A table as its columns and rows, the first ones of many."""
-    columns = [str(name).replace("_", " ") for name in frame.columns]
-    return {"columns": columns, "rows": frame.head(MOST_ROWS).to_numpy(dtype=object).tolist()}
+def _table(frame: pd.DataFrame) -> Markup:
+    """The first rows of a table, whose columns are named by words."""
+    shown = frame.head(MOST_ROWS).rename(columns=lambda name: str(name).replace("_", " "))
+    with pd.option_context("display.max_colwidth", None):
+        return Markup(f'<div class="wide">{html_table(shown, index=False)}</div>')
 
 
 # -- how far it can be trusted --------------------------------------------------------------
 
 
 def _certified(certificate: Certificate) -> dict[str, Any]:
-    """Return what a certificate says."""
     table = certificate.table.rename(columns={"low": "value_low", "high": "value_high"})
     table["passed"] = table["passed"].map({True: "yes", False: "no"})
     return {
@@ -302,43 +285,38 @@ def _certified(certificate: Certificate) -> dict[str, Any]:
 
 
 def _slices(alignment: Alignment) -> dict[str, Any]:
-    """Return pictures and tables of the agreement by slice; ``why`` there may be none."""
-    pairs, names = _divisions(alignment)
+    """Pictures and tables of the agreement by slice; ``why`` there may be none."""
+    pairs, names = _divided(alignment)
     shown = []
     for name in names[:MOST_DIVISIONS]:
         found = agreement(pairs, by=name)
-        is_numeric = "mean_distance" in found.table
-        measures = ["mean_distance"] if is_numeric else ["accuracy", "kappa"]
+        measures = ["accuracy", "kappa"]
+        if "mean_distance" in found.table:
+            measures = ["mean_distance"]
         table = _with_intervals(found.table, "n", *measures, "difference", "p_adjusted", "note")
-        picture = as_svg(
-            partial(plot_slices, found),
-            (6.2, 1.3 + 0.34 * len(found.table)),
-            f"Agreement by {name}, with intervals",
-        )
+        size, what = (6.2, 1.3 + 0.34 * len(found.table)), f"Agreement by {name}, with intervals"
+        picture = as_svg(partial(plot_slices, found), size, what)
         shown.append({"by": name, "picture": picture, "table": table})
-    held_out = counted(len(pairs), "held-out item")
-    return {
-        "shown": shown,
-        "others": names[MOST_DIVISIONS:],
-        "why": f"No tag, input, length, week or annotator divides the {held_out} into several "
-        f"slices of {SMALLEST} or more.",
+    why = (
+        "No tag, input, length, week or annotator divides the "
+        f"{counted(len(pairs), 'held-out item')} into several slices of {SMALLEST} or more."
+    )
+    return {"shown": shown, "others": names[MOST_DIVISIONS:], "why": why}
+
+
+def _divided(alignment: Alignment) -> tuple[Pairs, list[str]]:
+    """The held-out pairs with a column for each field, and what divides them."""
+    pairs, examples = _held_out(alignment), alignment.examples
+    fields = short_fields(examples[i] for i in pairs.trace_ids if i in examples)
+    columns = {
+        name: slice_names(map(values.get, pairs.trace_ids))
+        for name, values in fields.items()
+        if name not in (*pairs.table.columns, "annotator")
     }
-
-
-def _divisions(alignment: Alignment) -> tuple[Pairs, list[str]]:
-    """The held-out pairs with a column for all that divides them into several slices, and what."""
-    pairs, known = _held_out(alignment), alignment.examples
-    ids = pairs.trace_ids
-    columns: dict[str, Any] = {}
-    for name, found in short_fields(known[i] for i in ids if i in known).items():
-        if name not in (*pairs.table.columns, "annotator"):
-            values = pd.Series(slice_names(map(found.get, ids)), dtype=object)
-            if pooled(values).nunique() > 1:
-                columns[name] = values.to_numpy()
-    names = list(columns)
-    if pooled(by_annotator(pairs).table["annotator"]).nunique() > 1:
-        names.append("annotator")
-    return replace(pairs, table=pairs.table.assign(**columns)), names
+    divisions = columns | {"annotator": by_annotator(pairs).table["annotator"]}
+    divides = {k: pooled(pd.Series(v, dtype=object)).nunique() > 1 for k, v in divisions.items()}
+    table = pairs.table.assign(**columns)
+    return replace(pairs, table=table), [name for name in divisions if divides[name]]
 
 
 def _held_out(alignment: Alignment) -> Pairs:
@@ -347,13 +325,13 @@ def _held_out(alignment: Alignment) -> Pairs:
 
 
 def _stand_in(alignment: Alignment) -> dict[str, Any] | None:
-    """Return the alternative annotator test on held-out items; ``why`` it is not possible."""
+    """The alternative annotator test on held-out items; ``why`` it is not possible."""
     people, pairs = alignment.annotators, _held_out(alignment)
     if not people or len(people.annotators) < 2:
         return None
-    is_numeric = pairs.scale.kind == "numeric"
+    score: Any = "neg_rmse" if pairs.scale.kind == "numeric" else "accuracy"
     try:
-        found = alternative_annotator_test(pairs, score="neg_rmse" if is_numeric else "accuracy")
+        found = alternative_annotator_test(pairs, score=score)
     except ArgumentError as error:
         return {"why": str(error)}
     if math.isnan(found.winning_rate):
@@ -362,16 +340,7 @@ def _stand_in(alignment: Alignment) -> dict[str, Any] | None:
     return {"why": "", "found": found, "table": _with_intervals(found.table, *names)}
 
 
-def _pairwise(alignment: Alignment) -> dict[str, list[Any]] | None:
-    """Return how well each two annotators agree; None where there are no two."""
-    people = alignment.annotators
-    if people is None or people.pairwise.empty:
-        return None
-    table = people.pairwise.set_index(["annotator_a", "annotator_b"])
-    return _with_intervals(table, "n", "accuracy", "kappa", "weighted_kappa")
-
-
-def _with_intervals(table: pd.DataFrame, *columns: str) -> dict[str, list[Any]]:
+def _with_intervals(table: pd.DataFrame, *columns: str) -> Markup:
     """Columns that the table has, measures with their intervals; notes where there is any."""
     made = table[[name for name in columns if name in table]].copy()
     for name in columns:
@@ -382,4 +351,4 @@ def _with_intervals(table: pd.DataFrame, *columns: str) -> dict[str, list[Any]]:
         made["p_adjusted"] = ["below 0.001" if p < 0.001 else p for p in made["p_adjusted"]]
     if "note" in made and not made["note"].any():
         made = made.drop(columns="note")
-    return _grid(made.reset_index())
+    return _table(made.reset_index())

@@ -64,17 +64,14 @@ def plot_learning_curve(
     ax
         Axes to draw on; new ones by default.
     """
-    metric = None if metric == "held-out accuracy" else metric  # what "value" is by default
     wanted = [metric, "value"] if metric else ["value", "after_mean_distance", "after"]
     column = next((name for name in wanted if name in table), metric or "after")
     require_columns(table, "table", ["n_labels", column])
-    numbers = {name: as_numbers(table[name], name) for name in ("n_labels", column)}
-    known = table.assign(**numbers)
+    names = [name for name in ("n_labels", column, "labels") if name in table]
+    known = table.assign(**{name: as_numbers(table[name], name) for name in names})
     if "labels" in table:  # what all of them were, for n_labels=None as well
-        known["labels"] = pd.to_numeric(known["labels"], errors="coerce")
-        used = known[["n_labels", "labels"]].astype(float).min(axis=1).where(known[column].notna())
-        used = used.groupby(known["n_labels"], dropna=False).transform("mean")
-        known["n_labels"] = used.round()
+        runs = known.dropna(subset=column).groupby("n_labels", dropna=False)
+        known["n_labels"] = runs["labels"].transform("mean").round()
     known = _known(known, column, "n_labels")
     over = over_seeds(known, column, "n_labels")
     times = known.groupby("n_labels")["seed"].nunique() if "seed" in known else over["n"]
@@ -93,11 +90,6 @@ def plot_learning_curve(
     majority: Any = getattr(baseline, "baseline", baseline)
     for name, (level, style) in reference_levels(majority, ceiling).items():
         handles[name] = ax.axhline(level, color=ink(), lw=1.3, ls=style, zorder=1)
-    is_wide = labels.max() > 20 * max(labels.min(), 1)
-    if is_wide or len(over) == 1:
-        ax.set_xscale("log" if is_wide else "linear")
-        ax.minorticks_off()
-        ax.set_xticks(labels, [f"{n:g}" for n in labels])
     metric = metric or ("after" if column == "value" else column)
     return _finished(ax, "labels", metric, len(table) - len(known), handles)
 
@@ -153,7 +145,7 @@ def plot_sweep(
         labels = [literal(x, 24) for x in x_values]
         ax.set_xticks(range(len(labels)), labels)
         ax.set_xlim(-0.5, len(labels) - 0.5)
-        tilt_where_long(ax, labels, x_values)
+        tilt_where_long(ax, labels)
     lost = len(table) - len(known)
     return _finished(ax, literal(names[0], 40), metric, lost, handles if names[1:] else {})
 
@@ -194,11 +186,8 @@ def plot_frontier(
     ax.step(best["cost"], best["mean"], where="post", color=ink(), lw=1, ls="--", zorder=1)
     ends = [points["mean"] - points["low"], points["high"] - points["mean"]]
     ax.errorbar(points["cost"], points["mean"], ends, fmt="o", color=blue(), ms=6, capsize=3)
-    low, high = points["cost"].min(), points["cost"].max()
-    is_wide = low > 0 and high > 20 * low
-    ax.set_xscale("log" if is_wide else "linear")
     ax.xaxis.set_major_formatter(lambda usd, _: rf"\${usd:g}")
-    middle = math.sqrt(low * high) if is_wide else (low + high) / 2
+    middle = (points["cost"].min() + points["cost"].max()) / 2
     look: dict[str, Any] = {"textcoords": "offset points", "size": "small"}
     for name, x, y in zip(points[by], points["cost"], points["mean"], strict=True):
         # A name stands on the side where there is room.
@@ -213,10 +202,9 @@ def _known(table: pd.DataFrame, metric: str, *others: str) -> pd.DataFrame:
     names = [metric, *others]
     known = table.dropna(subset=names)
     if known.empty:
-        lacking = [name for name in names if table[name].isna().all()] or names
         raise ArgumentError(
-            f"table holds no value of {' beside '.join(map(repr, lacking))}: every run of it "
-            "failed, or there is none."
+            f"table holds no value of {' beside '.join(map(repr, names))}: every run of it failed, "
+            "or there is none."
         )
     return known
 

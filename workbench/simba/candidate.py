@@ -1,20 +1,24 @@
-"""Judge instructions with what was learned: the original text, rules and worked examples."""
+"""Labelled items, and candidates: instructions with the rules and examples learned from them."""
 
 from __future__ import annotations
 
 import json
 import math
+import random
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pandas as pd
+from mlflow.genai.judges import Judge
 
+from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Usage
 from workbench.models.cache import question_key
-from workbench.simba.items import Item
+from workbench.store.traces import Example
 from workbench.vocabulary import EXAMPLES_HEADING, RULES_HEADING
 
 MAX_FIELD: Final = 1500  # characters shown of an item's field in a worked example
@@ -23,55 +27,86 @@ _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
 _WORD: Final = re.compile(r"\w{3,}")
 
 
-@dataclass(frozen=True)
-class WorkedExample:
-    """A labelled item as it is written in instructions."""
-
-    trace_id: str
-    text: str
-
-    @classmethod
-    def of(cls, item: Item, fields: Sequence[str]) -> WorkedExample:
-        lines = [_shown(item, fields)]
-        if item.rationale:
-            lines.append(f"why: {shortened_json(item.rationale)}")
-        return cls(item.trace_id, "\n".join([*lines, f"rating: {one_line(str(item.label))}"]))
+# -- labelled items -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class DroppedRule:
-    """A rule that a candidate no longer has, and why it was dropped."""
+class Item:
+    """A labelled example. ``weight``, above 0, says how much it counts in scores."""
 
-    rule: str
-    reason: str
+    example: Example
+    label: Any
+    rationale: str = ""
+    weight: float = 1.0
 
-    def __str__(self) -> str:
-        return f"{self.rule!r}: {self.reason}"
+    @property
+    def trace_id(self) -> str:
+        return self.example.trace_id
+
+    def values(self, fields: Sequence[str]) -> dict[str, Any]:
+        return {name: getattr(self.example, name) for name in fields}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An item with the judge's verdict on it."""
+
+    item: Item
+    verdict: Verdict
+
+
+Labelled = TypeVar("Labelled", Item, Case)
+
+
+def sample(items: Sequence[Labelled], size: int, rng: random.Random) -> list[Labelled]:
+    """Draw up to ``size`` items, the labels in turn; items of more weight come first."""
+    by_label: dict[Any, list[Labelled]] = defaultdict(list)
+    drawn_from = [(one.item if isinstance(one, Case) else one, one) for one in items]
+    for item, one in sorted(drawn_from, key=lambda pair: (pair[0].weight, rng.random())):
+        by_label[item.label].append(one)
+    queues = [by_label[label] for label in sorted(by_label, key=str)]
+    drawn: list[Labelled] = []
+    while len(drawn) < min(size, len(items)):
+        for queue in queues:
+            if queue and len(drawn) < size:
+                drawn.append(queue.pop())
+    return drawn
+
+
+def judge_fields(judge: Judge) -> tuple[str, ...]:
+    """Which of inputs, outputs and expectations the judge's instructions refer to."""
+    variables = getattr(judge, "template_variables", {"inputs", "outputs"})
+    fields = tuple(f for f in ("inputs", "outputs", "expectations") if f in variables)
+    # A judge of whole traces is explained by their inputs and outputs.
+    return fields or ("inputs", "outputs")
+
+
+# -- candidates -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One version of the instructions: the original text, rules and worked examples.
 
-    With ``rationale_first`` the judge writes its rationale before the rating. ``origin`` says how
-    it was made, and ``dropped`` lists the rules that were removed on the way.
+    ``examples`` are texts by trace id. With ``rationale_first`` the judge writes its rationale
+    before the rating. ``origin`` says how the candidate was made, ``dropped`` which rules were
+    removed on the way, and why.
     """
 
     base: str
     rules: tuple[str, ...] = ()
-    examples: tuple[WorkedExample, ...] = ()
+    examples: Mapping[str, str] = field(default_factory=dict)
     origin: str = "original"
-    dropped: tuple[DroppedRule, ...] = ()
+    dropped: Mapping[str, str] = field(default_factory=dict)
     rationale_first: bool = False
 
     @cached_property
     def text(self) -> str:
-        """The instructions that the judge is given."""
         learned = []
         if self.rules:
             learned.append("\n".join([RULES_HEADING, *(f"- {rule}" for rule in self.rules)]))
         if self.examples:
-            learned.append("\n\n".join([EXAMPLES_HEADING, *(e.text for e in self.examples)]))
+            learned.append("\n\n".join([EXAMPLES_HEADING, *self.examples.values()]))
         return "\n\n".join([self.base, *map(without_variables, learned)])
 
     @cached_property
@@ -80,25 +115,16 @@ class Candidate:
 
     @property
     def added_words(self) -> int:
-        """Number of words added to the original instructions."""
         return len(self.text.split()) - len(self.base.split())
 
     @classmethod
     def from_instructions(cls, text: str) -> Candidate:
-        """Split instructions into base text and what an earlier alignment added.
-
-        All of the text is the base if it can't be put together again from the parts. Which traces
-        the examples are is not in the text: see `with_ids`.
-
-        >>> Candidate.from_instructions(f"Rate it.\\n\\n{RULES_HEADING}\\n- Be strict.").rules
-        ('Be strict.',)
-        """
+        """Split instructions into base and what an earlier alignment added, where that is sure."""
         base, _, shown = text.partition(f"\n\n{EXAMPLES_HEADING}\n\n")
         base, _, stated = base.partition(f"\n\n{RULES_HEADING}\n")
         rules = tuple(line.removeprefix("- ") for line in stated.split("\n") if line)
         blocks = [block for block in shown.split("\n\n") if block]
-        examples = tuple(WorkedExample(question_key(block)[:16], block) for block in blocks)
-        candidate = cls(base, rules, examples)
+        candidate = cls(base, rules, {str(n): block for n, block in enumerate(blocks)})
         return candidate if candidate.text == text else cls(text)
 
     def with_rationale_first(self) -> Candidate:
@@ -115,48 +141,45 @@ class Candidate:
             if words_of(rule) and words_of(rule) not in known:
                 kept.append(rule)
                 known.add(words_of(rule))
-        dropped = tuple(one for one in self.dropped if one.rule not in kept)
+        dropped = {rule: why for rule, why in self.dropped.items() if rule not in kept}
         return replace(self, rules=tuple(kept), origin=origin, dropped=dropped)
 
     def rewritten(self, rules: Sequence[str], origin: str) -> Candidate:
         """Return a copy with these rules in place of its own."""
         kept = replace(self, rules=()).with_rules(rules, origin)
-        reason = "left out when the rules were rewritten"
-        lost = [DroppedRule(rule, reason) for rule in self.rules if rule not in kept.rules]
-        return replace(kept, dropped=(*kept.dropped, *lost))
+        lost = [rule for rule in self.rules if rule not in kept.rules]
+        reasons = dict.fromkeys(lost, "left out when the rules were rewritten")
+        return replace(kept, dropped={**kept.dropped, **reasons})
 
     def without_rules(self, reasons: Mapping[int, str]) -> Candidate:
         """Return a copy without the rules at these indices; the values say why."""
         kept = tuple(rule for i, rule in enumerate(self.rules) if i not in reasons)
-        lost = [DroppedRule(self.rules[i], reason) for i, reason in reasons.items()]
-        origin = "drop a rule" if len(reasons) == 1 else f"drop {len(reasons)} rules"
-        return replace(self, rules=kept, origin=origin, dropped=(*self.dropped, *lost))
+        lost = {self.rules[i]: reason for i, reason in reasons.items()}
+        return replace(self, rules=kept, origin="drop rules", dropped={**self.dropped, **lost})
 
-    def with_examples(self, examples: Sequence[WorkedExample], limit: int) -> Candidate:
-        """Return a copy with these examples added; the newest ``limit`` of all are kept."""
-        new = {example.trace_id for example in examples}
-        shown = [*(e for e in self.examples if e.trace_id not in new), *examples]
-        return replace(self, examples=tuple(shown[-limit:]), origin="worked examples")
+    def with_examples(self, items: Iterable[Item], fields: Sequence[str], limit: int) -> Candidate:
+        """Return a copy that shows these items, too; the newest ``limit`` of all are kept."""
+        new = {item.trace_id: _worked_example(item, fields) for item in items}
+        shown = {i: text for i, text in self.examples.items() if i not in new} | new
+        return replace(self, examples=dict([*shown.items()][-limit:]), origin="worked examples")
 
     def with_ids(self, items: Iterable[Item], fields: Sequence[str]) -> Candidate:
-        """Return a copy whose examples have the ids of the items that they show.
-
-        They are known by their fields: label and rationale may have changed since.
-        """
+        """Return a copy whose examples have the ids of the items with the fields that they show."""
         ids = {without_variables(_shown(item, fields)): item.trace_id for item in items}
-        examples = [
-            replace(e, trace_id=ids.get("\n".join(e.text.split("\n")[: len(fields)]), e.trace_id))
-            for e in self.examples
-        ]
-        return replace(self, examples=tuple(examples))
+        heads = {i: "\n".join(text.split("\n")[: len(fields)]) for i, text in self.examples.items()}
+        shown = {ids.get(heads[i], i): text for i, text in self.examples.items()}
+        return replace(self, examples=shown)
 
     def shows(self, item: Item) -> bool:
-        """Whether the item is one of the worked examples."""
-        return any(example.trace_id == item.trace_id for example in self.examples)
+        return item.trace_id in self.examples
+
+
+def _worked_example(item: Item, fields: Sequence[str]) -> str:
+    why = [f"why: {shortened_json(item.rationale)}"] * bool(item.rationale)
+    return "\n".join([_shown(item, fields), *why, f"rating: {one_line(str(item.label))}"])
 
 
 def _shown(item: Item, fields: Sequence[str]) -> str:
-    """An item's fields, a line each."""
     return "\n".join(f"{name}: {shortened_json(v)}" for name, v in item.values(fields).items())
 
 
@@ -197,11 +220,7 @@ def _clean_rule(rule: str) -> str:
 
 
 def rules_about(rules: Sequence[str], text: str) -> list[int]:
-    """Indices of the rules that a rationale is about, those that share most words with it first.
-
-    A word that n rules have counts 1/n. Rules that share less than half as much as the first one
-    are left out.
-    """
+    """Indices of the rules that a rationale shares most words with; one in n rules counts 1/n."""
     words = [set(_WORD.findall(rule.casefold())) for rule in rules]
     said = set(_WORD.findall(text.casefold()))
     shared = [
@@ -221,11 +240,10 @@ class Learned:
     ``known`` counts answers from the cache, ``usage`` is what was paid to all models, ``stopped``
     says why learning ended, and ``evidence`` maps each rule to the trace ids that it was made from.
 
-    Of SIMBA, ``best`` is the original if nothing scored higher; ``best.dropped`` lists the rules
-    that were dropped, with the reasons. ``history`` has a row for each candidate: its ``dev_score``
-    is nan if it dropped out early, ``best`` says whether it took the place of the best one,
-    ``calls`` counts judge calls until then. ``original_score`` and ``best_score`` are on items that
-    the best one does not show.
+    Of SIMBA, ``history`` has a row for each candidate: its ``dev_score`` is nan if it dropped out
+    early, ``best`` says whether it took the place of the best one, ``calls`` counts judge calls
+    until then, ``dropped`` lists the rules that were dropped and why. ``best`` is the original if
+    nothing scored higher; both scores are on items that it does not show.
     """
 
     judge: Any = None

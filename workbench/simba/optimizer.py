@@ -12,12 +12,10 @@ dev, and train items as well if dev has fewer than ``max_dev`` (80). Each step
    labels,
 2. shows them to the reflection model with the rationales of judge and people, beside cases that
    are right. Up to seven *candidates* are made from its answers: new rules, the stronger half of
-   them; in the first step the criteria that people name; after a step without improvement also a
-   rewritten list, worked examples of different labels, and the step's best with the rationale
-   before the rating. Where the judge is right on less than 80 %, small models are thought of: on
-   scales of three to six values, and on two after a step without improvement, a sentence on each
-   rating is asked for, from three draws of items. Each is tried with the rationale first and two
-   examples of each rating from its draw beside it, and so are people's own reasons,
+   them, the criteria that people name; after a step without improvement also a rewritten list,
+   worked examples, and the step's best with the rationale before the rating. For a judge that is
+   right on less than 80 %, a sentence on each of up to six ratings is asked for as well, from
+   three draws of items, and tried with the rationale first beside two examples of each rating,
 3. races the candidates by successive halving in three rungs of 15 %, 30 % and the rest of the
    selection items. After a rung the worse half drops out, and those that cannot win any more. The
    winner becomes the best candidate if it scores higher by 0.75 standard errors.
@@ -27,17 +25,13 @@ more, or when the budget is spent. Then each rule is left out on up to six items
 for. Harmful and idle rules are dropped if the candidate without them scores higher. For a judge
 that was aligned before this is done first as well, since newer labels may contradict its rules.
 
-The score is the mean credit minus 0.01 for each 100 added words. A verdict earns 1 if it equals the
-label, else (1 - d) / 2 on ordered scales, where d is the scale's distance, else 0. Failed calls do
-not count; abstaining earns 0 where the original judge had an opinion. Two candidates are compared
-on the items that neither shows as worked examples.
+The score is the mean credit minus 0.01 for each 100 added words, on items that no candidate in
+question shows as an example. A verdict earns 1 if it equals the label, else (1 - d) / 2 on ordered
+scales, where d is the scale's distance, else 0. Failed calls do not count; abstaining earns 0 where
+the original judge had an opinion. Train items may be selected on, so the score is no estimate of
+accuracy: `workbench.align` tests the result on held-out items.
 
-Train items may be selected on, so the score is no estimate of accuracy. `workbench.align` tests
-the result on held-out items that no part of the search has seen.
-
-`workbench.simba.forecast.most_calls` is the upper bound. Usually it is far less: about 180 judge
-calls and 3 reflections for 50 labels, 500 and 5 for 200, in ``tests/benchmarks/bench_simba.py``.
-The calls of a rung run in parallel, so an alignment takes about ten times the model's latency.
+About 180 judge calls and 3 reflections are made for 50 labels, 500 and 5 for 200.
 """
 
 from __future__ import annotations
@@ -48,6 +42,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from mlflow.entities import Trace
@@ -56,7 +51,6 @@ from mlflow.genai.judges.base import AlignmentOptimizer, Judge
 from workbench.compat import options
 from workbench.errors import (
     ArgumentError,
-    CancelledError,
     NoLabelsError,
     TooFewPairsError,
     check_whole,
@@ -65,7 +59,7 @@ from workbench.formatting import bar, say
 from workbench.judging.judge import with_instructions
 from workbench.judging.requests import judge_many, say_where
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import UNPAID, Budget, Usage
+from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.consensus import (
@@ -76,12 +70,10 @@ from workbench.pairing.consensus import (
 )
 from workbench.pairing.splits import default_groups, stratified
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate, Learned
-from workbench.simba.forecast import forecast
-from workbench.simba.items import Case, Item, judge_fields
+from workbench.simba.candidate import Candidate, Case, Item, Learned, judge_fields
 from workbench.simba.reflector import Reflector
 from workbench.simba.search import Search
-from workbench.simba.settings import MINIMUM_LABELS, Settings
+from workbench.simba.settings import MINIMUM_LABELS, Settings, forecast
 from workbench.store.traces import as_example, item_digest
 
 
@@ -230,11 +222,7 @@ class SIMBA(AlignmentOptimizer):
         known: Sequence[Verdict] = (),
         budget: Budget | None = None,
     ) -> Judge:
-        """Align on given train and dev items.
-
-        ``known`` are verdicts of the original judge, which are not paid for again; ``budget``
-        takes the place of the optimizer's own.
-        """
+        """Align on given items; ``known`` verdicts of the judge are not paid for again."""
         # By content, since trace ids, and so their order, differ from store to store.
         train, dev = (sorted(part, key=_content) for part in (train, dev))
         original, model = _original(judge, [*train, *dev]), str(judge.model)
@@ -244,113 +232,81 @@ class SIMBA(AlignmentOptimizer):
             steps, desc = self.settings.max_steps, "aligning with SIMBA"
             shown = stack.enter_context(bar(total=steps, desc=desc, disable=not self.progress))
             cache = stack.enter_context(AnswerCache()) if self.cache else None
-            models = _Models(self, judge, original, scale, known, cache, budget, stack)
-
-            def on_step(state: dict[str, Any]) -> None:
-                limit = "" if budget.limit is None else f" of {budget.limit}"
-                shown.set_postfix_str(
-                    f"dev {state['best_score']:.3f}, {models.used.requests}{limit} calls, "
-                    f"{state['failures']} failed",
-                    refresh=False,
-                )
-                shown.update()
-                if self.on_step is not None:
-                    self.on_step(state)
-
+            shared: dict[str, Any] = {"cache": cache, "budget": budget, "stop": self.stop}
+            # Where verdicts are known, reflections or the first call of `align` come before.
+            runner = Runner(concurrency=self.concurrency, answered=len(known), **shared)
+            judges = _Judges(judge, original, scale, known, stack.enter_context(runner))
+            reflecting = Runner(concurrency=min(8, self.concurrency), **shared)
+            reflector = self._reflector(judge, scale, stack.enter_context(reflecting))
+            stack.callback(reflector.close)
             found = Search(
-                original, train, dev, scale, judge_fields(judge),
-                models.ask_judge, models.reflector.propose,
-                seed=self.seed, settings=self.settings, on_step=on_step,
-                calls_left=models.calls_left,
+                original, train, dev, scale, judge_fields(judge), judges.ask, reflector.propose,
+                seed=self.seed, settings=self.settings, on_step=partial(self._tell, shown),
+                calls_left=lambda: budget.left,
             ).run()  # fmt: skip
             steps_made = shown.n
             shown.reset(total=steps_made)  # done before the last step is done, and green
             shown.update(steps_made)
         self.last = replace(
             found,
-            judge=models.judge_of(found.best),
-            judge_calls=models.runner.used.requests,
-            reflection_calls=models.reflector.runner.used.requests,
-            usage=models.used,
+            judge=judges.of(found.best),
+            judge_calls=runner.used.requests,
+            reflection_calls=reflecting.used.requests,
+            usage=runner.used + reflecting.used,
         )
         return self.last.judge
 
+    def _reflector(self, judge: Judge, scale: Scale, runner: Runner) -> Reflector:
+        return Reflector(
+            judge,
+            scale,
+            runner,
+            model=self.model,
+            base_url=self.base_url,
+            inference_params=self.inference_params,
+            context=self.reflection_context,
+            max_failure_share=self.settings.max_failure_share,
+        )
 
-class _Models:
-    """The judge and the reflection model of one run, and what they used."""
+    def _tell(self, shown: Any, state: dict[str, Any]) -> None:
+        shown.set_postfix_str(f"dev {state['best_score']:.3f}", refresh=False)
+        shown.update()
+        if self.on_step is not None:
+            self.on_step(state)
+
+
+class _Judges:
+    """The judge with the instructions of each candidate, as the search asks it."""
 
     def __init__(
         self,
-        simba: SIMBA,
         judge: Judge,
         original: Candidate,
         scale: Scale,
         known: Sequence[Verdict],
-        cache: AnswerCache | None,
-        budget: Budget,
-        stack: ExitStack,
+        runner: Runner,
     ) -> None:
-        self.scale, self.budget, self.stop = scale, budget, simba.stop
-        self.judges: dict[str, Judge] = {original.key: judge}
-        self.original = original
-        self.known = {
-            (original.key, v.trace_id): replace(v, calls=0) for v in known if v.error is None
-        }
-        shared: dict[str, Any] = {"cache": cache, "budget": budget, "stop": simba.stop}
-        # Where verdicts are known, reflections or the first call of `align` come before.
-        self.runner = stack.enter_context(
-            Runner(concurrency=simba.concurrency, answered=len(self.known), **shared)
-        )
-        self.reflector = Reflector(
-            judge,
-            scale,
-            stack.enter_context(Runner(concurrency=min(8, simba.concurrency), **shared)),
-            model=simba.model,
-            base_url=simba.base_url,
-            inference_params=simba.inference_params,
-            context=simba.reflection_context,
-            max_failure_share=simba.settings.max_failure_share,
-        )
-        stack.callback(self.reflector.close)
-        self.used_by_judge = UNPAID  # for answers whose tokens are known, else it could not be told
+        self.judge, self.scale, self.runner = judge, scale, runner
+        self.made = {original.key: judge}
+        self.known = {(original.key, verdict.trace_id): verdict for verdict in known}
 
-    @property
-    def used(self) -> Usage:
-        """What was paid for, a batch that the budget cut short included."""
-        return self.runner.used + self.reflector.runner.used
-
-    def judge_of(self, candidate: Candidate) -> Judge:
-        """The judge with the candidate's instructions."""
-        if candidate.key not in self.judges:
-            judge, first = self.judges[self.original.key], candidate.rationale_first
-            copy = with_instructions(judge, candidate.text, generate_rationale_first=first)
-            self.judges[candidate.key] = copy
-        return self.judges[candidate.key]
-
-    def ask_judge(self, wanted: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
-        """Verdicts of the candidates; those of the original may be known."""
-        if self.stop.is_set():
-            raise CancelledError(
-                "The alignment was cancelled. Answers that were paid for are kept; the same call "
-                "takes it up again."
+    def of(self, candidate: Candidate) -> Judge:
+        if candidate.key not in self.made:
+            self.made[candidate.key] = with_instructions(
+                self.judge, candidate.text, generate_rationale_first=candidate.rationale_first
             )
-        missing = [(c, i) for c, i in wanted if (c.key, i.trace_id) not in self.known]
-        asked = [(self.judge_of(c), i.example, 0) for c, i in missing]
-        fresh = judge_many(asked, self.runner, scale=self.scale)
-        usages = (verdict.usage for verdict in fresh if verdict.usage.tokens)
-        self.used_by_judge = sum(usages, self.used_by_judge)
-        given = {(c.key, i.trace_id): v for (c, i), v in zip(missing, fresh, strict=True)}
-        found = self.known | given
-        return [found[c.key, i.trace_id] for c, i in wanted]
+        return self.made[candidate.key]
 
-    def calls_left(self) -> float:
-        """Judge calls that the budget still allows, if they use as much as those until now."""
-        left, used = self.budget.left, self.used_by_judge
-        if used.tokens:
-            left = min(left, self.budget.left_tokens * used.requests / used.tokens)
-        if used.cost:
-            left = min(left, self.budget.left_usd * used.requests / used.cost)
-        return left
+    def ask(self, wanted: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
+        """Verdicts of the candidates; those of the original may be known."""
+        known = [self.known.get((candidate.key, item.trace_id)) for candidate, item in wanted]
+        asked = [
+            (self.of(candidate), item.example, 0)
+            for (candidate, item), verdict in zip(wanted, known, strict=True)
+            if verdict is None
+        ]
+        fresh = iter(judge_many(asked, self.runner, scale=self.scale))
+        return [next(fresh) if verdict is None else verdict for verdict in known]
 
 
 def _original(judge: Judge, items: Sequence[Item]) -> Candidate:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from workbench.simba.candidate import Candidate, WorkedExample, one_line, words_of
-from workbench.simba.items import Case, Item
-from workbench.simba.reflection import Reflection, Request
+from workbench.models.client import Outcome
+from workbench.simba.candidate import Candidate, Case, Item, one_line, words_of
+from workbench.simba.reflection import Request
 
-Reflect = Callable[[Sequence[Request], int], list[Reflection]]
-"""Asks the reflection model for rules; the number is the step."""
+Reflect = Callable[[Sequence[Request], int], list[Outcome]]
+"""Asks the reflection model for ``"rules"``; the number is the step."""
 
 DESCRIPTIONS: Final = "describe each rating"
 REASONS: Final = "reasons that people gave"
@@ -78,12 +78,11 @@ Draw = Sequence[Sequence[Case]]
 def draws(wrong: Sequence[Case], right: Sequence[Case]) -> list[Draw]:
     """As many draws as `MAX_DRAWS`, the most telling cases in the first one."""
     ranked = by_label(wrong, right).values()
-
-    def turned(cases: list[Case], n: int) -> list[Case]:
-        begin = n * MAX_SHOWN % len(cases)
-        return [*cases[begin:], *cases[:begin]]
-
-    return [[turned(cases, n)[:MAX_SHOWN] for cases in ranked] for n in range(MAX_DRAWS)]
+    starts = [n * MAX_SHOWN for n in range(MAX_DRAWS)]
+    return [
+        [[*cases[at % len(cases) :], *cases[: at % len(cases)]][:MAX_SHOWN] for cases in ranked]
+        for at in starts
+    ]
 
 
 def descriptions(
@@ -136,8 +135,7 @@ def with_examples(
     first: dict[Any, Item] = {}
     for case in ranked:
         first.setdefault(case.item.label, case.item)
-    shown = [WorkedExample.of(item, fields) for item in list(first.values())[:limit]]
-    return parent.with_examples(shown, limit)
+    return parent.with_examples(list(first.values())[:limit], fields, limit)
 
 
 def for_small_judges(
@@ -147,32 +145,25 @@ def for_small_judges(
     fields: Sequence[str],
     limit: int,
 ) -> list[Candidate]:
-    """Candidates of descriptions with worked examples, or of examples alone.
+    """Candidates of descriptions, each with items of its draw, or of examples alone.
 
-    ``described`` has the answer on each draw, whose items are shown beside it. All have the
-    rationale first: a small model that has to rate before it has said why may give one rating
-    whatever it is told.
+    All have the rationale first: a small model that has to rate before it has said why may give
+    one rating whatever it is told.
     """
     told = [
         (base.with_rules(rules, name).with_rationale_first(), draw)
         for (name, rules), draw in zip(described.items(), drawn, strict=False)
-        if _tell_apart(rules)
+        # Several ratings, each described by a sentence of its own.
+        if len({words_of(rule.partition(": ")[2]) for rule in rules}) == len(rules) > 1
     ]
     alone = [(base.with_rationale_first(), drawn[0])]
     return [with_draw(one, draw, fields, limit) for one, draw in told or alone]
-
-
-def _tell_apart(described: Sequence[str]) -> bool:
-    """Whether several ratings are described, each by a sentence of its own."""
-    sentences = {words_of(one.partition(": ")[2]) for one in described}
-    return len(sentences) == len(described) > 1
 
 
 def with_draw(base: Candidate, draw: Draw, fields: Sequence[str], limit: int) -> Candidate:
     """Show up to `EACH` items with each label, the labels in turn."""
     each = min(EACH, max(1, limit // len(draw)))
     turns = (case for i in range(each) for cases in draw for case in cases[i : i + 1])
-    shown = [WorkedExample.of(case.item, fields) for case in itertools.islice(turns, limit)]
-    if not shown:
-        return base
-    return replace(base, examples=tuple(shown), origin=f"{base.origin}, examples")
+    items = [case.item for case in itertools.islice(turns, limit)]
+    shown = replace(base, examples={}).with_examples(items, fields, limit)
+    return replace(shown, origin=f"{base.origin}, examples") if items else base

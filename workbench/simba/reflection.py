@@ -17,10 +17,15 @@ from typing import Any, Final
 
 from workbench.formatting import read_literal
 from workbench.models.answers import json_in, without_thoughts
-from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
-from workbench.simba.candidate import MAX_FIELD, one_line, one_line_json, shortened_json, words_of
-from workbench.simba.items import Case
+from workbench.simba.candidate import (
+    MAX_FIELD,
+    Case,
+    one_line,
+    one_line_json,
+    shortened_json,
+    words_of,
+)
 from workbench.vocabulary import RULES_HEADING
 
 ANSWER_TOKENS: Final = 600  # of an answer, unless ``inference_params`` set ``max_tokens``
@@ -95,8 +100,8 @@ DISAGREEMENT_SHARE: Final = 0.7  # of a prompt's room, which agreements leave to
 class Request:
     """One request to the reflection model.
 
-    A ``blind`` one leaves out the judge's verdicts: it asks what people go by. One that
-    ``describes`` ratings shows items with them in place of disagreements.
+    A ``blind`` one leaves out the judge's verdicts. One that ``describes`` ratings shows items
+    with them in place of disagreements.
     """
 
     instructions: str
@@ -109,17 +114,14 @@ class Request:
 
     @property
     def task(self) -> str:
-        """What the model is told to do."""
         return DESCRIPTION_TASK if self.describes else TASK
 
     def as_inputs(
         self, scale: Scale, context: int | None = None, answer: int = ANSWER_TOKENS
     ) -> dict[str, str]:
-        """Return the input fields of the dspy program.
+        """Return the input fields of the dspy program, with as many cases as fit.
 
-        With ``context``, the number of tokens that prompt and answer may have, of which the answer
-        may take so many, texts are shortened and cases left out until they fit: those without a
-        rationale first.
+        ``context`` is the number of tokens of prompt and answer, ``answer`` those of the latter.
         """
         values = json.dumps(allowed_values(scale), ensure_ascii=False)
         focus = self.focus or "All disagreements."
@@ -129,11 +131,10 @@ class Request:
             room -= sum(map(tokens_in, (self.task, self.instructions, values, focus)))
         wrong, right = self._fitting_cases(room)
         if self.describes:
-            form = [f"{one}: The output ..." for one in self.describes]
             return {
                 "judge_instructions": self.instructions,
                 "rated_items": "\n".join(wrong),
-                "form": "\n".join(form),
+                "form": "\n".join(f"{one}: The output ..." for one in self.describes),
             }
         return {
             "judge_instructions": self.instructions,
@@ -150,36 +151,37 @@ class Request:
     def usable_rules(self, stated: Iterable[str]) -> list[str]:
         """Drop rules that are empty, repeated, run on, or copied from what was shown.
 
-        And those that speak of a single item, or go by what the judge cannot see, such as the human
-        label. People's rationales may be repeated: they name the criteria.
+        And those that speak of a single item, or go by what the judge cannot see.
         """
         cases = (*self.disagreements, *self.agreements)
         items = [
             " ".join(map(words_of, map(one_line_json, case.item.values(self.fields).values())))
             for case in cases
         ]
+        # People's rationales may be repeated: they name the criteria.
         texts = [self.task, self.instructions, *(case.verdict.rationale for case in cases)]
-        shown = " ".join(f" {words} " for words in (*map(words_of, texts), *items))
+        texts = [*map(words_of, [*texts, RULES_HEADING]), *items]
         kept: dict[frozenset[str], str] = {}
         for rule in stated:
             words = words_of(rule)
-            is_new = words and f" {words} " not in shown and not _HIDDEN.search(rule)
-            is_new = is_new and not (_repeats_itself(words) or _is_like_a_heading(words))
-            is_general = not (_quotes_one(words, items) or self._names_a_topic(words))
-            if is_new and len(words.split()) <= MAX_WORDS and is_general:
-                kept.setdefault(frozenset(words.split()), rule.strip())
+            said = words.split()
+            is_new = words and not any(f" {words} " in f" {text} " for text in texts)
+            repeats_itself = len(said) > 2 * MIN_WORDS and 2 * len(set(said)) < len(said)
+            is_general = not (_quotes_one(said, items) or self._names_a_topic(said))
+            is_short = len(said) <= MAX_WORDS and not repeats_itself
+            if is_new and is_short and is_general and not _HIDDEN.search(rule):
+                kept.setdefault(frozenset(said), rule.strip())
         return list(kept.values())[:MAX_RULES]
 
-    def _names_a_topic(self, words: str) -> bool:
+    def _names_a_topic(self, said: Sequence[str]) -> bool:
         """Whether a description has `TOPIC_WORDS` words that the inputs of one item alone have."""
-        if not self.describes:
-            return False
         inputs = {words_of(one_line_json(case.item.example.inputs)) for case in self.disagreements}
-        if 2 * len(inputs) <= len(self.disagreements):
-            return False  # all items are on few topics
-        said = {word for word in words.split() if len(word) >= TOPIC_LETTERS}
-        said -= set(words_of(self.instructions).split())
-        shared = [said & set(text.split()) for text in inputs]
+        # Where all items are on few topics, it may name them.
+        if not self.describes or 2 * len(inputs) <= len(self.disagreements):
+            return False
+        telling = {word for word in said if len(word) >= TOPIC_LETTERS}
+        telling -= set(words_of(self.instructions).split())
+        shared = [telling & set(text.split()) for text in inputs]
         found_in = Counter(word for one in shared for word in one)
         return any(sum(found_in[word] == 1 for word in one) >= TOPIC_WORDS for one in shared)
 
@@ -195,35 +197,20 @@ class Request:
         return wrong, right
 
     def _line(self, case: Case, limit: int) -> str:
-        shown = case.item.values(self.fields)
+        item, verdict = case.item, case.verdict
+        shown = item.values(self.fields)
         if self.describes:
-            shown = {"rating": case.item.label, "reason": case.item.rationale, **shown}
+            shown = {"rating": item.label, "reason": item.rationale, **shown}
         else:
             if not self.blind:
-                shown["judge_verdict"] = case.verdict.value
-                shown["judge_rationale"] = case.verdict.rationale
-            shown["human_label"] = case.item.label
-            shown["human_rationale"] = case.item.rationale
+                shown |= {"judge_verdict": verdict.value, "judge_rationale": verdict.rationale}
+            shown |= {"human_label": item.label, "human_rationale": item.rationale}
         short = {name: json.loads(shortened_json(value, limit)) for name, value in shown.items()}
         return one_line_json(short)
 
 
-def _repeats_itself(words: str) -> bool:
-    """Whether a rule says fewer than half as many different words as it has."""
-    said = words.split()
-    return len(said) > 2 * MIN_WORDS and 2 * len(set(said)) < len(said)
-
-
-def _is_like_a_heading(words: str) -> bool:
-    """Whether a rule is one of our own sentences about rules, in nearly the same words."""
-    said = set(words.split())
-    headings = (set(words_of(one).split()) for one in RULES_HEADING.split(". "))
-    return any(4 * len(said & one) >= 3 * len(said | one) for one in headings)
-
-
-def _quotes_one(words: str, items: Sequence[str]) -> bool:
+def _quotes_one(said: Sequence[str], items: Sequence[str]) -> bool:
     """Whether some `QUOTED_WORDS` words of a rule stand in exactly one of the items."""
-    said = words.split()
     runs = (" ".join(said[i : i + QUOTED_WORDS]) for i in range(len(said) - QUOTED_WORDS + 1))
     return any(sum(run in item for item in items) == 1 for run in runs)
 
@@ -231,23 +218,20 @@ def _quotes_one(words: str, items: Sequence[str]) -> bool:
 def _most_telling(cases: Sequence[Case], lines: Sequence[str], room: float) -> list[str]:
     """The lines that fit, those of cases with a rationale and of more weight first."""
     items = [case.item for case in cases]
-    kept, used = set[int](), 0.0
+    kept = list[int]()
     for i in sorted(range(len(items)), key=lambda i: (not items[i].rationale, -items[i].weight)):
-        if used + tokens_in(lines[i]) <= room or len(kept) < 2:
-            kept.add(i)
-            used += tokens_in(lines[i])
-    return [line for i, line in enumerate(lines) if i in kept]
+        if len(kept) < 2 or tokens_in(lines[i]) <= room:
+            kept.append(i)
+            room -= tokens_in(lines[i])
+    return [lines[i] for i in sorted(kept)]
 
 
 def tokens_in(text: str) -> float:
     """Estimate tokens: one for 4 characters of ASCII, for 3 bytes of any other text."""
-    if text.isascii():
-        return (len(text) + 1) / 4
-    return (len(text.encode("utf-8", "surrogatepass")) + 1) / 3
+    return (len(text.encode("utf-8", "surrogatepass")) + 1) / (4 if text.isascii() else 3)
 
 
 def allowed_values(scale: Scale) -> dict[str, Any]:
-    """Describe the scale to the reflection model."""
     if scale.kind == "numeric":
         limits = [scale.low, scale.high]
         return {"range": limits, "whole_numbers": scale.integer, "ordered": True}
@@ -257,47 +241,29 @@ def allowed_values(scale: Scale) -> dict[str, Any]:
 # -- what it answers ------------------------------------------------------------------------
 
 _BULLET: Final = re.compile(r"(?:[-*•–]|\(?\d{1,2}[.):])\s+")
-_FIRST_PERSON: Final = re.compile(r"(?:I|I'm|I’m|Sorry|Sure|As an AI)\b")
-_REFUSAL: Final = re.compile(
-    r"(?:\w+, (?:but )?)?I(?:(?: am|[’']m) (?:afraid|sorry|unable|not able)"
-    r"| (?:can ?not|can[’']t|won[’']t|will not|must decline|apologi[sz]e))\b|(?:Sorry|As an AI)\b",
-    re.IGNORECASE,
-)
-
-
-@dataclass(frozen=True)
-class Reflection:
-    """Answer to a request."""
-
-    rules: tuple[str, ...]
-    paid: Usage = UNPAID  # nothing if it came from the cache
-    error: str = ""  # why it is not usable; there are no rules then
+_FIRST_PERSON: Final = re.compile(r"(?:\w+, (?:but )?)?(?:I|I'm|I’m|Sorry|Sure|As an AI)\b")
 
 
 def rules_in(text: str) -> list[str] | None:
-    """Return the rules that an answer states; None if it states none.
+    """Return the rules that an answer states; none of an empty list, None if it states nothing.
 
-    An empty list that the model wrote is an answer: it found no rule.
-
-    >>> rules_in('```json\\n{"rules": []}\\n```')
-    []
     >>> rules_in("These hold:\\n1. Be strict on promises.\\n2. Be kind to jokes.")
     ['Be strict on promises.', 'Be kind to jokes.']
     """
     # A model may think aloud before the marker.
-    body = without_thoughts(text)
-    body = re.split(r"\[\[ ## (?:rules|description) ## \]\]", body, maxsplit=1)[-1]
+    body = re.split(r"\[\[ ## rules ## \]\]", without_thoughts(text), maxsplit=1)[-1]
     body = re.split(r"\[\[ ## \w+ ## \]\]", body, maxsplit=1)[0].strip()
+    body = re.sub(r"^```\w*|```$", "", body).strip()
     value = _parsed(body)
     if value is not None:
         if not (value.get("rules", value) if isinstance(value, dict) else value):
             return []
         lines = list(_strings(value))
     elif not (lines := _strings_of_cut_json(body)):
-        plain = [line.strip() for line in body.splitlines() if not line.startswith("```")]
+        plain = [line.strip() for line in body.splitlines()]
         listed = [line for line in plain if _BULLET.match(line)]
-        if not listed and any(map(is_refusal, plain)):
-            return None  # other lines explain the refusal
+        if not listed and _FIRST_PERSON.match(body):
+            return None  # a refusal, which other lines explain
         lines = [_BULLET.sub("", line) for line in listed or plain]
     return list(dict.fromkeys(filter(_is_sentence, map(one_line, lines)))) or None
 
@@ -308,40 +274,22 @@ def descriptions_in(text: str, values: Sequence[Any]) -> list[str]:
     >>> descriptions_in('1. good: It is right.\\n- **poor**: It is wrong.', ["poor", "good"])
     ['poor: It is wrong.', 'good: It is right.']
     """
+    # ``full_refusal`` may be written "Full refusal".
+    spelled = {re.sub(r"[_\s-]", " ", str(value)).lower(): value for value in values}
+    names = "|".join(re.escape(name).replace(r"\ ", r"[_\s-]") for name in spelled)
+    signs = r"(?:[^\w\n]|_)*"
+    head = rf"^{signs}(?:\d+[.)] +{signs})?(?:rating )?({names})[\"'*`]*\s*(?:[:=|–-]+[\s\"'*|]*|$)"
+    lines = re.sub(r"(?<=[\"']),\s*(?=[\"'])", "\n", without_thoughts(text))
+    _, *parts = re.split(head, lines, flags=re.IGNORECASE | re.MULTILINE)
     described: dict[Any, str] = {}
-    heads = {
-        value: rf"[\W_]*(?:\d+[.)]\s+)?[\W_]*(?:rating )?{_spelled(value)}[\"'*`]*\s*"
-        r"(?:[:=|–-]+[\s\"'*|]*|$)"
-        for value in values
-    }
-    titled: Any = None  # the value that a line before names alone, as a heading does
-    for line in re.split(r"\n|(?<=[\"']),\s*(?=[\"'])", without_thoughts(text)):
-        headed = ((v, re.match(head, line, re.IGNORECASE)) for v, head in heads.items())
-        value, head = next(((v, one) for v, one in headed if one), (titled, None))
-        said = line[head.end() :] if head else line
-        sentence = _BULLET.sub("", said.strip()).rstrip("\"'}|,").strip()
+    for name, said in zip(parts[::2], parts[1::2], strict=True):
+        value = spelled.get(re.sub(r"[_\s-]", " ", name).lower())
+        sentence = _BULLET.sub("", said.strip().partition("\n")[0]).rstrip("\"'}|, ")
         if value is not None and _is_sentence(sentence):
             described.setdefault(value, f"{value}: {sentence}")
-        titled = value if not said.strip() else None
     # One alone tells nothing apart.
     stated = [described[value] for value in values if value in described]
     return stated if len(stated) > 1 else []
-
-
-def _spelled(value: Any) -> str:
-    """A pattern of a value as models write it: ``full_refusal`` may be "Full refusal"."""
-    return re.sub(r"[_\s-]|\\ |\\-", r"[_\\s-]", re.escape(str(value)))
-
-
-def is_refusal(line: str) -> bool:
-    """Whether the model says that it won't or can't do what was asked.
-
-    >>> is_refusal("Unfortunately, I can't help with that.")
-    True
-    >>> is_refusal("Rate answers that say \\"I can't help with that\\" as bad.")
-    False
-    """
-    return bool(_REFUSAL.match(line))
 
 
 def _is_sentence(line: str) -> bool:
@@ -352,28 +300,20 @@ def _is_sentence(line: str) -> bool:
 
 
 def _parsed(text: str) -> list[Any] | dict[str, Any] | None:
-    """The JSON or Python list or object in a text: all of it, fenced, or among other words."""
-    fenced = re.search(r"```\w*\s*\n(.*?)```", text, re.DOTALL)
-    for one in (text, fenced[1].strip() if fenced else ""):
-        for parse in (json.loads, read_literal):
-            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-                if isinstance(value := parse(one), list | dict):
-                    return value
+    """The JSON or Python list or object that a text is, or has among other words."""
+    for parse in (json.loads, read_literal):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            if isinstance(value := parse(text), list | dict):
+                return value
     # A rule may contain brackets; what they hold is no list of rules.
     return next((one for one in json_in(text) if any(map(_is_sentence, _strings(one)))), None)
 
 
 def _strings_of_cut_json(text: str) -> list[str]:
-    """The texts that stand whole in JSON whose end is missing.
-
-    >>> _strings_of_cut_json('["Be strict on promises.", "Be kind to jok')
-    ['Be strict on promises.']
-    """
-    text = re.sub(r"^```\w*\s*", "", text)
+    """The texts that stand whole in JSON whose end is missing."""
     if not text.startswith(("[", "{")):
         return []
-    read = [_parsed(f"[{one}]") or [] for one in re.findall(r'"(?:[^"\\]|\\.)+"', text)]
-    return [str(one) for found in read for one in found]
+    return [one.replace(r"\"", '"') for one in re.findall(r'"((?:[^"\\]|\\.)+)"', text)]
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
@@ -18,8 +19,8 @@ from workbench.credentials import credentials_of, without_credentials, without_s
 from workbench.errors import ModelError
 from workbench.judging.requests import answers_from
 from workbench.models import client
-from workbench.models.answers import AnswerError, without_thoughts
-from workbench.models.budget import UNPAID, context_window
+from workbench.models.answers import AnswerError
+from workbench.models.budget import context_window
 from workbench.models.cache import question_key
 from workbench.models.client import ANSWER_SECONDS, TIMEOUT_VARIABLE, Outcome
 from workbench.models.offline import MODEL, SCHEME, register
@@ -32,9 +33,7 @@ from workbench.simba.reflection import (
     FORM_TASK,
     MAX_RULES,
     TASK,
-    Reflection,
     Request,
-    is_refusal,
 )
 
 # As long as others succeed, fewer failed requests, or a smaller share, are no reason to give up.
@@ -61,13 +60,8 @@ _CUT: Final = (
 
 _OF_CONNECTION: Final = {"timeout", "api_key"}
 
-_CONTEXT: Final = re.compile(
-    r"(?:(?:context|model|sequence) (?:length|size|window)\D{0,40}|n_ctx\D{0,4}|limit is |> ?|<= ?"
-    r"|allowed \D{0,8})(\d[\d,]{2,9})",
-    re.IGNORECASE,
-)
 _TOO_LONG: Final = re.compile(
-    r"context|too long|too large|(?:input|prompt|max|maximum) .{0,20}(?:length|tokens)"
+    r"context|too long|too large|(?:input|prompt|max)\S* .{0,20}(?:length|tokens)"
     r"|length of the (?:input|prompt|messages)",
     re.IGNORECASE,
 )
@@ -75,12 +69,7 @@ MIN_CONTEXT: Final = 1000  # tokens; smaller requests are of no use
 
 
 class Reflector:
-    """Asks the reflection model, several requests in parallel, by a runner that the caller closes.
-
-    What is not given is the judge's (model, base URL, headers) or, of another model, its
-    provider's. For ``inference_params`` and ``context`` see `workbench.SIMBA`. It gives up where
-    more than ``max_failure_share`` of the requests failed, and a third.
-    """
+    """Asks the reflection model by a runner that the caller closes; see `workbench.SIMBA`."""
 
     def __init__(
         self,
@@ -111,56 +100,40 @@ class Reflector:
         self._lock = threading.Lock()
         self._connected: Any = None
 
-    def propose(self, requests: Sequence[Request], step: int) -> list[Reflection]:
-        """Ask for the rules of each request; answers of another step are other answers.
+    def propose(self, requests: Sequence[Request], step: int) -> list[Outcome]:
+        """Ask for the rules of each request; `ModelError` if too many have no usable answer.
 
-        An answer that is no use has an ``error`` and is not kept, so that another run asks again.
-        Where the server says that its context is smaller than was thought, the requests are made
-        smaller and asked again. Raises as `workbench.models.runner.Runner.run` does, and a
-        `ModelError` if none of the first requests had a usable answer, or more failed than allowed.
+        Answers of another step are other answers. Unusable ones are not kept in the cache.
         """
         try:
             outcomes = self._run(requests, step)
         except ModelError as error:
             raise type(error)(f"{error} {_ADVICE}") from None
         self._check(outcomes)
-        return [
-            Reflection(
-                rules=tuple((outcome.answer or {}).get("rules", ())),
-                paid=UNPAID if outcome.cached else outcome.usage,
-                error=outcome.fault.message if outcome.fault else "",
-            )
-            for outcome in outcomes
-        ]
+        return outcomes
 
     def _run(self, requests: Sequence[Request], step: int) -> list[Outcome]:
-        asked = [self._request(request, step) for request in requests]
         try:
-            outcomes = self.runner.run(asked)
-            refused = [o.fault.message for o in outcomes if o.fault and o.fault.kind != "answer"]
+            outcomes = self.runner.run([self._request(request, step) for request in requests])
         except ModelError as error:
             if not self._fits_into(str(error)):
                 raise
             return self._run(requests, step)
+        refused = [o.fault.message for o in outcomes if o.fault and o.fault.kind != "answer"]
         return self._run(requests, step) if any(map(self._fits_into, refused)) else outcomes
 
     def _fits_into(self, message: str) -> bool:
-        """Take the context from a server's refusal; whether it is smaller than what was thought.
-
-        Half of that where the server names none, or one that should have been enough: the number of
-        tokens in a text is an estimate.
-        """
-        known, told = self.context or DEFAULT_CONTEXT, context_told(message)
-        if told is None and not _TOO_LONG.search(message):
-            return False
-        smaller = told if told is not None and told < known else known // 2
-        if smaller < MIN_CONTEXT:
+        """Take a smaller context where a server calls a prompt too long; whether that is so."""
+        known = self.context or DEFAULT_CONTEXT
+        numbers = [int(n.replace(",", "")) for n in re.findall(r"\d[\d,]{3,}", message)]
+        # Tokens are estimated: what a server names may be more than was thought to be enough.
+        smaller = min((n for n in numbers if MIN_CONTEXT <= n < known), default=known // 2)
+        if smaller < MIN_CONTEXT or not _TOO_LONG.search(message):
             return False
         self.context = smaller
         return True
 
     def _check(self, outcomes: Sequence[Outcome]) -> None:
-        """Count failures; raise if there are too many."""
         faults = [outcome.fault for outcome in outcomes if outcome.fault]
         first = not self.asked
         self.asked += len(outcomes)
@@ -217,21 +190,16 @@ class Reflector:
             return engine
         # Else dspy asks a second time for an answer that can be read as it is.
         adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
-        try:
-            with dspy.context(adapter=adapter):
-                program()(**inputs, lm=lm)
-        except AdapterParseError as error:
-            engine.said = engine.said or error.lm_response or ""
+        with suppress(AdapterParseError), dspy.context(adapter=adapter):
+            program()(**inputs, lm=lm)
         return engine
 
     def _read(self, request: Request, engine: _Engine) -> dict[str, Any]:
         said = whole_lines(engine.said) if engine.was_cut else engine.said
         stated = request.rules_in(said)
-        none = stated is None or (not stated and bool(request.describes))
-        if none and engine.was_cut:
+        if engine.was_cut and not stated:
             raise AnswerError(_CUT)
-        refused = none and is_refusal(without_thoughts(engine.said))
-        if stated is None or refused or (stated and all(map(is_refusal, stated))):
+        if stated is None:
             raise AnswerError(f"it stated no rule but {engine.said[:300]!r}")
         return {"rules": request.usable_rules(stated)}
 
@@ -260,7 +228,6 @@ class Reflector:
             return self._connected
 
     def close(self) -> None:
-        """Close the connections."""
         if self._connected is not None:
             self._connected.close()
 
@@ -281,26 +248,8 @@ def reached_by(
     return options | {k: params[k] for k in ("api_key", "timeout") if k in params}
 
 
-def context_told(message: str) -> int | None:
-    """The context in tokens that a server names when a prompt is too long for it, else None.
-
-    >>> context_told("This model's maximum context length is 8192 tokens.")
-    8192
-    >>> context_told("prompt is too long: 210000 tokens > 200000 maximum")
-    200000
-    """
-    found = _CONTEXT.search(message)
-    return int(found[1].replace(",", "")) if found else None
-
-
 def whole_lines(text: str) -> str:
-    """Leave out the line at which an answer was cut, unless that ended a sentence.
-
-    Of cut JSON the texts are read that stand whole.
-
-    >>> whole_lines("1. Be strict on promises.\\n2. Be kind to jokes unless")
-    '1. Be strict on promises.'
-    """
+    """Leave out the line at which an answer was cut, unless it ended a sentence or is JSON."""
     before, _, last = text.rstrip().rpartition("\n")
     return text if '"' in last or last.endswith((".", "!", "?")) else before
 
@@ -332,9 +281,6 @@ class _Engine:
             text, _, _ = error.message.partition("\n\n  To fix")
             kept = {name: getattr(error, name) for name in ("model", "status", "retry_after")}
             raise type(error)(text, **kept) from error.__cause__
-
-    def close(self) -> None:
-        """The connection belongs to the reflector."""
 
 
 def plain_prompt(inputs: Mapping[str, str]) -> str:

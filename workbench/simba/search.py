@@ -15,8 +15,7 @@ import pandas as pd
 
 from workbench.errors import BudgetError, CancelledError, ModelError
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate, Learned, rules_about
-from workbench.simba.items import Case, Item, sample
+from workbench.simba.candidate import Candidate, Case, Item, Learned, sample
 from workbench.simba.proposals import (
     Reflect,
     children,
@@ -28,13 +27,8 @@ from workbench.simba.proposals import (
     with_reasons,
 )
 from workbench.simba.reflection import Request
-from workbench.simba.selection import Ask, Scoreboard, doubtful
+from workbench.simba.selection import Ask, Scoreboard, doubtful, length_penalty
 from workbench.simba.settings import FEW, MAX_PRUNED, MAX_RACING, Settings, rung_sizes
-
-FEW_NOTE: Final = (
-    "Learned from {} labels and selected on the same ones, which proves nothing: "
-    f"{FEW} or more are needed for a dev set, 50 to 100 are advised."
-)
 
 ORDER_NOTE: Final = (
     "The aligned judge writes its rationale before the rating (generate_rationale_first=True)."
@@ -48,10 +42,7 @@ MAX_REORDERED: Final = 2  # candidates of a step in vain that are tried with the
 class Search:
     """A search for better instructions; the same arguments and answers give the same result.
 
-    ``train`` and ``dev`` share no item. With `FEW` labels or more, nothing in ``dev`` is shown to
-    the reflection model or in a worked example. ``fields`` are what the judge sees of an item. For
-    ``on_step`` see `workbench.SIMBA`. ``calls_left`` tells how many judge calls may still be made,
-    so that no more candidates race than can be scored on all items.
+    ``calls_left`` tells how many judge calls may still be made.
     """
 
     def __init__(
@@ -73,20 +64,15 @@ class Search:
         self.scale, self.fields, self.reflect = scale, fields, reflect
         self.settings, self.on_step, self.calls_left = settings or Settings(), on_step, calls_left
         self.rng = random.Random(f"simba-{seed}")
-        self.few = few = len(train) + len(dev) < FEW
+        # With so few labels none is kept apart; else dev items are never shown to a model.
+        few = len(train) + len(dev) < FEW
         self.train = [*train, *dev] if few else list(train)
         # A small dev set alone can't tell candidates apart, so train items are added.
         size = self.settings.max_dev
         selected = [] if few else sample(dev, size, self.rng)
         selected += sample(self.train, len(self.train) if few else size - len(selected), self.rng)
-        self.board = Scoreboard(
-            selected,
-            original,
-            scale,
-            ask,
-            class_weight=self.settings.class_weight,
-            max_failure_share=self.settings.max_failure_share,
-        )
+        limits = self.settings.class_weight, self.settings.max_failure_share
+        self.board = Scoreboard(selected, original, scale, ask, *limits)
         self.tried: set[str] = set()
         self.latest: list[Candidate] = []
         self.rows: list[dict[str, Any]] = []
@@ -94,11 +80,11 @@ class Search:
         self.reflections = self.cached_reflections = self.reflection_failures = 0
 
     def run(self) -> Learned:
-        batch = self.minibatch()
+        batch = sample(self.train, self.settings.batch_size, self.rng)
         self.board.judge((self.original, item) for item in [*self.board.items, *batch])
         self.board.remove_failed()
         self.record(0, self.original, scored=True)
-        if math.isnan(self.score(self.original)):
+        if math.isnan(self.board.score(self.original)[0]):
             raise ModelError(
                 "The judge gave no usable verdict on the labelled items, so there is nothing to "
                 "improve on. Look at workbench.assess(judge).failures."
@@ -114,7 +100,7 @@ class Search:
         return Learned(
             best=self.best,
             original_score=self.board.score(self.original, self.board.hidden_from([self.best]))[0],
-            best_score=self.score(self.best),
+            best_score=self.board.score(self.best)[0],
             history=pd.DataFrame(self.rows),
             stopped=stopped,
             judge_calls=self.board.calls,
@@ -123,24 +109,21 @@ class Search:
             failures=self.board.failures,
             reflection_failures=self.reflection_failures,
             evidence={rule: self.evidence.get(rule, []) for rule in self.best.rules},
-            notes=(
-                *[FEW_NOTE.format(len(self.train))] * self.few,
-                *[ORDER_NOTE] * (self.best.rationale_first != self.original.rationale_first),
-            ),
+            notes=(ORDER_NOTE,) * (self.best.rationale_first != self.original.rationale_first),
         )
 
     def climb(self, batch: Sequence[Item]) -> str:
         """Make steps until one of them says why the search is over."""
         stale = 0
         for step in range(1, self.settings.max_steps + 1):
-            if self.board.is_flawless(self.best):
+            if self.board.score(self.best)[0] >= 1.0 - length_penalty(self.best) - 1e-9:
                 return "nothing is left to gain on the items that candidates are selected on"
             improved = self.race(step, self.children(step, batch, stale))
             stale = 0 if improved else stale + 1
             self.on_step(
                 {
                     "step": step,
-                    "best_score": self.score(self.best),
+                    "best_score": self.board.score(self.best)[0],
                     "calls": self.board.calls,
                     "reflections": self.reflections,
                     "failures": self.board.failures,
@@ -152,11 +135,8 @@ class Search:
             # Once something was learned, the same disagreements teach little more.
             if stale and self.best.rules and len(self.train) <= self.settings.batch_size:
                 return "all disagreements were looked at"
-            batch = self.minibatch()
+            batch = sample(self.train, self.settings.batch_size, self.rng)
         return "all steps were made"
-
-    def minibatch(self) -> list[Item]:
-        return sample(self.train, self.settings.batch_size, self.rng)
 
     # -- proposals ------------------------------------------------------------------------
 
@@ -205,33 +185,22 @@ class Search:
         """The rules that the reflection model states, by the names of the requests."""
         answers = self.reflect(list(asked.values()), step)
         self.reflections += sum(answer.paid.requests for answer in answers)
-        self.reflection_failures += sum(bool(answer.error) for answer in answers)
-        self.cached_reflections += sum(not (one.paid.requests or one.error) for one in answers)
-        rules = {name: answer.rules for name, answer in zip(asked, answers, strict=True)}
+        self.reflection_failures += sum(answer.fault is not None for answer in answers)
+        self.cached_reflections += sum(answer.cached for answer in answers)
+        stated = (tuple((answer.answer or {}).get("rules", ())) for answer in answers)
+        rules = dict(zip(asked, stated, strict=True))
         for name, request in asked.items():
             self.record_evidence(rules[name], request.disagreements)
         return rules
 
     def record_evidence(self, rules: Sequence[str], cases: Sequence[Case]) -> None:
-        """Keep which cases each rule was made from: those whose rationale is about it, else all.
-
-        Of a rule that describes a rating it is those with the rating. A rule that is found again
-        keeps its first evidence.
-        """
-        rules = Candidate("").with_rules(rules, "").rules
-        found: dict[str, list[str]] = {rule: [] for rule in rules}
-        for case in cases:
-            for i in rules_about(rules, case.item.rationale):
-                found[rules[i]].append(case.item.trace_id)
-        shown = [case.item.trace_id for case in cases]
-        for rule, ids in found.items():
-            rated = [c.item.trace_id for c in cases if rule.startswith(f"{c.item.label}: ")]
-            self.evidence.setdefault(rule, rated or ids or shown)
+        """Keep which cases each rule was made from, those of its rating if it describes one."""
+        items = [case.item for case in cases]
+        for rule in Candidate("").with_rules(rules, "").rules:
+            rated = [item for item in items if rule.startswith(f"{item.label}: ")]
+            self.evidence.setdefault(rule, [item.trace_id for item in rated or items])
 
     # -- selection ------------------------------------------------------------------------
-
-    def score(self, candidate: Candidate) -> float:
-        return self.board.score(candidate)[0]
 
     def race(self, step: int, candidates: Sequence[Candidate]) -> bool:
         """Score candidates by successive halving; return whether one of them replaces the best."""
@@ -287,10 +256,7 @@ class Search:
     # -- dropping rules -------------------------------------------------------------------
 
     def prune(self) -> None:
-        """Drop the most harmful rule of the best candidate, else its idle ones, while it helps.
-
-        Rules of an earlier alignment are never idle: they may be for cases that no label shows.
-        """
+        """Drop the most harmful rule of the best candidate, else its idle ones, while it helps."""
         step = self.rows[-1]["step"]
         for _ in range(MAX_PRUNED):
             rules = self.best.rules
@@ -298,6 +264,7 @@ class Search:
             if not rules or rules == tuple(learned[:1]):
                 return
             harmful, idle = doubtful(self.best, self.board, self.rng)
+            # Rules of an earlier alignment may be for cases that no label shows.
             dropped = harmful or {i: why for i, why in idle.items() if rules[i] in learned}
             if not dropped or not self.race(step, [self.best.without_rules(dropped)]):
                 return
@@ -305,7 +272,6 @@ class Search:
     # -- results --------------------------------------------------------------------------
 
     def record(self, step: int, candidate: Candidate, *, scored: bool) -> None:
-        """Add a row to the history."""
         score, accuracy = self.board.score(candidate) if scored else (math.nan, math.nan)
         if scored:
             self.tried.add(candidate.key)
@@ -320,6 +286,6 @@ class Search:
                 "added_words": candidate.added_words,
                 "best": candidate is self.best,
                 "calls": self.board.calls,
-                "dropped": "; ".join(map(str, candidate.dropped)),
+                "dropped": "; ".join(f"{rule!r}: {why}" for rule, why in candidate.dropped.items()),
             }
         )

@@ -6,14 +6,13 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from workbench.errors import ModelError
 from workbench.judging.verdicts import Verdict
 from workbench.scale import Scale, is_abstention
-from workbench.simba.candidate import Candidate, rules_about
-from workbench.simba.items import Case, Item, sample
+from workbench.simba.candidate import Candidate, Case, Item, rules_about, sample
 
 Ask = Callable[[Sequence[tuple[Candidate, Item]]], list[Verdict]]
 """Asks the judge with each candidate's instructions; verdicts come in the same order."""
@@ -26,16 +25,13 @@ MAX_TRIED: Final = 3  # items that are wrong, and that are right, on which one r
 
 
 def credit(scale: Scale, verdict: Any, label: Any) -> float:
-    """Credit of a verdict, in [0, 1].
-
-    1 for the label itself. With ``d`` the scale's distance, a near miss earns ``(1 - d) / 2`` on
-    ordered scales and ``1 - d`` on continuous ones, where verdicts hardly ever equal the label.
-    """
+    """Credit of a verdict, in [0, 1]: 1 for the label itself, less for a near miss."""
     if verdict == label:
         return 1.0
     if not scale.ordered:
         return 0.0
     nearness = 1.0 - scale.distance(verdict, label)
+    # Verdicts on continuous scales hardly ever equal the label.
     return nearness if _is_continuous(scale) else nearness / 2
 
 
@@ -58,8 +54,7 @@ def _is_continuous(scale: Scale) -> bool:
 class Scoreboard:
     """Verdicts of all candidates, and their scores on the items that they are selected on.
 
-    Abstaining where ``original`` had an opinion earns nothing. An item that a candidate shows as a
-    worked example does not count for it: two are compared on the items that neither shows.
+    An item that a candidate shows as a worked example does not count for it.
     """
 
     items: list[Item]
@@ -68,17 +63,13 @@ class Scoreboard:
     ask: Ask
     class_weight: Literal["balanced"] | None = None
     max_failure_share: float = 0.05
-    verdicts: dict[tuple[str, str], Verdict] = field(default_factory=dict, init=False)
-    calls: int = field(default=0, init=False)
-    cached: int = field(default=0, init=False)
-    failures: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        counts = Counter(item.label for item in self.items)
-        self._label_weights = {
-            label: len(self.items) / (len(counts) * n) if self.class_weight == "balanced" else 1.0
-            for label, n in counts.items()
-        }
+        self.verdicts: dict[tuple[str, str], Verdict] = {}
+        self.calls = self.cached = self.failures = 0
+        labels = [item.label for item in self.items] if self.class_weight == "balanced" else []
+        counts = Counter(labels)
+        self._label_weights = {v: len(labels) / (len(counts) * n) for v, n in counts.items()}
 
     def judge(self, wanted: Iterable[tuple[Candidate, Item]]) -> None:
         """Get the verdicts not known yet, in parallel; `ModelError` if too many calls failed."""
@@ -107,7 +98,7 @@ class Scoreboard:
         self, candidates: Iterable[Candidate], items: Sequence[Item] | None = None
     ) -> list[Item]:
         """The items, all unless given, that none of the candidates shows as a worked example."""
-        shown = {example.trace_id for one in candidates for example in one.examples}
+        shown = {trace_id for one in candidates for trace_id in one.examples}
         items = self.items if items is None else items
         return [item for item in items if item.trace_id not in shown]
 
@@ -117,7 +108,6 @@ class Scoreboard:
         self.items = judged or self.items
 
     def verdict(self, candidate: Candidate, item: Item) -> Verdict | None:
-        """The verdict that counts for the candidate, a failed one included; None if missing."""
         return None if candidate.shows(item) else self.verdicts.get((candidate.key, item.trace_id))
 
     def opinion(self, candidate: Candidate, item: Item) -> Verdict | None:
@@ -166,22 +156,15 @@ class Scoreboard:
         Both are nan without an opinion, or if more than `MAX_FAILED` of the calls failed.
         """
         items = self.items if items is None else items
-        weight = earned = 0.0
-        right = opinions = 0
-        for item in items:
-            one = self.earned(candidate, item)
-            if one is None:
-                continue
-            weight += self.weight(item)
-            earned += self.weight(item) * one
-            opinion = self.opinion(candidate, item)
-            if opinion is not None:
-                opinions += 1
-                right += opinion.value == item.label
+        earned = ((self.weight(item), self.earned(candidate, item)) for item in items)
+        credits = [(weight, one) for weight, one in earned if one is not None]
+        opinions = ((self.opinion(candidate, item), item.label) for item in items)
+        right = [verdict.value == label for verdict, label in opinions if verdict]
         failed = sum(self._has_failed(candidate, item) for item in items)
-        if not opinions or failed > MAX_FAILED * len(items):
+        if not right or failed > MAX_FAILED * len(items):
             return math.nan, math.nan
-        return earned / weight - length_penalty(candidate), right / opinions
+        credit = sum(weight * one for weight, one in credits) / sum(weight for weight, _ in credits)
+        return credit - length_penalty(candidate), sum(right) / len(right)
 
     def lead(self, one: Candidate, other: Candidate, items: Sequence[Item] | None = None) -> float:
         """Score of one minus the other's, on items that neither shows; -inf without a score."""
@@ -194,8 +177,7 @@ class Scoreboard:
     ) -> bool:
         """Whether one scores higher than the other by `STEADY` standard errors of its gains.
 
-        With ``seen``, the items that one was judged on: whether it may still come to do so, which
-        is if all the others come out right. The other was judged on all items.
+        If it was judged on the items ``seen`` only: whether it may still, all others being right.
         """
         both = self.hidden_from([one, other])
         judged = self.hidden_from([one, other], seen)
@@ -209,9 +191,6 @@ class Scoreboard:
         gain = sum(gains) - longer * sum(map(self.weight, both))
         return gain > 1e-9 and gain >= STEADY * math.sqrt(sum(g * g for g in gains))
 
-    def is_flawless(self, candidate: Candidate) -> bool:
-        return self.score(candidate)[0] >= 1.0 - length_penalty(candidate) - 1e-9
-
 
 def length_penalty(candidate: Candidate) -> float:
     return LENGTH_PENALTY * max(0, candidate.added_words) / 100
@@ -220,10 +199,9 @@ def length_penalty(candidate: Candidate) -> float:
 def doubtful(
     best: Candidate, board: Scoreboard, rng: random.Random
 ) -> tuple[dict[int, str], dict[int, str]]:
-    """Leave out each rule on some items; return the most harmful one and the idle ones.
+    """Leave out each rule on some items; return why the worst is harmful, and others are idle.
 
-    Both say why. A rule is left out where the rationales of judge and people are about it; if there
-    is no such item, where they are about no rule.
+    It is done on items whose rationales are about the rule, or else about none.
     """
     without = [best.without_rules({i: ""}) for i in range(len(best.rules))]
     planned: dict[int, list[tuple[Item, float]]] = defaultdict(list)
