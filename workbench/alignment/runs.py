@@ -24,7 +24,7 @@ from workbench.errors import CancelledError, StoreError
 from workbench.judging.judge import fingerprint
 from workbench.models.budget import Budget
 from workbench.pairing.pairs import Pairs, Split, dataset_digest
-from workbench.store.database import find_experiment_id
+from workbench.store.database import find_experiment_id, store_errors
 from workbench.store.tables import digest
 from workbench.store.traces import Example, item_digest
 
@@ -67,8 +67,7 @@ class AlignmentData:
 class AlignmentRun:
     """The MLflow run of an alignment, in the store, experiment and run that are active now.
 
-    What the store refuses is kept in ``fault`` and raises nothing; where earlier runs could not be
-    searched, ``unsearched`` says why.
+    What the store refuses is kept in ``fault`` and raises nothing.
     """
 
     def __init__(self) -> None:
@@ -78,7 +77,7 @@ class AlignmentRun:
         self.parent_id = active.info.run_id if active else None
         self.client = mlflow.MlflowClient()
         self.run_id: str | None = None
-        self.fault = self.unsearched = ""
+        self.fault = ""
 
     def below(self) -> AlignmentRun:
         """Return a run to begin below this one."""
@@ -134,13 +133,9 @@ class AlignmentRun:
             self.client.set_terminated(str(self.run_id))
 
     def fault_notes(self, what: str) -> tuple[str, ...]:
-        """Return notes where the store refused what was logged, or to tell of earlier looks."""
-        refused = f"{what} could not be logged as an MLflow run: {self.fault}"
-        unknown = (
-            "How many judges the held-out items have scored before is not known, since earlier "
-            f"runs could not be searched: {self.unsearched}"
-        )
-        return (*[refused] * bool(self.fault), *[unknown] * bool(self.unsearched))
+        """Return a note where the store refused something."""
+        note = f"{what} could not be logged as an MLflow run: {self.fault}"
+        return (note,) if self.fault else ()
 
     @contextmanager
     def keeping_fault(self) -> Iterator[None]:
@@ -149,27 +144,26 @@ class AlignmentRun:
             yield
         except Exception as error:  # artifact stores have errors of any kind
             self.fault = self.fault or str(error) or type(error).__name__
+            self._end("FAILED")
 
     def _log(self, files: Mapping[str, Any], **batch: Any) -> None:
-        try:
-            self.client.log_batch(str(self.run_id), **batch)
-            for path, content in files.items():
-                log = self.client.log_text if isinstance(content, str) else self.client.log_dict
-                log(str(self.run_id), content, path)
-        except Exception:
-            with suppress(Exception):  # the store may still take this
-                self.client.set_terminated(str(self.run_id), "FAILED")
-            raise
+        self.client.log_batch(str(self.run_id), **batch)
+        for path, content in files.items():
+            log = self.client.log_text if isinstance(content, str) else self.client.log_dict
+            log(str(self.run_id), content, path)
+
+    def _end(self, status: str) -> None:
+        """End the run if the store takes this; an error that is on its way must not be hidden."""
+        with suppress(Exception):
+            if self.run_id is not None:
+                self.client.set_terminated(self.run_id, status)
 
     def __enter__(self) -> AlignmentRun:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None and self.run_id is not None:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-            # A store that does not answer must not hide the error that is on its way.
-            with suppress(Exception):
-                self.client.set_terminated(self.run_id, status)
+        if error is not None:
+            self._end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
 
 class Watch:
@@ -214,7 +208,8 @@ def _marks(test: Pairs, by_id: Mapping[str, Example], fields: Sequence[str] = JU
 # -- what was logged --------------------------------------------------------------------------
 
 
-def logged_runs(filter_string: str) -> list[Any]:
+@store_errors()
+def _logged_runs(filter_string: str) -> list[Any]:
     """Return the matching runs of all active experiments of the store, oldest first."""
     found: Any = mlflow.search_runs(
         filter_string=filter_string,
@@ -225,7 +220,7 @@ def logged_runs(filter_string: str) -> list[Any]:
     return list(found)
 
 
-def count_looks(run: AlignmentRun, data: AlignmentData, *judges: str) -> tuple[int, str]:
+def count_looks(data: AlignmentData, *judges: str) -> tuple[int, str]:
     """Return how many judges, but the original, one held-out item has scored at most; and a note.
 
     ``judges`` are the fingerprints of those scored in this run.
@@ -233,7 +228,11 @@ def count_looks(run: AlignmentRun, data: AlignmentData, *judges: str) -> tuple[i
     here = {*judges} - {data.pairs.fingerprint}
     if not here:
         return 0, ""
-    known = judges_by_item(run, data.split.test, data.by_id, original=data.pairs.fingerprint)
+    try:
+        known = judges_by_item(data.split.test, data.by_id, original=data.pairs.fingerprint)
+    except Exception as error:  # of the store, which may take the outcome all the same
+        unknown = "How many judges the held-out items have scored before is not known"
+        return len(here), f"{unknown}, since earlier runs could not be searched: {error}"
     most = max(len(judges_of_item | here) for judges_of_item in known)
     if all(judges_of_item <= here for judges_of_item in known):
         return most, ""
@@ -245,15 +244,11 @@ def count_looks(run: AlignmentRun, data: AlignmentData, *judges: str) -> tuple[i
 
 
 def judges_by_item(
-    run: AlignmentRun, test: Pairs, by_id: Mapping[str, Example], *, original: str = ""
+    test: Pairs, by_id: Mapping[str, Example], *, original: str = ""
 ) -> list[set[str]]:
     """Return the judges that each item has scored; certificates of the ``original`` are none."""
     scored: dict[str, set[str]] = defaultdict(set)
-    try:
-        runs = logged_runs(f"tags.`{ITEMS_TAG}.0` LIKE '%'")
-    except Exception as error:  # of the store, which may take the outcome all the same
-        runs, run.unsearched = [], str(error) or type(error).__name__
-    for tags in (one.data.tags for one in runs):
+    for tags in (one.data.tags for one in _logged_runs(f"tags.`{ITEMS_TAG}.0` LIKE '%'")):
         judge = tags.get(ALIGNED_TAG) or tags[CERTIFIED_TAG]
         items = [held for key, held in tags.items() if key.startswith(f"{ITEMS_TAG}.")]
         for item in ",".join(items).split(",") if tags.get(CERTIFIED_TAG) != original else ():
@@ -300,15 +295,15 @@ def read_lineage(
 
 def _ancestor_runs(fingerprints: Collection[str]) -> list[str]:
     """Return the ids of the runs that led to this judge, oldest first."""
-    runs = logged_runs(f"tags.`{ALIGNED_TAG}` LIKE '%'")
-    # A run with equal judges found nothing, so nothing was learned in it.
-    made = [
-        (one.info.run_id, tags[ALIGNED_TAG], tags.get(ORIGINAL_TAG, tags[ALIGNED_TAG]))
-        for one in runs
-        for tags in [one.data.tags]
-    ]
+    runs = _logged_runs(f"tags.`{ALIGNED_TAG}` LIKE '%'")
+    made = [(one.info.run_id, one.data.tags) for one in runs]
     judges, more = set[str](), {*fingerprints}
     while more - judges:
         judges |= more
-        more = {parent for _, judge, parent in made if judge in judges}
-    return [run_id for run_id, judge, parent in made if judge in judges and judge != parent]
+        more = {tags.get(ORIGINAL_TAG, "") for _, tags in made if tags[ALIGNED_TAG] in judges}
+    # A run with equal judges found nothing, so nothing was learned in it.
+    return [
+        run_id
+        for run_id, tags in made
+        if tags[ALIGNED_TAG] in judges - {tags.get(ORIGINAL_TAG, tags[ALIGNED_TAG])}
+    ]
