@@ -24,7 +24,7 @@ from workbench.alignment.heldout import (
     score_held_out,
 )
 from workbench.alignment.preflight import labelled_cases, preflight, probed, to_keep
-from workbench.alignment.result import Alignment, finish_run
+from workbench.alignment.result import Alignment, log_result
 from workbench.alignment.runs import AlignmentData, Gate, Watch, count_looks
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, say
@@ -41,7 +41,7 @@ from workbench.pairing.splits import Groups
 from workbench.simba.candidate import Learned
 from workbench.simba.optimizer import SIMBA, labelled_items
 from workbench.simba.selection import usable
-from workbench.simba.settings import FEW, Settings
+from workbench.simba.settings import Settings
 from workbench.store.traces import fetch_traces
 
 
@@ -93,8 +93,8 @@ def align(
     budget
         Model calls at most, or a `workbench.Budget`, for the first call, learning, and the held-out
         test, for which its calls and a tenth more are reserved. When it is used up, `SIMBA` ends
-        with the best instructions so far, and any other optimizer with a `BudgetError`. A budget
-        given to `SIMBA` covers learning alone; give only one of the two.
+        with the best instructions so far, and any other optimizer with a `BudgetError`. None: the
+        budget that was given to `SIMBA`, if any; give only one of the two.
     gate
         ``"better"``: agreement on test must rise; ``"significant"``: and the rise must be
         significant at 5 % by McNemar's test; ``"none"``: the proposed judge is taken as it is.
@@ -125,7 +125,7 @@ def align(
     started = time.monotonic()
     optimizer = SIMBA(seed=seed, progress=progress) if optimizer is None else optimizer
     simba = optimizer if isinstance(optimizer, SIMBA) else None
-    whole, learning = budgets_of(optimizer, budget)
+    limit = budget_of(optimizer, budget)
     followed, watch = watch, watch or Watch()
     data = read_data(judge, pairs_or_traces, groups, test_size, seed, n_labels)
 
@@ -133,33 +133,32 @@ def align(
     if simba and replayed() is None:
         # It takes seconds to import, some of which pass while the judge's first call waits.
         Thread(target=import_module, args=("dspy",), daemon=True).start()
-    learning.check(str(judge.model), (simba and simba.model) or str(judge.model))
-    probe = probed(data, data.split.train, whole)
+    limit.check(str(judge.model), (simba and simba.model) or str(judge.model))
+    probe = probed(data, data.split.train, limit)
     people = annotator_agreement(data.pairs) if data.pairs.votes.shape[1] > 1 else None
-    checks = preflight(data, probe, people, optimizer, learning)
+    checks = preflight(data, probe, people, optimizer, limit)
     if progress:
         say(checks.to_string(index=False))
     watch.preflight = checks
     if simba:
-        watch.budget, watch.max_steps = learning, simba.settings.max_steps
+        watch.budget, watch.max_steps = limit, simba.settings.max_steps
     watch.enter("learning")
-    budgets = whole, learning
-    learned = learn(data, probe, optimizer, budgets, max_failure_share, followed, progress)
+    learned = learn(data, probe, optimizer, limit, max_failure_share, followed, progress)
 
     watch.enter("testing")
     name = type(optimizer).__name__
     with watch.run as run:
         run.begin(f"align {judge.name}", data, learned.judge, optimizer=name, seed=seed)
         tested = score_held_out(
-            data, learned.judge, whole, concurrency=concurrency_of(optimizer), progress=progress
+            data, learned.judge, limit, concurrency=concurrency_of(optimizer), progress=progress
         )
-        looks, earlier = count_looks(run, data, fingerprint(learned.judge))
-        result = _result(
-            data, probe, learned, tested, gate, earlier,
-            looks=looks, seed=seed, optimizer=name, annotators=people, preflight=checks,
-            seconds=time.monotonic() - started,
+        found = _result(
+            data, probe, learned, tested, gate,
+            seed=seed, optimizer=name, annotators=people, preflight=checks,
+            seconds=time.monotonic() - started, run_id=run.run_id,
         )  # fmt: skip
-        return finish_run(run, result)
+        log_result(run, found)
+    return found
 
 
 def concurrency_of(*optimizers: AlignmentOptimizer) -> int:
@@ -167,38 +166,32 @@ def concurrency_of(*optimizers: AlignmentOptimizer) -> int:
     return min((one.concurrency for one in optimizers if isinstance(one, SIMBA)), default=64)
 
 
-def budgets_of(optimizer: AlignmentOptimizer, budget: Budget | int | None) -> tuple[Budget, Budget]:
-    """Return the budget of all, and that of learning, of which a `SIMBA` may have one of its own.
-
-    Raises `ArgumentError` where both are given.
-    """
+def budget_of(optimizer: AlignmentOptimizer, budget: Budget | int | None) -> Budget:
+    """Return the given budget, or else a SIMBA's own; `ArgumentError` where both are given."""
     own = optimizer.budget if isinstance(optimizer, SIMBA) else None
-    if budget is not None and own is not None and own is not budget:
+    if None not in (own, budget) and own is not budget:
         raise ArgumentError(
-            f"budget={budget!r} is given, and SIMBA has budget={own!r} of its own. Give one of "
-            "them: the former is for learning and the held-out test, SIMBA's for learning alone."
+            f"budget={budget!r} is given, and SIMBA has budget={own!r}. Give one of them."
         )
-    whole = Budget.of(budget)
-    return whole, Budget.of(own) if budget is None else whole
+    return Budget.of(own if budget is None else budget)
 
 
 def learn(
     data: AlignmentData,
     probe: Verdict,
     optimizer: AlignmentOptimizer,
-    budgets: tuple[Budget, Budget],
+    budget: Budget,
     max_failure_share: float | None = None,
     watch: Watch | None = None,
     progress: bool = False,
     reflection_base_url: str | None = None,
 ) -> Learned:
-    """Let the optimizer learn on train and select on dev; ``budgets`` are those of `budgets_of`.
+    """Let the optimizer learn on train and select on dev; what the test takes is kept back.
 
     ``reflection_base_url`` is for optimizers other than `SIMBA`, which has its own.
     """
-    whole, budget = budgets
     share = Settings.max_failure_share if max_failure_share is None else max_failure_share
-    with whole.keeping(**to_keep(data, probe, optimizer)):
+    with budget.keeping(**to_keep(data, probe, optimizer)):
         if not isinstance(optimizer, SIMBA):
             stop = watch.stop if watch else None
             return propose(data, optimizer, budget, share, stop, reflection_base_url)
@@ -232,13 +225,14 @@ def _by_simba(data: AlignmentData, simba: SIMBA, budget: Budget) -> Learned:
         budget=budget,
     )
     found: Any = simba.last
-    note = (
-        f"While learning, {counted(found.failures, 'verdict')} and "
-        f"{counted(found.reflection_failures, 'reflection')} failed or could not be read. They "
-        "counted neither for nor against any candidate; the same call asks for them again."
-    )
-    lost = bool(found.failures or found.reflection_failures)
-    learned: Learned = replace(found, judge=proposed, notes=(*found.notes, *[note] * lost))
+    notes = list(found.notes)
+    if found.failures or found.reflection_failures:
+        notes.append(
+            f"While learning, {counted(found.failures, 'verdict')} and "
+            f"{counted(found.reflection_failures, 'reflection')} failed or could not be read. They "
+            "counted neither for nor against any candidate; the same call asks for them again."
+        )
+    learned: Learned = replace(found, judge=proposed, notes=tuple(notes))
     return learned
 
 
@@ -248,16 +242,14 @@ def _result(
     learned: Learned,
     tested: HeldOutTest,
     gate: Gate,
-    earlier_looks: str,
     **known: Any,
 ) -> Alignment:
     """Decide, and put everything together; ``known`` are further fields of the result."""
     status, reason = decide(gate, tested, data.split.train, learned.stopped)
-    if status == "improved" and len(data.pairs) < FEW:
-        reason += f" With {len(data.pairs)} pairs in all this is a hint and no proof."
+    aligned = fingerprint(learned.judge)
+    looks, earlier_looks = count_looks(data, aligned)
     notes = [*data.pairs.notes, *data.split.notes, origin_note(data.judge, data.lineage)]
     notes += [*learned.notes, *tested.notes, earlier_looks]
-    embeddings = learned.embedding_calls + tested.embeddings.requests
     return Alignment(
         judge=learned.judge if status == "improved" else data.judge,
         status=status,
@@ -274,13 +266,14 @@ def _result(
         history=learned.history,
         evidence=learned.evidence,
         examples=data.by_id,
+        looks=looks,
         calls=learned.judge_calls + probe.calls + tested.paid.requests,
-        reflection_calls=learned.reflection_calls + embeddings,
-        usage=learned.usage + probe.paid + tested.paid + tested.embeddings,
+        reflection_calls=learned.reflection_calls + learned.embedding_calls,
+        usage=learned.usage + probe.paid + tested.paid,
         usd_per_1000=usd_per_1000(
             str(data.judge.model), [v.usage for v in tested.verdicts or (probe,)]
         ),
-        fingerprints={"original": fingerprint(data.judge), "aligned": fingerprint(learned.judge)},
+        fingerprints={"original": fingerprint(data.judge), "aligned": aligned},
         dataset_digest=dataset_digest(data.pairs),
         failures=learned.failures,
         reflection_failures=learned.reflection_failures,

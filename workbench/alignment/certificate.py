@@ -132,34 +132,32 @@ def certify(
     StoreError
         Where the active store does not hold the traces of the pairs.
     """
-    test = alignment_or_pairs
-    if not isinstance(test, (Alignment, Pairs)):
-        raise ArgumentError(f"certify takes an Alignment or Pairs, got {type(test).__name__}.")
-    every = test.pairs if isinstance(test, Alignment) else test
+    given = alignment_or_pairs
+    if not isinstance(given, (Alignment, Pairs)):
+        raise ArgumentError(f"certify takes an Alignment or Pairs, got {type(given).__name__}.")
+    every = given.pairs if isinstance(given, Alignment) else given
     least = _demands(
         every.scale, sensitivity=sensitivity, specificity=specificity, kappa=kappa,
         weighted_kappa=weighted_kappa, accuracy=accuracy,
     )  # fmt: skip
     notes: list[str] = []
-    if isinstance(test, Alignment):
-        by_id, pairs, judged = {**test.examples}, test.held_out, len(test.split.test)
-        lost = judged - len(pairs)
-        if test.status != "improved":
-            notes.append(f"The alignment was {test.status}: this is about the original judge.")
-            lost = len(_unusable(every))
-            judged = len(every) + lost
+    if isinstance(given, Alignment):
+        by_id, pairs = given.examples, given.held_out
+        judged = pairs if given.status == "improved" else every
+        if given.status != "improved":
+            notes.append(f"The alignment was {given.status}: this is about the original judge.")
     else:
-        known = examples([*test.trace_ids, *_unusable(test)]) if test.fingerprint else []
+        known = examples([*given.trace_ids, *_unusable(given)]) if given.fingerprint else []
         by_id = {one.trace_id: one for one in known}
-        pairs, notes = _not_learned(test, by_id)
-        lost = len(_unusable(pairs))
-        judged = len(pairs) + lost
+        judged, notes = _not_learned(given, by_id)
+        pairs = judged
     if not len(pairs):
         raise TooFewPairsError(
             f"No pair is left to certify the judge on. {' '.join(notes)} Label new traces and let "
             "the judge rate them."
         )
-    too_many = lost / judged > MOST_LOST
+    lost = len(_unusable(judged))
+    too_many = lost / (len(judged) + lost) > MOST_LOST
     if lost:
         said = "Not passed: the" if too_many else "The"
         notes.append(f"{said} judge gave no usable verdict on {counted(lost, 'other item')}.")
@@ -167,7 +165,7 @@ def certify(
     table = _table(measured, least)
     passed = bool(table["passed"].all()) and not too_many
     why = [_why(name, row) for name, row in table.iterrows() if not row["passed"]]
-    looks, faults = _looks(pairs, by_id, passed) if pairs.fingerprint else (None, ())
+    looks = _looks(pairs, by_id, passed) if pairs.fingerprint else None
     return Certificate(
         name=pairs.name,
         passed=passed,
@@ -176,7 +174,7 @@ def certify(
         looks=looks,
         fingerprint=pairs.fingerprint,
         dataset_digest=dataset_digest(pairs),
-        notes=(*why, *notes, *without_contested(every), *_limits(measured.n, looks), *faults),
+        notes=(*why, *notes, *without_contested(every), *_limits(measured.n, looks)),
         confidence=confidence,
     )
 
@@ -191,26 +189,18 @@ def check_registered(
     name: str,
     version: int | None = None,
     *,
-    sensitivity: float | None = None,
-    specificity: float | None = None,
-    kappa: float | None = None,
-    weighted_kappa: float | None = None,
-    accuracy: float | None = None,
     groups: Groups = None,
     budget: Budget | int | None = None,
     confidence: float = 0.95,
     seed: int = 0,
+    **least: float | None,
 ) -> Certificate:
     """Certify a registered judge on the labelled traces of the active experiment.
 
     Traces that it learned from are left out; the others are judged first where this version has
-    given no verdict on them, within ``budget``. The rest is as in `certify`. Where `SIMBA`
-    made the judge's rules in another store, or at another address, a note says that these traces
-    may be among those that it learned from.
+    given no verdict on them, within ``budget``. ``least`` are the thresholds, as in `certify`.
     """
     judge = load_judge(name, version)
-    least = {"sensitivity": sensitivity, "specificity": specificity}
-    least |= {"kappa": kappa, "weighted_kappa": weighted_kappa, "accuracy": accuracy}
     _demands(scale_of(judge), **least)  # before anything is paid
     check_confidence(confidence)
     found = fetch_traces(spans=False)
@@ -262,22 +252,15 @@ def _not_learned(pairs: Pairs, by_id: Mapping[str, Example]) -> tuple[Pairs, lis
     return replace(pairs.subset(by_id.keys() - learned), excluded=left_out), [note] * bool(learned)
 
 
-def _looks(
-    pairs: Pairs, by_id: Mapping[str, Example], passed: bool
-) -> tuple[int | None, tuple[str, ...]]:
-    """Count the judges that the items have scored; a use that is new is logged as a run.
-
-    None where earlier runs could not be searched.
-    """
-    run, fingerprint = AlignmentRun(), pairs.fingerprint
-    known = judges_by_item(run, pairs, by_id)
+def _looks(pairs: Pairs, by_id: Mapping[str, Example], passed: bool) -> int:
+    """Count the judges that the items have scored; a use that is new is logged as a run."""
+    fingerprint, known = pairs.fingerprint, judges_by_item(pairs, by_id)
     if any(fingerprint not in judges for judges in known):
-        with run.keeping_fault():
+        with AlignmentRun() as run:
             tags = {CERTIFIED_TAG: fingerprint, **item_tags(pairs, by_id)}
             run.create(f"certify {pairs.name}", tags)
-        run.finish({"workbench.status": "passed" if passed else "not passed"}, {}, {})
-    looks = None if run.unsearched else max(len(judges | {fingerprint}) for judges in known)
-    return looks, run.fault_notes("The certificate")
+            run.finish({"workbench.status": "passed" if passed else "not passed"}, {}, {})
+    return max(len(judges | {fingerprint}) for judges in known)
 
 
 def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:

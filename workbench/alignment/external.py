@@ -1,9 +1,8 @@
 """Optimizers that are not the workbench's own: what they propose, and what it cost to find.
 
 Their requests are counted, cached and budgeted as a litellm provider: an optimizer gets models by
-names such as ``metered:/RUN/judge/openai/gpt-x``. litellm gives requests to such names to the
-provider registered here, which sends them to the real model where the judge reaches it. Code that
-runs beside the optimizer uses other names and is never touched.
+names such as ``metered:/RUN/judge/openai/gpt-x``, and the provider registered here sends requests
+to such names to the real model. Code that runs beside it uses other names and is never touched.
 """
 
 from __future__ import annotations
@@ -50,7 +49,6 @@ SCHEME: Final = "metered"
 UNMETERED: Final = ("databricks", "endpoints", "gateway")
 FAILURES_TO_STOP: Final = 10  # lost answers, if these are also more than twice the share allowed
 
-
 Endpoint = tuple[str | None, dict[str, str], dict[str, Any]]
 """Base URL, headers and parameters by which a model is reached."""
 
@@ -90,6 +88,16 @@ def propose(
             meter.raise_for_losses(who)
             raise
         meter.raise_for_losses(who)
+    notes = [
+        f"{who}: {lost} {kind} answers were lost or could not be used."
+        for kind, lost in meter.lost.items()
+    ]
+    named = (getattr(optimizer, name) for name in compat.models_of_optimizer(optimizer))
+    notes += [
+        f"{who}: requests to {model} were neither counted nor held to the budget."
+        for model in sorted({str(judge.model), *named})
+        if model.partition(":/")[0] in UNMETERED
+    ]
     return Learned(
         proposed,
         judge_calls=meter.requests["judge"],
@@ -97,7 +105,7 @@ def propose(
         embedding_calls=meter.requests["embedding"],
         known=meter.cached,
         usage=meter.runner.used,
-        notes=tuple(_notes(judge, optimizer, meter)),
+        notes=tuple(notes),
     )
 
 
@@ -114,19 +122,6 @@ def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter
     if (embedder := compat.embedder_of(found)) is not None:
         embedder.default_kwargs |= reached_by(*meter.endpoint("embedding", embedder.model))
     return found
-
-
-def _notes(judge: Judge, optimizer: AlignmentOptimizer, meter: Meter) -> Iterator[str]:
-    """Yield which answers were lost and tolerated, and what could not be metered."""
-    who = type(optimizer).__name__
-    for kind in meter.faults:
-        if lost := meter.lost(kind):
-            wanted = lost + meter.answers[kind]
-            yield f"{who}: {lost} of {wanted} {kind} answers were lost or could not be used."
-    named = (getattr(optimizer, name) for name in compat.models_of_optimizer(optimizer))
-    for model in sorted({str(judge.model), *named}):
-        if model.partition(":/")[0] in UNMETERED:
-            yield f"{who}: requests to {model} were neither counted nor held to the budget."
 
 
 def _with_consensus(pairs: Pairs) -> Iterator[Trace]:
@@ -204,22 +199,17 @@ class Meter:
         self.id = uuid.uuid4().hex[:12]
         self.requests: Counter[str] = Counter()
         self.answers: Counter[str] = Counter()
-        self.answering: set[str] = set()  # kinds whose model has answered now
-        self.failed: Counter[str] = Counter()
-        self.faults: dict[str, Fault] = {}
+        self.lost: Counter[str] = Counter()
+        self.faults: dict[str, Fault] = {}  # the last of each kind
         self.cached = 0
         self.ended = threading.Event()
         self._exhausted, self._schema_refused = "", False
         self._samples: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def lost(self, kind: str) -> int:
-        """Return how many answers were lost; a form that the model refuses, where it takes none."""
-        return self.failed[kind] or int(kind in self.faults and not self.answers[kind])
-
     def lost_more_than(self, share: float, kind: str) -> bool:
         """Return whether more than this share of the answers were lost."""
-        return self.lost(kind) > share * (self.lost(kind) + self.answers[kind])
+        return self.lost[kind] > share * (self.lost[kind] + self.answers[kind])
 
     def model(self, kind: str, model: str) -> str:
         """Return the name under which requests to a model (``openai:/gpt``) are metered."""
@@ -322,24 +312,20 @@ class Meter:
         fault = outcome.fault
         with self._lock:
             self.cached += outcome.cached
-            # Of an earlier run too: what it lost is asked again, and is no larger share for that.
-            self.answers[kind] += fault is None
-            if outcome.cached:
-                return
-            self.requests[kind] += outcome.usage.requests
+            self.requests[kind] += outcome.paid.requests
             if fault is None:
-                self.answering.add(kind)
+                # Of an earlier run too: what it lost is no larger share when it is asked again.
+                self.answers[kind] += 1
             elif fault.kind == "budget":
                 self._exhausted = fault.message
                 self.ended.set()
             elif fault.kind == "request" and with_schema:  # it will be asked without
-                self.faults[kind] = fault
                 self._schema_refused |= kind == "judge"
             else:
                 self.faults[kind] = fault
-                self.failed[kind] += 1
-                in_vain = fault.permanent and kind not in self.answering
-                many = self.failed[kind] >= FAILURES_TO_STOP
+                self.lost[kind] += 1
+                in_vain = fault.permanent and not self.answers[kind]
+                many = self.lost[kind] >= FAILURES_TO_STOP
                 if in_vain or (many and self.lost_more_than(2 * self.max_failure_share, kind)):
                     self.ended.set()
 
@@ -350,15 +336,13 @@ class Meter:
                 "It was cancelled: the judge stays as it was, and the same call resumes it."
             ) from None
         if self._exhausted:
-            sent = ", ".join(f"{n} {kind}" for kind, n in self.requests.items() if n)
             raise BudgetError(
                 f"{who} was stopped, since it needs more than the budget allows; the judge stays "
-                f"as it was. {self._exhausted} Requests made now: {sent or 'none'}. The same call "
-                "with more budget resumes it."
+                f"as it was. {self._exhausted} The same call with more budget resumes it."
             ) from None
         for kind, fault in self.faults.items():
             if self.lost_more_than(self.max_failure_share, kind):
-                lost = self.lost(kind)
+                lost = self.lost[kind]
                 raise fault.error(
                     f"{who} was stopped: {lost} of {lost + self.answers[kind]} {kind} calls gave "
                     f"no usable answer; max_failure_share={self.max_failure_share:.0%} are "

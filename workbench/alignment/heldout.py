@@ -1,13 +1,7 @@
-"""What is held out: the split, the test of both judges on it, and the gate that it decides.
-
-Better than the original is not enough to pass. Against a bad judge, giving one and the same
-verdict to everything looks like a gain: on a scale of numbers it is nearer to most labels than a
-biased judge is. So the proposed judge is also held against a constant, train's median.
-"""
+"""What is held out: the split, the test of both judges on it, and the gate that it decides."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -70,8 +64,8 @@ def read_data(
         )
     options(judge)  # raises for other judges
     if len(pairs) < MINIMUM_LABELS:
-        reasons = zip(pairs.reasons["reason"], pairs.reasons["traces"], strict=True)
-        lost = "; ".join(f"{counted(int(many), 'trace')}: {why}" for why, many in reasons)
+        reasons = pairs.reasons.itertuples(index=False)
+        lost = "; ".join(f"{counted(many, 'trace')}: {why}" for why, many in reasons)
         raise TooFewPairsError(
             f"{len(pairs)} usable pairs under {pairs.name!r}; alignment needs at least "
             f"{MINIMUM_LABELS}, and 50 to 100 make a difference that can be trusted. Left out: "
@@ -127,18 +121,19 @@ def origin_note(judge: Judge, lineage: Lineage) -> str:
 
 def limited(split: Split, n_labels: int | None) -> Split:
     """Return the split with so many labels to learn from at most; more include the fewer."""
+    if n_labels is None:
+        return split
     strata = {
         trace_id: (name, str(label))
         for name in ("train", "dev")
         for trace_id, label in getattr(split, name).table[["trace_id", "human"]].to_numpy()
     }
-    if n_labels is None:
-        return split
     chosen = stratified_order(strata, split.seed)[:n_labels]
     used = f"{len(chosen)} of {len(strata)} labels that could be learned from were used"
-    note = f"{used} (n_labels={n_labels})."
-    train, dev = split.train.subset(chosen), split.dev.subset(chosen)
-    return replace(split, train=train, dev=dev, notes=(*split.notes, note))
+    notes = (*split.notes, f"{used} (n_labels={n_labels}).")
+    return replace(
+        split, train=split.train.subset(chosen), dev=split.dev.subset(chosen), notes=notes
+    )
 
 
 @dataclass(frozen=True)
@@ -149,9 +144,8 @@ class HeldOutTest:
     after: Pairs
     comparison: Comparison
     verdicts: Sequence[Verdict] = ()  # all of the proposed judge
-    lost: float = 0.0  # share of these that are unusable
-    paid: Usage = UNPAID  # for these, and for what the budget left without a verdict
-    embeddings: Usage = UNPAID  # paid beside it, of a judge with a memory
+    lost: float = 0.0  # share of the test without a usable one
+    paid: Usage = UNPAID  # embeddings of a judge with a memory included
     notes: Sequence[str] = ()
 
 
@@ -169,9 +163,9 @@ def score_held_out(
         return HeldOutTest(test, test, compare(test, test, seed=seed))
     verdicts: list[Verdict] = []
     with (
-        metered_embeddings(proposed, budget) as embedding,
         AnswerCache() as cache,
         Runner(cache=cache, budget=budget, concurrency=concurrency, proven=True) as runner,
+        metered_embeddings(proposed, budget) as embedding,
         # Where more is used than was reserved for it, what was answered is a test all the same.
         suppress(BudgetError),
     ):
@@ -183,10 +177,10 @@ def score_held_out(
     answers = {v.trace_id: (v.value, v.rationale) for v in verdicts if usable(v, test.scale)}
     after = test.with_verdicts(answers, fingerprint(proposed))
     before, lost = test.subset(after.trace_ids), len(test) - len(after)
+    spent = ", since the budget was spent" * (len(verdicts) < len(test))
     note = (
         f"The proposed judge gave no usable verdict on {lost} of {len(test)} held-out traces"
-        f"{', since the budget was spent' * (len(verdicts) < len(test))}; both judges are compared "
-        "on the others."
+        f"{spent}; both judges are compared on the others."
     )
     return HeldOutTest(
         before,
@@ -194,19 +188,17 @@ def score_held_out(
         compare(before, after, seed=seed),
         verdicts,
         lost=lost / len(test),
-        paid=runner.used,
-        embeddings=embedding.used if embedding else UNPAID,
+        paid=runner.used + (embedding.used if embedding else UNPAID),
         notes=(note,) if lost else (),
     )
 
 
 def decide(gate: Gate, test: HeldOutTest, train: Pairs, stopped: str = "") -> tuple[Status, str]:
     """Return whether the proposed judge is taken, and why; ``stopped`` is why learning ended."""
-    comparison = test.comparison
+    comparison, summary = test.comparison, test.comparison.summary
     if test.after is test.before:
         why = f" ({stopped})" if stopped else ""
         return "unchanged", f"No better instructions were found{why}; the judge stays as it was."
-    summary = comparison.summary
     if comparison.n == 0:
         return "rejected", "The proposed judge gave no usable verdict; the original judge stays."
     if gate == "none":
@@ -225,26 +217,24 @@ def decide(gate: Gate, test: HeldOutTest, train: Pairs, stopped: str = "") -> tu
     return "improved", " ".join([summary, *comparison.notes])
 
 
-def _no_better_than_a_constant(train: Pairs, after: Pairs) -> str:
-    """Return why the verdicts of ``after`` tell no more than a constant would; "" where they do.
+def majority(train: Pairs) -> Any:
+    """Return the most frequent label; of several the first by its text."""
+    return min(train.table["human"].mode(), key=str)
 
-    A judge must be right more often than train's most frequent label and, on ordered scales, its
-    median, or lie nearer to the labels; on others it may agree with people more than by chance.
-    """
-    verdicts, labels = after.table["judge"], after.table["human"]
-    if len(set(labels)) < 2:  # nothing to tell apart
+
+def _no_better_than_a_constant(train: Pairs, after: Pairs) -> str:
+    """Return why the verdicts of ``after`` tell no more than a constant would; "" where they do."""
+    # Right more often than the constant, or nearer to the labels; on scales that know no nearness
+    # it may agree with people more than by chance.
+    if after.table["human"].nunique() < 2:  # nothing to tell apart
         return ""
-    if len(set(verdicts)) == 1:
-        return (
-            f"But it gives one and the same verdict, {verdicts[0]!r}, on all {len(verdicts)} "
-            "held-out items, whatever people say of them."
-        )
-    values = list(train.table["human"])
-    constants = [Counter(sorted(values, key=str)).most_common(1)[0][0]]
+    if after.table["judge"].nunique() < 2:
+        return f"But it gives one and the same verdict on all {len(after)} held-out items."
     ordered, numeric = after.scale.ordered, after.scale.kind == "numeric"
+    constants = [] if numeric else [majority(train)]
     if ordered:
-        median = sorted(values, key=train.scale.rank)[(len(values) - 1) // 2]
-        constants = [median] if numeric else [*constants, median]
+        ranked = sorted(train.table["human"], key=train.scale.rank)
+        constants.append(ranked[(len(ranked) - 1) // 2])
     measure, judge = "mean distance" if numeric else "accuracy", agreement(after, resamples=2)
     for constant in constants:
         same = dict.fromkeys(after.trace_ids, (constant, ""))

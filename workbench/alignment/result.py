@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pandas as pd
@@ -45,8 +45,9 @@ class Alignment:
         The largest number of judges that one held-out item has scored so far, this judge
         included; 0 where nothing was tested.
     calls, reflection_calls, usage
-        What was spent, the held-out test included; reflection calls of other optimizers include
-        embeddings. ``usage`` has the tokens ``read`` and ``written``, those ``repeated`` from the
+        What was spent, the held-out test included. Embeddings of other optimizers count as
+        reflection calls while they learn, and those of their judge in the test as its calls.
+        ``usage`` has the tokens ``read`` and ``written``, those ``repeated`` from the
         server's prompt cache, and the ``cost`` in US dollars; None where not known.
     usd_per_1000
         US dollars that 1,000 judgements of the proposed judge cost, by the tokens of the held-out
@@ -55,7 +56,7 @@ class Alignment:
         Verdicts while learning, and reflections, that never came or could not be read (`SIMBA`
         only). They count neither for nor against a candidate.
     run_id
-        The MLflow run; None where the store refused it.
+        The MLflow run.
     """
 
     judge: Judge
@@ -86,7 +87,7 @@ class Alignment:
     looks: int = 0
     failures: int = 0
     reflection_failures: int = 0
-    run_id: str | None = None
+    run_id: str = ""
     usd_per_1000: float | None = None
     notes: tuple[str, ...] = ()
 
@@ -123,16 +124,20 @@ class Alignment:
         frequent label, and ``ceiling`` the agreement of people with each other, on contested items
         too.
         """
-        labels = len(self.split.train) + len(self.split.dev)
-        found: dict[str, Any] = {"result": self.headline, "n": self.comparison.n, "labels": labels}
+        found: dict[str, Any] = {
+            "result": self.headline,
+            "n": self.comparison.n,
+            "labels": len(self.split.train) + len(self.split.dev),
+            "baseline": self.before.baseline,
+            "ceiling": self.annotators.ceiling if self.annotators else None,
+            "usd_per_1000": self.usd_per_1000,
+        }
         for when, measured in (("before", self.before), ("after", self.after)):
             for metric in _measures(measured):
                 name = when if metric == "accuracy" else f"{when}_{metric}"
                 interval = getattr(measured, f"{metric}_interval")
                 found |= with_ends(name, getattr(measured, metric), interval)
-        ceiling = self.annotators.ceiling if self.annotators else None
-        found |= {"baseline": self.before.baseline, "ceiling": ceiling}
-        return found | {"usd_per_1000": self.usd_per_1000}
+        return found
 
     def __repr__(self) -> str:
         return f"<Alignment of {self.original.name!r}: {self.headline}. {self.reason}>"
@@ -147,8 +152,8 @@ def _measures(measured: Agreement) -> list[str]:
     return ["accuracy", "kappa", *["mean_distance"] * (measured.scale.kind == "numeric")]
 
 
-def finish_run(run: AlignmentRun, alignment: Alignment) -> Alignment:
-    """Write status, figures, evidence and the changed items; return it with the run's id."""
+def log_result(run: AlignmentRun, alignment: Alignment) -> None:
+    """Write status, figures, evidence and the changed items, and end the run."""
     counts = ("calls", "reflection_calls", "failures", "reflection_failures", "seconds")
     metrics = {"looks_at_test": float(alignment.looks)}
     metrics |= {name: float(getattr(alignment, name)) for name in counts}
@@ -168,14 +173,12 @@ def finish_run(run: AlignmentRun, alignment: Alignment) -> Alignment:
         changed = getattr(alignment.comparison, name).merge(rationales, on="trace_id", how="left")
         files[f"items/{name}.csv"] = changed.to_csv(index=False)
     run.finish({"workbench.status": alignment.status}, metrics, files)
-    notes = (*alignment.notes, *run.fault_notes("The alignment"))
-    return replace(alignment, run_id=None if run.fault else run.run_id, notes=notes)
 
 
 # Columns of a comparison that hold whole numbers.
 COUNTS: Final = (
     "n", "fixed", "broken", "judge calls", "reflection calls", "embedding calls", "known",
-    "tokens", "later calls", "later tokens", "words more",
+    "tokens", "later calls", "later tokens",
 )  # fmt: skip
 
 
@@ -194,8 +197,8 @@ class OptimizerComparison:
         ``p adjusted`` for the number of judges tested (Holm). What learning took: ``judge calls``,
         ``reflection calls``, ``embedding calls`` (requests, retries included), ``known`` answers
         from the cache, ``seconds``, ``tokens``, ``cost`` in US dollars. What a later judgement
-        takes: ``later calls``, ``later tokens`` (mean of the held-out items), and ``words more`` of
-        instructions than the original's. Finally ``reason``. nan where unknown or undefined.
+        takes: ``later calls``, and ``later tokens`` (mean of the held-out items, without
+        embeddings). Finally ``reason``. nan where unknown or undefined.
     judges, comparisons, tested
         Name -> the judge; and, unless it is the original once more, its comparison with that and
         the held-out pairs with its usable verdicts.
@@ -204,7 +207,7 @@ class OptimizerComparison:
     notes
         What must be known to read the figures.
     run_id
-        The MLflow run that holds table, split and instructions; None where logging failed.
+        The MLflow run that holds table, split and instructions.
     """
 
     table: pd.DataFrame
@@ -215,7 +218,7 @@ class OptimizerComparison:
     seconds: float
     notes: tuple[str, ...]
     tested: Mapping[str, Pairs]
-    run_id: str | None = None
+    run_id: str
 
     @property
     def seed(self) -> int:
@@ -224,27 +227,22 @@ class OptimizerComparison:
 
     @property
     def conclusion(self) -> str:
-        """What the held-out pairs can tell about who is best, in a sentence or two."""
+        """What the held-out pairs can tell about who is best."""
         rated = self.table.loc[list(self.tested)].query("n > 0")
         if len(rated) < 2:
             return "There is nothing to compare the original judge with."
-        measure, most, test = "accuracy", "highest", "McNemar's test"
-        if numeric := self.pairs.scale.kind == "numeric":  # hardly a verdict equals its label
-            measure, most, test = "mean distance", "lowest", "the sign test"
-        ranked = rated.sort_values(measure, ascending=numeric, kind="stable")
-        best, *others = ranked.index
-        lead = f"{best} has the {most} {measure}, {ranked[measure].iloc[0]:.3f}"
+        # On a numeric scale hardly a verdict equals its label.
+        numeric = self.pairs.scale.kind == "numeric"
+        measure = "mean distance" if numeric else "accuracy"
+        best, *others = rated.sort_values(measure, ascending=numeric, kind="stable").index
         # Each against the best on the items of both, with all tests counted in (Bonferroni).
         close = [one for one in others if not self._is_better(best, one, 1 - 0.05 / len(others))]
+        found = f"{best} has the best {measure}, {rated.loc[best, measure]:.3f}"
         if not close:
-            return f"{lead}, and {test} tells it from each of the others."
-        return (
-            f"{lead}, but {test} does not tell it from {', '.join(close)}: which of them "
-            "is best cannot be told on these pairs."
-        )
+            return f"{found}, and differs from each of the others by more than luck."
+        return f"{found}, but cannot be told from {', '.join(close)} on these pairs."
 
     def _is_better(self, one: str, other: str, confidence: float) -> bool:
-        """Whether one is better than the other on items that both rated, and hardly by luck."""
         before, after = self.tested[other], self.tested[one]
         shared = {*before.trace_ids} & {*after.trace_ids}
         return bool(shared) and compare(before, after, confidence=confidence, resamples=2).certain
@@ -266,9 +264,8 @@ class OptimizerComparison:
 
     @property
     def _lines(self) -> list[str]:
-        reasons = self.table.loc[self.table["status"] == "failed", "reason"].items()
-        failed = [f"{name}: {why}" for name, why in reasons]
-        return [self.conclusion, *failed, *self.notes]
+        failed = self.table.loc[self.table["status"] == "failed", "reason"].items()
+        return [self.conclusion, *(f"{name}: {why}" for name, why in failed), *self.notes]
 
 
 def _figure(value: float) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence, Set
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -65,10 +65,7 @@ class AlignmentData:
 
 
 class AlignmentRun:
-    """The MLflow run of an alignment, in the store, experiment and run that are active now.
-
-    What the store refuses is kept in ``fault`` and raises nothing.
-    """
+    """The MLflow run of an alignment, in the store, experiment and run that are active now."""
 
     def __init__(self) -> None:
         active = mlflow.active_run()
@@ -76,15 +73,15 @@ class AlignmentRun:
         self.experiment_id = active.info.experiment_id if active else str(find_experiment_id())
         self.parent_id = active.info.run_id if active else None
         self.client = mlflow.MlflowClient()
-        self.run_id: str | None = None
-        self.fault = ""
+        self.run_id = ""  # until it is created
 
     def below(self) -> AlignmentRun:
         """Return a run to begin below this one."""
         run = copy(self)
-        run.run_id, run.parent_id, run.fault = None, self.run_id or self.parent_id, ""
+        run.run_id, run.parent_id = "", self.run_id
         return run
 
+    @store_errors()
     def begin(
         self, name: str, data: AlignmentData, proposed: Judge | None = None, **settings: Any
     ) -> None:
@@ -109,10 +106,10 @@ class AlignmentRun:
                 "instructions/original.txt": data.judge.instructions,
                 "instructions/proposed.txt": proposed.instructions,
             }
-        with self.keeping_fault():
-            self.create(name, tags)
-            self._log(files, params=[Param(key, str(value)) for key, value in params.items()])
+        self.create(name, tags)
+        self._log(files, params=[Param(key, str(value)) for key, value in params.items()])
 
+    @store_errors()
     def create(self, name: str, tags: Mapping[str, str]) -> None:
         """Create the run with these tags."""
         parent = {MLFLOW_PARENT_RUN_ID: self.parent_id} if self.parent_id else {}
@@ -120,50 +117,31 @@ class AlignmentRun:
         made = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
         self.run_id = made.info.run_id
 
+    @store_errors()
     def finish(
         self, tags: Mapping[str, str], metrics: Mapping[str, float], files: Mapping[str, Any]
     ) -> None:
         """Write the outcome, text or data for JSON as files, and end the run; nan is left out."""
-        if self.fault:
-            return  # a store that does not answer is not waited for again
         now = get_current_time_millis()
         figures = [Metric(name, v, now, 0) for name, v in metrics.items() if v == v]
-        with self.keeping_fault():
-            self._log(files, metrics=figures, tags=[RunTag(*tag) for tag in tags.items()])
-            self.client.set_terminated(str(self.run_id))
-
-    def fault_notes(self, what: str) -> tuple[str, ...]:
-        """Return a note where the store refused something."""
-        note = f"{what} could not be logged as an MLflow run: {self.fault}"
-        return (note,) if self.fault else ()
-
-    @contextmanager
-    def keeping_fault(self) -> Iterator[None]:
-        """Keep what the store refuses within this context, the first of several."""
-        try:
-            yield
-        except Exception as error:  # artifact stores have errors of any kind
-            self.fault = self.fault or str(error) or type(error).__name__
-            self._end("FAILED")
+        self._log(files, metrics=figures, tags=[RunTag(*tag) for tag in tags.items()])
+        self.client.set_terminated(self.run_id)
 
     def _log(self, files: Mapping[str, Any], **batch: Any) -> None:
-        self.client.log_batch(str(self.run_id), **batch)
+        self.client.log_batch(self.run_id, **batch)
         for path, content in files.items():
             log = self.client.log_text if isinstance(content, str) else self.client.log_dict
-            log(str(self.run_id), content, path)
-
-    def _end(self, status: str) -> None:
-        """End the run if the store takes this; an error that is on its way must not be hidden."""
-        with suppress(Exception):
-            if self.run_id is not None:
-                self.client.set_terminated(self.run_id, status)
+            log(self.run_id, content, path)
 
     def __enter__(self) -> AlignmentRun:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            self._end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        if error is not None and self.run_id:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            # A store that does not answer must not hide the error that is on its way.
+            with suppress(Exception):
+                self.client.set_terminated(self.run_id, status)
 
 
 class Watch:
@@ -228,11 +206,7 @@ def count_looks(data: AlignmentData, *judges: str) -> tuple[int, str]:
     here = {*judges} - {data.pairs.fingerprint}
     if not here:
         return 0, ""
-    try:
-        known = judges_by_item(data.split.test, data.by_id, original=data.pairs.fingerprint)
-    except Exception as error:  # of the store, which may take the outcome all the same
-        unknown = "How many judges the held-out items have scored before is not known"
-        return len(here), f"{unknown}, since earlier runs could not be searched: {error}"
+    known = judges_by_item(data.split.test, data.by_id, original=data.pairs.fingerprint)
     most = max(len(judges_of_item | here) for judges_of_item in known)
     if all(judges_of_item <= here for judges_of_item in known):
         return most, ""
