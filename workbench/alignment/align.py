@@ -25,7 +25,7 @@ from workbench.alignment.heldout import (
 )
 from workbench.alignment.preflight import labelled_cases, preflight, probed, to_keep
 from workbench.alignment.result import Alignment, log_result
-from workbench.alignment.runs import AlignmentData, Gate, Watch, count_looks
+from workbench.alignment.runs import AlignmentData, Gate, Watch, count_looks, logged_run
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, say
 from workbench.judging.judge import fingerprint
@@ -147,17 +147,18 @@ def align(
 
     watch.enter("testing")
     name = type(optimizer).__name__
-    with watch.run as run:
-        run.begin(f"align {judge.name}", data, learned.judge, optimizer=name, seed=seed)
+    began: Any = {"optimizer": name, "seed": seed}
+    run = logged_run(f"align {judge.name}", data, learned.judge, place=watch.place, **began)
+    with run as run_id:
         tested = score_held_out(
             data, learned.judge, limit, concurrency=concurrency_of(optimizer), progress=progress
         )
         found = _result(
             data, probe, learned, tested, gate,
-            seed=seed, optimizer=name, annotators=people, preflight=checks,
-            seconds=time.monotonic() - started, run_id=run.run_id,
+            annotators=people, preflight=checks, run_id=run_id,
+            seconds=time.monotonic() - started, **began,
         )  # fmt: skip
-        log_result(run, found)
+        log_result(found)
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+import mlflow
 import pandas as pd
 from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
@@ -17,7 +18,14 @@ from workbench.alignment.align import budget_of, concurrency_of, learn
 from workbench.alignment.heldout import decide, majority, read_data, score_held_out
 from workbench.alignment.preflight import labelled_cases, probed, reached_models
 from workbench.alignment.result import COUNTS, OptimizerComparison
-from workbench.alignment.runs import AlignmentData, AlignmentRun, Gate, count_looks
+from workbench.alignment.runs import (
+    AlignmentData,
+    Gate,
+    count_looks,
+    log_figures,
+    log_files,
+    logged_run,
+)
 from workbench.compat import embedder_of, endpoint, options
 from workbench.credentials import credentials_of, environment_keys, redact
 from workbench.errors import ArgumentError, ReplayError, StoreError, one_of
@@ -100,11 +108,10 @@ def compare_optimizers(
     by_name = named_optimizers(judge, optimizers, seed, embedding_model, *reflection)
     for optimizer in by_name.values():
         budget_of(optimizer, budget)
-    run, data = AlignmentRun(), read_data(judge, pairs_or_traces, groups, test_size, seed)
-    with run:
-        names = ", ".join(by_name)
-        run.begin(f"compare optimizers of {judge.name}", data, optimizers=names, seed=seed)
-        bench = _Benchmark(data, run, gate, concurrency_of(*by_name.values()))
+    data, names = read_data(judge, pairs_or_traces, groups, test_size, seed), ", ".join(by_name)
+    run = logged_run(f"compare optimizers of {judge.name}", data, optimizers=names, seed=seed)
+    with run as run_id:
+        bench = _Benchmark(data, gate, concurrency_of(*by_name.values()))
         probe = probed(data, data.split.train)
         # As many examples as SIMBA's, so that more of them are not what decides.
         shown = [one.settings.max_examples for one in by_name.values() if isinstance(one, SIMBA)]
@@ -124,24 +131,20 @@ def compare_optimizers(
                 say("{}: {status}. {reason}".format(name, **bench.rows[name]))
         found = OptimizerComparison(
             bench.table(), bench.judges, bench.comparisons, data.pairs, data.split,
-            time.monotonic() - started, bench.all_notes(), bench.tested, run.run_id,
+            time.monotonic() - started, bench.all_notes(), bench.tested, run_id,
         )  # fmt: skip
         as_data = {"table": found.table.reset_index().astype(object), "notes": found.notes}
-        run.finish(
-            {"mlflow.note.content": found.conclusion},
-            {"seconds": found.seconds},
-            {"comparison.csv": found.table.to_csv(), "comparison.json": plain(as_data)},
-        )
+        mlflow.set_tag("mlflow.note.content", found.conclusion)
+        mlflow.log_metric("seconds", found.seconds)
+        log_files({"comparison.csv": found.table.to_csv(), "comparison.json": plain(as_data)})
     return found
 
 
 class _Benchmark:
     """The rows, judges and comparisons found on one split; the references come first."""
 
-    def __init__(
-        self, data: AlignmentData, run: AlignmentRun, gate: Gate, concurrency: int
-    ) -> None:
-        self.data, self.run, self.gate, self.concurrency = data, run, gate, concurrency
+    def __init__(self, data: AlignmentData, gate: Gate, concurrency: int) -> None:
+        self.data, self.gate, self.concurrency = data, gate, concurrency
         self.judges: dict[str, Judge] = {"original": data.judge}
         self.comparisons: dict[str, Comparison] = {}
         self.notes: list[str] = []
@@ -174,8 +177,7 @@ class _Benchmark:
     def _test(self, name: str, learned: Learned, seconds: float, budget: Budget | None) -> None:
         """Add a judge, tested within a run of its own; where it was learned, decide on it."""
         judge, split = learned.judge, self.data.split
-        with self.run.below() as run:
-            run.begin(name, self.data, judge, optimizer=name, seed=split.seed)
+        with logged_run(name, self.data, judge, optimizer=name, seed=split.seed):
             tested = score_held_out(self.data, judge, budget, concurrency=self.concurrency)
             row = _row(tested.comparison)
             if used := sum((verdict.usage for verdict in tested.verdicts), UNPAID).tokens:
@@ -197,7 +199,7 @@ class _Benchmark:
                 }
             numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
             metrics = {re.sub(r"\W+", "_", key): value for key, value in numbers.items()}
-            run.finish({"workbench.status": row["status"]}, metrics, {})
+            log_figures(row["status"], metrics)
         self.rows[name], self.judges[name] = row, judge
         if tested.after is not tested.before:  # else it is the original once more
             self.comparisons[name], self.tested[name] = tested.comparison, tested.after

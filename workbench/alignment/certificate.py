@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import mlflow
 import pandas as pd
 
 from workbench.alignment.heldout import MOST_LOST, origin_note
@@ -13,7 +14,7 @@ from workbench.alignment.registry import load_judge
 from workbench.alignment.result import Alignment
 from workbench.alignment.runs import (
     CERTIFIED_TAG,
-    AlignmentRun,
+    current_place,
     item_tags,
     judges_by_item,
     read_lineage,
@@ -256,10 +257,11 @@ def _looks(pairs: Pairs, by_id: Mapping[str, Example], passed: bool) -> int:
     """Count the judges that the items have scored; a use that is new is logged as a run."""
     fingerprint, known = pairs.fingerprint, judges_by_item(pairs, by_id)
     if any(fingerprint not in judges for judges in known):
-        with AlignmentRun() as run:
-            tags = {CERTIFIED_TAG: fingerprint, **item_tags(pairs, by_id)}
-            run.create(f"certify {pairs.name}", tags)
-            run.finish({"workbench.status": "passed" if passed else "not passed"}, {}, {})
+        tags = {CERTIFIED_TAG: fingerprint, **item_tags(pairs, by_id)}
+        tags["workbench.status"] = "passed" if passed else "not passed"
+        where: Any = current_place()
+        mlflow.start_run(run_name=f"certify {pairs.name}", tags=tags, nested=True, **where)
+        mlflow.end_run()
     return max(len(judges | {fingerprint}) for judges in known)
 
 
@@ -294,9 +296,7 @@ def _limits(n: int, looks: int | None) -> list[str]:
         "the same population, but not for other applications or later items, and it does not "
         "cover errors of the labels."
     ]
-    if looks is None:
-        said.append("How often these items were used before is not known.")
-    elif looks > 1:
+    if looks is not None and looks > 1:
         said.append(
             f"Some of the items have scored {looks} different judges. The best of several looks "
             "better than it is, which the intervals do not allow for: label new traces."

@@ -1,9 +1,7 @@
 """Judges by name and version: MLflow's scorer registry, with every option and what made them.
 
-A version is a row of MLflow's registry, so `mlflow.genai.scorers.get_scorer` reads it too. That
-gives a judge without base URL and headers, though, which talks to its provider's public address;
-`load_judge` gives the judge as it was registered: what MLflow's form has no place for lies in it
-under a key that MLflow ignores.
+MLflow's own `get_scorer` reads the same versions, without base URL and headers. What MLflow's form
+has no place for lies in it under a key that MLflow ignores.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Final, cast
 
 import mlflow
@@ -63,12 +61,6 @@ class Registered:
     new: bool = True
     warning: str = ""
     headline: str = ""
-    _judge: Judge | None = field(default=None, compare=False)
-
-    @property
-    def judge(self) -> Judge:
-        """The judge under its registered name; loaded when it is not at hand."""
-        return self._judge or load_judge(self.name, self.version, experiment=self.experiment_id)
 
     def __repr__(self) -> str:
         state = "new" if self.new else "was there already"
@@ -113,36 +105,31 @@ def register(
         raise ArgumentError(
             f"register takes an Alignment or an MLflow judge, got {type(given).__name__}."
         )
-    own, named = fingerprint(judge), name or judge.name
+    named, own = name or judge.name, fingerprint(judge)
     made: dict[str, Any] = {"fingerprint": own, "model": getattr(judge, "model", None)}
-    if judge is not given:
-        made |= _provenance(given, own)
+    made |= {} if judge is given else _provenance(given, own)
     stored = _to_store(judge, named)
-    if named != judge.name:
-        known = isinstance(judge, InstructionsJudge)
-        judge = from_options({**options(judge), "name": named}) if known else None
     where = find_experiment_id(experiment)
     with suppress(MlflowException):  # what does not exist is told where it is written to
         check_not_deleted(where)
-    return _write(where, named, stored, made, judge)
+    return _write(where, named, stored, made)
+
+
+_SCORES: Final = ("n", "accuracy", "accuracy_interval", "kappa", "kappa_interval")
+_OF_ALIGNMENT: Final = (
+    "status", "headline", "seed", "optimizer", "dataset_digest", "calls", "reflection_calls",
+    "tokens", "cost", "run_id",
+)  # fmt: skip
 
 
 def _provenance(alignment: Any, aligned: str) -> dict[str, Any]:
     """Return what made the judge of an alignment; a judge that did not change has no parent."""
-    parent = alignment.fingerprints["original"]
-    scores = ("n", "accuracy", "accuracy_interval", "kappa", "kappa_interval")
-    recorded = (
-        "status", "headline", "seed", "optimizer", "dataset_digest", "calls", "reflection_calls",
-        "tokens", "cost", "run_id",
-    )  # fmt: skip
-    known = {
-        "parent": None if parent == aligned else parent,
-        "before": {score: getattr(alignment.before, score) for score in scores},
-        "after": {score: getattr(alignment.after, score) for score in scores},
-        "split_digest": alignment.split.digest,
-        "split_seed": alignment.split.seed,
-        **{name: getattr(alignment, name) for name in recorded},
-    }
+    parent, split = alignment.fingerprints["original"], alignment.split
+    known: dict[str, Any] = {name: getattr(alignment, name) for name in _OF_ALIGNMENT}
+    known |= {"split_digest": split.digest, "split_seed": split.seed}
+    known["parent"] = None if parent == aligned else parent
+    for when in ("before", "after"):
+        known[when] = {score: getattr(getattr(alignment, when), score) for score in _SCORES}
     return {key: value for key, value in plain(known).items() if value is not None}
 
 
@@ -158,11 +145,9 @@ def roll_back(name: str, version: int, *, experiment: str | None = None) -> Regi
     return _write(where, name, stored, {**stored.made, "rolled_back_from": version})
 
 
-def _write(
-    where: str, name: str, stored: _Stored, made: dict[str, Any], judge: Judge | None = None
-) -> Registered:
+def _write(where: str, name: str, stored: _Stored, made: dict[str, Any]) -> Registered:
     """Write a version unless the latest one is this very judge."""
-    versions = _versions(where, name, may_be_none=True)
+    versions = _versions(where, name)
     new = not versions or _Stored.of(versions[-1]).identity != stored.identity
     if new:
         # judge.register() writes the same row, but has no place for what MLflow leaves out.
@@ -178,7 +163,6 @@ def _write(
         new=new,
         headline=made.get("headline", ""),
         warning=_WARNING if kept.get("base_url") or kept.get("headers") else "",
-        _judge=judge,
     )
 
 
@@ -240,7 +224,7 @@ def history(name: str, *, experiment: str | None = None) -> pd.DataFrame:
     Raises `RegistryError` for an unknown name.
     """
     where = find_experiment_id(experiment, create=False)
-    return pd.DataFrame(map(_row, _versions(where, name)), columns=list(_COLUMNS))
+    return pd.DataFrame(map(_row, _known_versions(where, name)), columns=list(_COLUMNS))
 
 
 _COLUMNS: Final = (
@@ -367,12 +351,11 @@ def _refuse_lost(judge: Judge, lost: list[str]) -> None:
         )
 
 
-def _versions(where: str, name: str, *, may_be_none: bool = False) -> list[ScorerVersion]:
+def _versions(where: str, name: str) -> list[ScorerVersion]:
     """All versions, the oldest first."""
     versions: list[ScorerVersion] = []
-    store = TracingClient().store
     try:
-        versions = store.list_scorer_versions(where, name)
+        versions = TracingClient().store.list_scorer_versions(where, name)
     except NotImplementedError:
         raise RegistryError(
             f"The store {address()} has no registry of judges. Use a database "
@@ -381,18 +364,22 @@ def _versions(where: str, name: str, *, may_be_none: bool = False) -> list[Score
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-    if not versions and not may_be_none:
-        known = sorted(each.scorer_name for each in store.list_scorers(where))
-        raise RegistryError(
-            f"No judge {name!r} is registered in experiment "
-            f"{mlflow.get_experiment(where).name!r} of {address()}. Registered there: "
-            f"{', '.join(map(repr, known)) or 'none'}."
-        )
     return sorted(versions, key=lambda version: int(version.scorer_version))
 
 
+def _known_versions(where: str, name: str) -> list[ScorerVersion]:
+    """As `_versions`; `RegistryError` where there is none."""
+    if versions := _versions(where, name):
+        return versions
+    known = sorted(each.scorer_name for each in TracingClient().store.list_scorers(where))
+    raise RegistryError(
+        f"No judge {name!r} is registered in experiment {mlflow.get_experiment(where).name!r} of "
+        f"{address()}. Registered there: {', '.join(map(repr, known)) or 'none'}."
+    )
+
+
 def _version(where: str, name: str, version: int | None) -> ScorerVersion:
-    versions = _versions(where, name)
+    versions = _known_versions(where, name)
     by_number = {each.scorer_version: each for each in versions}
     if version is not None and version not in by_number:
         numbers = ", ".join(map(str, by_number))

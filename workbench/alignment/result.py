@@ -9,7 +9,7 @@ from typing import Any, Final
 import pandas as pd
 from mlflow.genai.judges import Judge
 
-from workbench.alignment.runs import AlignmentRun, Status
+from workbench.alignment.runs import Status, log_figures, log_files
 from workbench.formatting import html_lines, html_table, html_text
 from workbench.metrics.agreement import Agreement
 from workbench.metrics.annotators import AnnotatorAgreement
@@ -152,8 +152,8 @@ def _measures(measured: Agreement) -> list[str]:
     return ["accuracy", "kappa", *["mean_distance"] * (measured.scale.kind == "numeric")]
 
 
-def log_result(run: AlignmentRun, alignment: Alignment) -> None:
-    """Write status, figures, evidence and the changed items, and end the run."""
+def log_result(alignment: Alignment) -> None:
+    """Log status, figures, evidence and the changed items in the active run."""
     counts = ("calls", "reflection_calls", "failures", "reflection_failures", "seconds")
     metrics = {"looks_at_test": float(alignment.looks)}
     metrics |= {name: float(getattr(alignment, name)) for name in counts}
@@ -172,7 +172,8 @@ def log_result(run: AlignmentRun, alignment: Alignment) -> None:
     for name in ("fixed", "broken", "still_wrong"):
         changed = getattr(alignment.comparison, name).merge(rationales, on="trace_id", how="left")
         files[f"items/{name}.csv"] = changed.to_csv(index=False)
-    run.finish({"workbench.status": alignment.status}, metrics, files)
+    log_figures(alignment.status, metrics)
+    log_files(files)
 
 
 # Columns of a comparison that hold whole numbers.

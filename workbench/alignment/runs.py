@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence, Set
-from contextlib import suppress
-from copy import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import mlflow
 import pandas as pd
 from mlflow.artifacts import load_dict
-from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges import Judge
-from mlflow.tracking.context.registry import resolve_tags
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-from mlflow.utils.time import get_current_time_millis
 
 from workbench.errors import CancelledError, StoreError
 from workbench.judging.judge import fingerprint
@@ -64,91 +59,68 @@ class AlignmentData:
     lineage: Lineage
 
 
-class AlignmentRun:
-    """The MLflow run of an alignment, in the store, experiment and run that are active now."""
+def current_place() -> dict[str, str | None]:
+    """Return experiment and parent of a run that is begun now, as `mlflow.start_run` takes them."""
+    if active := mlflow.active_run():
+        return {"experiment_id": active.info.experiment_id, "parent_run_id": active.info.run_id}
+    return {"experiment_id": str(find_experiment_id()), "parent_run_id": None}
 
-    def __init__(self) -> None:
-        active = mlflow.active_run()
-        # An open run decides the experiment, as in MLflow, whose store of files takes plain text.
-        self.experiment_id = active.info.experiment_id if active else str(find_experiment_id())
-        self.parent_id = active.info.run_id if active else None
-        self.client = mlflow.MlflowClient()
-        self.run_id = ""  # until it is created
 
-    def below(self) -> AlignmentRun:
-        """Return a run to begin below this one."""
-        run = copy(self)
-        run.run_id, run.parent_id = "", self.run_id
-        return run
-
-    @store_errors()
-    def begin(
-        self, name: str, data: AlignmentData, proposed: Judge | None = None, **settings: Any
-    ) -> None:
-        """Create the run, of a use of the held-out items where there is a ``proposed`` judge."""
-        pairs, split = data.pairs, data.split
-        params = {"judge": data.judge.name, "model": data.judge.model, "pairs": len(pairs)}
-        params |= settings | {part: len(getattr(split, part)) for part in ("train", "dev", "test")}
-        tags = {
-            ORIGINAL_TAG: fingerprint(data.judge),
-            "workbench.dataset_digest": dataset_digest(pairs),
-            "workbench.split_digest": split.digest,
+@contextmanager
+def logged_run(
+    name: str,
+    data: AlignmentData,
+    proposed: Judge | None = None,
+    *,
+    place: Mapping[str, str | None] | None = None,
+    **settings: Any,
+) -> Iterator[str]:
+    """Log a run, which uses the held-out items where a judge is ``proposed``; yield its id."""
+    pairs, split = data.pairs, data.split
+    params = {"judge": data.judge.name, "model": data.judge.model, "pairs": len(pairs), **settings}
+    params |= {part: len(getattr(split, part)) for part in ("train", "dev", "test")}
+    tags = {
+        ORIGINAL_TAG: fingerprint(data.judge),
+        "workbench.dataset_digest": dataset_digest(pairs),
+        "workbench.split_digest": split.digest,
+    }
+    files: dict[str, Any] = {"split.json": split.to_dict()}
+    if proposed is not None:
+        tags[ALIGNED_TAG] = fingerprint(proposed)
+        if tags[ALIGNED_TAG] != tags[ORIGINAL_TAG]:
+            tags |= item_tags(split.test, data.by_id)
+        labels = zip(pairs.trace_ids, pairs.table["human"], strict=True)
+        files |= {
+            LABELS_FILE: {i: digest([i, label])[:16] for i, label in labels},
+            CONTENT_FILE: {i: item_digest(data.by_id[i], JUDGED) for i in pairs.trace_ids},
+            "instructions/original.txt": data.judge.instructions,
+            "instructions/proposed.txt": proposed.instructions,
         }
-        files: dict[str, Any] = {"split.json": split.to_dict()}
-        if proposed is not None:
-            tags[ALIGNED_TAG] = fingerprint(proposed)
-            if tags[ALIGNED_TAG] != tags[ORIGINAL_TAG]:
-                tags |= item_tags(split.test, data.by_id)
-            labels = zip(pairs.trace_ids, pairs.table["human"], strict=True)
-            files |= {
-                LABELS_FILE: {i: digest([i, label])[:16] for i, label in labels},
-                CONTENT_FILE: {i: item_digest(data.by_id[i], JUDGED) for i in pairs.trace_ids},
-                "instructions/original.txt": data.judge.instructions,
-                "instructions/proposed.txt": proposed.instructions,
-            }
-        self.create(name, tags)
-        self._log(files, params=[Param(key, str(value)) for key, value in params.items()])
+    where: Any = place or current_place()
+    with mlflow.start_run(run_name=name, tags=tags, nested=True, **where) as run:
+        mlflow.log_params(params)
+        log_files(files)
+        yield run.info.run_id
 
-    @store_errors()
-    def create(self, name: str, tags: Mapping[str, str]) -> None:
-        """Create the run with these tags."""
-        parent = {MLFLOW_PARENT_RUN_ID: self.parent_id} if self.parent_id else {}
-        tags = {**resolve_tags(parent), **tags}
-        made = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
-        self.run_id = made.info.run_id
 
-    @store_errors()
-    def finish(
-        self, tags: Mapping[str, str], metrics: Mapping[str, float], files: Mapping[str, Any]
-    ) -> None:
-        """Write the outcome, text or data for JSON as files, and end the run; nan is left out."""
-        now = get_current_time_millis()
-        figures = [Metric(name, v, now, 0) for name, v in metrics.items() if v == v]
-        self._log(files, metrics=figures, tags=[RunTag(*tag) for tag in tags.items()])
-        self.client.set_terminated(self.run_id)
+@store_errors()
+def log_files(files: Mapping[str, Any]) -> None:
+    """Log texts, and data as JSON, as artifacts of the active run."""
+    for path, content in files.items():
+        (mlflow.log_text if isinstance(content, str) else mlflow.log_dict)(content, path)
 
-    def _log(self, files: Mapping[str, Any], **batch: Any) -> None:
-        self.client.log_batch(self.run_id, **batch)
-        for path, content in files.items():
-            log = self.client.log_text if isinstance(content, str) else self.client.log_dict
-            log(self.run_id, content, path)
 
-    def __enter__(self) -> AlignmentRun:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None and self.run_id:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-            # A store that does not answer must not hide the error that is on its way.
-            with suppress(Exception):
-                self.client.set_terminated(self.run_id, status)
+def log_figures(status: str, metrics: Mapping[str, float]) -> None:
+    """Log status and figures in the active run; nan is left out."""
+    mlflow.set_tag("workbench.status", status)
+    mlflow.log_metrics({name: value for name, value in metrics.items() if value == value})
 
 
 class Watch:
-    """Follows an alignment, which is logged in ``run``, and ends it once ``stop`` is set."""
+    """Follows an alignment, and ends it once ``stop`` is set."""
 
     def __init__(self) -> None:
-        self.run = AlignmentRun()
+        self.place = current_place()
         self.stop = threading.Event()
         self.preflight: pd.DataFrame | None = None
         # What a SIMBA may spend.
