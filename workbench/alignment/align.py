@@ -62,15 +62,13 @@ def align(
 ) -> Alignment:
     """Align a judge with human labels and prove it on pairs that nothing was learned from.
 
-    The pairs are split into train, dev and test, and a preflight table says what will happen. The
-    optimizer learns on train and selects on dev. Original and proposed judge are then scored once
-    on test, and the proposed judge is taken only if it passes the gate. The alignment is an MLflow
-    run, which begins before the test, so that each use of the held-out pairs is counted. Answers
-    are cached: the same call resumes an interrupted alignment and pays nothing twice.
+    The pairs are split into train, dev and test. The optimizer learns on train and selects on dev.
+    Original and proposed judge are then scored once on test, and the proposed one is taken only if
+    it passes the gate. The test is an MLflow run, so that each use of the held-out pairs is
+    counted. Answers are cached: the same call resumes an interrupted alignment.
 
-    A judge that was aligned before keeps, rewrites or drops its rules as newer labels demand.
-    These count four times as much as labels that it learned from before, and it is tested on
-    traces that it did not learn from.
+    Of a judge that was aligned before, labels that it learned from count a quarter of newer ones,
+    and it is tested on other traces.
 
     Parameters
     ----------
@@ -91,15 +89,14 @@ def align(
         Labels learned from at most, drawn by ``seed``, stratified, so that more include the fewer;
         None: all. The held-out pairs do not depend on it.
     budget
-        Model calls at most, or a `workbench.Budget`, for the first call, learning, and the held-out
-        test, for which its calls and a tenth more are reserved. When it is used up, `SIMBA` ends
-        with the best instructions so far, and any other optimizer with a `BudgetError`. None: the
-        budget that was given to `SIMBA`, if any; give only one of the two.
+        Model calls at most, or a `workbench.Budget`, for all of it. What the held-out test takes is
+        reserved. When the rest is used up, `SIMBA` ends with the best instructions so far, and any
+        other optimizer with a `BudgetError`. None: the budget of the given `SIMBA`, if any.
     gate
-        ``"better"``: agreement on test must rise; ``"significant"``: and the rise must be
-        significant at 5 % by McNemar's test; ``"none"``: the proposed judge is taken as it is.
-        The first two also reject a judge that is no better than always giving one value, or that
-        gave no usable verdict on more than 5 % of the test.
+        ``"better"``: agreement on test must rise; ``"significant"``: and be significant at 5 % by
+        McNemar's test; ``"none"``: the proposed judge is taken as it is. The first two also reject
+        a judge that is no better than always giving one value, or that gave no usable verdict on
+        more than 5 % of the test.
     max_failure_share
         Share of lost answers of one kind, in [0, 1], above which the optimizer is stopped. None is
         0.05, or a given `SIMBA`'s own.
@@ -187,10 +184,7 @@ def learn(
     progress: bool = False,
     reflection_base_url: str | None = None,
 ) -> Learned:
-    """Let the optimizer learn on train and select on dev; what the test takes is kept back.
-
-    ``reflection_base_url`` is for optimizers other than `SIMBA`, which has its own.
-    """
+    """Let the optimizer learn on train and select on dev; what the test takes is kept back."""
     share = Settings.max_failure_share if max_failure_share is None else max_failure_share
     with budget.keeping(**to_keep(data, probe, optimizer)):
         if not isinstance(optimizer, SIMBA):
@@ -226,14 +220,11 @@ def _by_simba(data: AlignmentData, simba: SIMBA, budget: Budget) -> Learned:
         budget=budget,
     )
     found: Any = simba.last
-    notes = list(found.notes)
-    if found.failures or found.reflection_failures:
-        notes.append(
-            f"While learning, {counted(found.failures, 'verdict')} and "
-            f"{counted(found.reflection_failures, 'reflection')} failed or could not be read. They "
-            "counted neither for nor against any candidate; the same call asks for them again."
-        )
-    learned: Learned = replace(found, judge=proposed, notes=tuple(notes))
+    lost = f"{counted(found.failures, 'verdict')} and "
+    lost += f"{counted(found.reflection_failures, 'reflection')} failed or could not be read"
+    note = f"While learning, {lost}; they count neither for nor against any candidate."
+    any_lost = bool(found.failures or found.reflection_failures)
+    learned: Learned = replace(found, judge=proposed, notes=(*found.notes, *[note] * any_lost))
     return learned
 
 
@@ -305,16 +296,12 @@ def alignment_improvement(
     questions = [(judge, item.example, 0) for item in items for judge in (original, aligned)]
     with AnswerCache() as cache, Runner(cache=cache, proven=True) as runner:
         bar = "judging with both judges" if progress else None
-        verdicts = iter(judge_many(questions, runner, scale=scale, progress=bar))
+        verdicts = judge_many(questions, runner, scale=scale, progress=bar)
     rated = [
         (one.value == item.label, two.value == item.label)
-        for item, one, two in zip(items, verdicts, verdicts, strict=True)
+        for item, one, two in zip(items, verdicts[::2], verdicts[1::2], strict=True)
         if usable(one, scale) and usable(two, scale)
     ]
     before, after = pd.DataFrame(rated, columns=["one", "two"], dtype=float).mean().tolist()
-    return {
-        "original_accuracy": before,
-        "aligned_accuracy": after,
-        "improvement": after - before,
-        "n": len(rated),
-    }
+    found = {"original_accuracy": before, "aligned_accuracy": after, "improvement": after - before}
+    return {**found, "n": len(rated)}

@@ -45,15 +45,14 @@ class Certificate(Result):
     ----------
     passed
         Whether the lower end of each figure's interval is above its threshold, and the judge gave
-        a usable verdict on 95 % of the items: one that answers only where it is sure flatters
-        itself.
+        a usable verdict on 95 % of the items.
     table
         Index figure; ``value``, ``low``, ``high``, ``n`` items, ``threshold``, ``passed``.
     n, confidence
         Items, none of which the judge is known to have learned from, and that of the intervals.
     looks
-        The largest number of judges that one of the items has scored so far, this judge
-        included. None where it is not known which judge gave the verdicts.
+        The largest number of judges that one item has scored so far, this one included; None where
+        it is not known which judge gave the verdicts.
     fingerprint, dataset_digest
         Of the judge, "" where not known, and of the items with their labels.
     notes
@@ -101,13 +100,11 @@ def certify(
 ) -> Certificate:
     """Tell whether a judge agrees with people as well as demanded, beyond the luck of the sample.
 
-    It passes where the lower end of every interval is above its threshold. All of them must be,
-    so that demanding several makes passing by luck no easier.
-
-    Of an alignment, the held-out test of ``.judge`` counts; of pairs, all but those that an
-    alignment in this store has learned from. Items that were used to score several judges flatter
-    the best of these, so the uses are counted, by content: those by `align` and
-    `compare_optimizers`, and those by this function, which logs each new one as an MLflow run.
+    It passes where the lower end of every interval is above its threshold. Of an alignment, the
+    held-out test of ``.judge`` counts; of pairs, all but those that an alignment in this store has
+    learned from. Items that were used to score several judges flatter the best of these, so the
+    uses are counted, by content: those by `align` and `compare_optimizers`, and those by this
+    function, which logs each new one as an MLflow run.
 
     Parameters
     ----------

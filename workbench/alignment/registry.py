@@ -214,12 +214,12 @@ def history(name: str, *, experiment: str | None = None) -> pd.DataFrame:
     -------
     DataFrame
         ``version``; ``registered_at`` (UTC); ``fingerprint`` and that of the ``parent`` it was
-        aligned from; ``status`` of the alignment, and ``headline``, the same with "(uncertain)"
-        where the gain may be luck; on its ``n`` held-out pairs, accuracy and kappa of the original
-        (``accuracy_before``) and of the proposed judge (``accuracy_after``), each with its
-        interval; ``optimizer``, ``seed``, ``dataset_digest``, ``split_digest``, ``model``,
-        ``calls``, ``reflection_calls``, ``tokens``, ``cost``, the MLflow ``run_id``, and
-        ``rolled_back_from``. What is not known is None, and an undefined statistic nan.
+        aligned from; ``status`` and ``headline`` of the alignment; on its ``n`` held-out pairs,
+        accuracy and kappa of the original (``accuracy_before``) and of the proposed judge
+        (``accuracy_after``), each with its interval; ``optimizer``, ``seed``, ``dataset_digest``,
+        ``split_digest``, ``model``, ``calls``, ``reflection_calls``, ``tokens``, ``cost``, the
+        MLflow ``run_id``, and ``rolled_back_from``. What is not known is None, and an undefined
+        statistic nan.
 
     Raises `RegistryError` for an unknown name.
     """

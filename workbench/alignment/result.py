@@ -42,13 +42,13 @@ class Alignment:
         One row per candidate (see `workbench.simba.candidate.Learned`), and learned rule -> ids
         of the train traces that it was made from; empty for other optimizers.
     looks
-        The largest number of judges that one held-out item has scored so far, this judge
-        included; 0 where nothing was tested.
+        The largest number of judges that one held-out item has scored so far, this one included; 0
+        where nothing was tested.
     calls, reflection_calls, usage
-        What was spent, the held-out test included. Embeddings of other optimizers count as
-        reflection calls while they learn, and those of their judge in the test as its calls.
-        ``usage`` has the tokens ``read`` and ``written``, those ``repeated`` from the
-        server's prompt cache, and the ``cost`` in US dollars; None where not known.
+        What was spent, the held-out test included: requests of judges, those of reflection (and
+        embeddings while other optimizers learn), and the tokens ``read`` and ``written``, those
+        ``repeated`` from the server's prompt cache, and the ``cost`` in US dollars; None where not
+        known.
     usd_per_1000
         US dollars that 1,000 judgements of the proposed judge cost, by the tokens of the held-out
         test, without embeddings; None where not known.
@@ -117,12 +117,11 @@ class Alignment:
     def figures(self) -> dict[str, Any]:
         """Return what alignments are compared by, as plain values by name (see `record`).
 
-        ``result`` is the headline. ``before`` and ``after`` are accuracies on the ``n`` held-out
-        pairs, each with the ends of its interval (``_low``, ``_high``), as the kappas are, and on
-        numeric scales the mean distances (``before_mean_distance``), by which the gate goes there.
-        ``labels`` were learned from. ``baseline`` is the accuracy of always giving the most
-        frequent label, and ``ceiling`` the agreement of people with each other, on contested items
-        too.
+        ``result`` is the headline, ``labels`` were learned from. ``before`` and ``after`` are
+        accuracies on the ``n`` held-out pairs with the ends of their intervals (``_low``,
+        ``_high``), as are the kappas, and on numeric scales the mean distances
+        (``before_mean_distance``). ``baseline`` is the accuracy of always giving the most frequent
+        label, and ``ceiling`` the agreement of people with each other, on contested items too.
         """
         found: dict[str, Any] = {
             "result": self.headline,
@@ -190,16 +189,15 @@ class OptimizerComparison:
     Attributes
     ----------
     table
-        A row a judge: the original, the majority label, few-shot and each optimizer, in this
-        order. The columns are ``status``; ``accuracy`` with ``low`` and ``high``, its Wilson
-        interval; ``kappa`` with ``kappa low`` and ``kappa high``, and on ordered scales ``mean
-        distance``, with its ends alike; ``n`` held-out items rated. Against the original: ``fixed``
-        and ``broken`` items, ``p`` (McNemar's exact test, by which ``gate="significant"`` goes) and
-        ``p adjusted`` for the number of judges tested (Holm). What learning took: ``judge calls``,
-        ``reflection calls``, ``embedding calls`` (requests, retries included), ``known`` answers
-        from the cache, ``seconds``, ``tokens``, ``cost`` in US dollars. What a later judgement
-        takes: ``later calls``, and ``later tokens`` (mean of the held-out items, without
-        embeddings). Finally ``reason``. nan where unknown or undefined.
+        A row a judge: the original, the majority label, few-shot and each optimizer. ``status``;
+        ``accuracy`` with its interval (``low``, ``high``), ``kappa`` and, on ordered scales, ``mean
+        distance`` with theirs; ``n`` held-out items rated. Against the original: ``fixed`` and
+        ``broken`` items, ``p`` (McNemar's exact test) and ``p adjusted`` for the number of judges
+        tested (Holm). What learning took: ``judge calls``, ``reflection calls``, ``embedding
+        calls`` (requests, retries included), ``known`` answers from the cache, ``seconds``,
+        ``tokens``, ``cost`` in US dollars. What a later judgement takes: ``later calls``, and
+        ``later tokens`` (mean of the held-out items, without embeddings). Finally ``reason``. nan
+        where unknown or undefined.
     judges, comparisons, tested
         Name -> the judge; and, unless it is the original once more, its comparison with that and
         the held-out pairs with its usable verdicts.
