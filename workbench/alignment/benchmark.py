@@ -117,8 +117,6 @@ def compare_optimizers(
         shown = [one.settings.max_examples for one in by_name.values() if isinstance(one, SIMBA)]
         count = max(shown, default=0) or Settings.max_examples
         bench.add("few-shot", lambda: Learned(_few_shot(data, count)))
-        if optimizers is None and embedding_model is None:
-            bench.notes.append(f"{MEMALIGN} did not take part: it needs embedding_model=.")
         for name, optimizer in by_name.items():
             if progress:
                 reached = reached_models(judge, optimizer, reflection_base_url)
@@ -186,17 +184,10 @@ class _Benchmark:
                 row["later calls"] += 1
             if name not in REFERENCES:
                 status, reason = decide(self.gate, tested, split.train, learned.stopped)
-                row |= {
-                    "status": status,
-                    "reason": reason,
-                    "judge calls": learned.judge_calls,
-                    "reflection calls": learned.reflection_calls,
-                    "embedding calls": learned.embedding_calls,
-                    "known": learned.known,
-                    "seconds": seconds,
-                    "tokens": learned.usage.tokens or None,
-                    "cost": learned.usage.cost,
-                }
+                row |= {"status": status, "reason": reason, "seconds": seconds}
+                row |= {"tokens": learned.usage.tokens or None, "cost": learned.usage.cost}
+                for count in ("judge_calls", "reflection_calls", "embedding_calls", "known"):
+                    row[count.replace("_", " ")] = getattr(learned, count)
             numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
             metrics = {re.sub(r"\W+", "_", key): value for key, value in numbers.items()}
             log_figures(row["status"], metrics)

@@ -8,7 +8,6 @@ to such names to the real model. Code that runs beside it uses other names and i
 from __future__ import annotations
 
 import asyncio
-import copy
 import functools
 import json
 import re
@@ -128,18 +127,17 @@ def _with_consensus(pairs: Pairs) -> Iterator[Trace]:
     """Yield the traces with one human label: the consensus that the judge is tested on as well."""
     rows = pairs.table.set_index("trace_id")
     for trace in fetch_traces(pairs.trace_ids) if len(pairs) else ():
-        row = rows.loc[trace.info.trace_id]
+        row, info = rows.loc[trace.info.trace_id], trace.info
         label = Feedback(
             name=pairs.name,
             value=row["human"],
             rationale=row["human_rationale"] or None,
             source=AssessmentSource(source_type="HUMAN", source_id="consensus"),
-            trace_id=trace.info.trace_id,
+            trace_id=info.trace_id,
         )
-        info = copy.copy(trace.info)
         others = [a for a in info.assessments if a.name != pairs.name or a.expectation is not None]
         info.assessments = [*others, label]
-        yield Trace(info, trace.data)
+        yield trace
 
 
 @contextmanager
@@ -178,11 +176,7 @@ def metering(
 
 
 class Meter:
-    """The requests of one optimizer to models of three kinds: judge, reflection, embedding.
-
-    Once the budget is spent, or far too many answers are lost, every request fails at once.
-    ``requests`` counts by kind what was sent, retries included.
-    """
+    """The requests of one optimizer to models of three kinds: judge, reflection, embedding."""
 
     def __init__(
         self,
@@ -197,12 +191,12 @@ class Meter:
         self.judge, self.runner, self.scale, self.dimensions = judge, runner, scale, dimensions
         self.max_failure_share, self.reflection_base_url = max_failure_share, reflection_base_url
         self.id = uuid.uuid4().hex[:12]
-        self.requests: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()  # by kind, retries included
         self.answers: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
         self.faults: dict[str, Fault] = {}  # the last of each kind
         self.cached = 0
-        self.ended = threading.Event()
+        self.ended = threading.Event()  # then every request fails at once
         self._exhausted, self._schema_refused = "", False
         self._samples: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -230,14 +224,14 @@ class Meter:
         """Return litellm's answer to a chat, or raise an error that nobody retries."""
         import litellm
 
-        # Optimizers may reflect with the judge's model. MLflow asks for verdicts by a schema, until
-        # the model has refused one.
+        # Optimizers may reflect with the judge's model. MLflow asks for verdicts by a schema.
         schema = json.dumps(params.get("response_format"), default=str)
         verdict = self._schema_refused or ('"result"' in schema and '"rationale"' in schema)
         kind = "judge" if kind == "judge" and verdict else "reflection"
         base_url, headers, judge_params = self.endpoint(kind, model)
         question = {**params, **judge_params} if kind == "judge" else params
-        question = {k: v for k, v in question.items() if k not in _TRANSPORT}
+        of_transport = ("api_key", "timeout", "max_retries")
+        question = {k: v for k, v in question.items() if k not in of_transport}
         question["messages"] = [m if isinstance(m, dict) else m.model_dump() for m in messages]
         way: dict[str, Any] = {"timeout": ANSWER_SECONDS, "drop_params": kind == "judge"}
         way |= {"max_retries": 0, "num_retries": 0, **reached_by(base_url, headers, judge_params)}
@@ -350,9 +344,6 @@ class Meter:
                     "key, endpoint and quota. The judge stays as it was; paid answers are kept."
                 ) from None
 
-
-# Parameters that do not belong to the question.
-_TRANSPORT: Final = ("api_key", "timeout", "max_retries")
 
 _METERS: dict[str, Meter] = {}  # by id
 

@@ -95,16 +95,7 @@ def split_pairs(
     barred = here & (lineage.seen if len(here - lineage.seen) >= 10 else lineage.learned)
     # Of the traces that may be tested on, so that some of these are left to learn from.
     share = size * (1 - len(barred) / len(pairs)) or size
-    try:
-        split = pairs.split(test_size=share, seed=seed, groups=group_of, never_test=barred)
-    except ArgumentError:
-        if not barred:
-            raise
-        raise TooFewPairsError(
-            "This judge was aligned on these traces before, and what a judge learned on is never "
-            "tested on. Label new traces and align with those as well, or align the judge that "
-            "it came from."
-        ) from None
+    split = pairs.split(test_size=share, seed=seed, groups=group_of, never_test=barred)
     return replace(split, groups=groups if isinstance(groups, str) else None)
 
 
@@ -123,17 +114,16 @@ def limited(split: Split, n_labels: int | None) -> Split:
     """Return the split with so many labels to learn from at most; more include the fewer."""
     if n_labels is None:
         return split
-    strata = {
-        trace_id: (name, str(label))
-        for name in ("train", "dev")
-        for trace_id, label in getattr(split, name).table[["trace_id", "human"]].to_numpy()
-    }
-    chosen = stratified_order(strata, split.seed)[:n_labels]
-    used = f"{len(chosen)} of {len(strata)} labels that could be learned from were used"
+    label_of = [
+        (trace_id, (part, str(label)))
+        for part, pairs in (("train", split.train), ("dev", split.dev))
+        for trace_id, label in zip(pairs.trace_ids, pairs.table["human"], strict=True)
+    ]
+    chosen = stratified_order(dict(label_of), split.seed)[:n_labels]
+    used = f"{len(chosen)} of {len(label_of)} labels that could be learned from were used"
     notes = (*split.notes, f"{used} (n_labels={n_labels}).")
-    return replace(
-        split, train=split.train.subset(chosen), dev=split.dev.subset(chosen), notes=notes
-    )
+    train, dev = split.train.subset(chosen), split.dev.subset(chosen)
+    return replace(split, train=train, dev=dev, notes=notes)
 
 
 @dataclass(frozen=True)

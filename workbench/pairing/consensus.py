@@ -52,20 +52,22 @@ def read_label(
     ties: str,
     decision: Decision | None = None,
 ) -> HumanLabel:
-    """Return the consensus of one trace's labels (see `pair`), or what a ``decision`` says.
+    """Return the consensus of one trace's labels, as in `pair`, or what was decided.
 
     A decision replaces what a rule makes of the votes, but not a named annotator's label.
     """
     votes, off_scale = read_votes(labels, scale)
     read = HumanLabel(votes={one.annotator: v for one, v in votes}, outside=len(off_scale))
-    if consensus in RULES and decision is not None:
-        return _decided(read, votes, scale, decision)
+    by = ""
     if consensus not in RULES:
+        by = f" by {consensus}"
         labels = [label for label in labels if label.annotator == consensus]
         votes = [(label, v) for label, v in votes if label.annotator == consensus]
+    elif decision is not None:
+        return _decided(read, votes, scale, decision)
     counted = [(label, v) for label, v in votes if v is not ABSTAIN]
     if not labels:
-        return replace(read, fault="no label" + f" by {consensus}" * (consensus not in RULES))
+        return replace(read, fault=f"no label{by}")
     if not counted:
         errors = [off_scale[one.annotator] for one in labels if one.annotator in off_scale]
         why = f"label outside the scale: {errors[0]}" if errors else "annotators abstained"

@@ -1,8 +1,4 @@
-"""`pair`: a judge's verdicts are joined with the human labels under its name.
-
-Only valid assessments count. Names match exactly. Every trace that makes no pair is listed
-in `Pairs.excluded` with its reason, and the order in which assessments arrived never matters.
-"""
+"""`pair`: a judge's verdicts are joined with the human labels under its name."""
 
 from __future__ import annotations
 
