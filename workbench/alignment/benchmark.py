@@ -113,10 +113,7 @@ def compare_optimizers(
     with run as run_id:
         bench = _Benchmark(data, gate, concurrency_of(*by_name.values()))
         probe = probed(data, data.split.train)
-        # As many examples as SIMBA's, so that more of them are not what decides.
-        shown = [one.settings.max_examples for one in by_name.values() if isinstance(one, SIMBA)]
-        count = max(shown, default=0) or Settings.max_examples
-        bench.add("few-shot", lambda: Learned(_few_shot(data, count)))
+        bench.add("few-shot", lambda: Learned(_few_shot(data)))
         for name, optimizer in by_name.items():
             if progress:
                 reached = reached_models(judge, optimizer, reflection_base_url)
@@ -292,13 +289,13 @@ def named_optimizers(
     return found
 
 
-def _few_shot(data: AlignmentData, count: int) -> Judge:
-    """Return the judge with ``count`` labelled items of train as examples, the labels in turn."""
+def _few_shot(data: AlignmentData) -> Judge:
+    """Return the judge with as many items of train as SIMBA shows, the labels in turn."""
     judge, split = data.judge, data.split
     items = [case.item for case in labelled_cases(split.train, data)]
     # By content, so that the same items are shown in every store.
     items.sort(key=lambda item: item_digest(item.example))
-    drawn = sample(items, count, random.Random(split.seed))
+    drawn = sample(items, Settings.max_examples, random.Random(split.seed))
     shown = [WorkedExample.of(item, judge_fields(judge)) for item in drawn]
     base = Candidate(options(judge)["instructions"])
     return with_instructions(judge, base.with_examples(shown, len(shown)).text)

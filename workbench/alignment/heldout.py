@@ -32,11 +32,11 @@ from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.joining import pair
 from workbench.pairing.pairs import Pairs, Split
-from workbench.pairing.splits import Groups, default_groups, groups_of, joined, stratified_order
+from workbench.pairing.splits import Groups, default_groups, groups_of, stratified_order
 from workbench.simba.candidate import Candidate
 from workbench.simba.selection import usable
 from workbench.simba.settings import MINIMUM_LABELS
-from workbench.store.traces import Example, examples, item_digest
+from workbench.store.traces import Example, examples
 
 MOST_LOST = 0.05  # share without a usable verdict above which a judge is not better for the others
 
@@ -89,7 +89,6 @@ def split_pairs(
     """Split into train, dev and test, without what the judge learned from before in test."""
     items = [by_id[i] for i in pairs.trace_ids]
     group_of = default_groups(items) if groups is None else groups_of(pairs.table, groups)
-    group_of = joined(group_of, {item.trace_id: item_digest(item) for item in items})
     here = set(pairs.trace_ids)
     # Nor is it tested again where it was chosen for doing well, if enough traces are fresh.
     barred = here & (lineage.seen if len(here - lineage.seen) >= 10 else lineage.learned)

@@ -124,12 +124,10 @@ def stratified(
         parts[best] += members[group]
     empty = [name for name in shares if not parts[name]]
     if empty:
-        learned = (
-            " that no judge on the way to this one learned from" if any(closed.values()) else ""
-        )
+        why = " that no judge before this one learned from" if any(closed.values()) else ""
         raise ArgumentError(
             f"{len(label_of)} pairs in {counted(len(members), 'group')} cannot be split into "
-            f"{len(shares)} parts: nothing{learned} is left for {empty[0]}. Label more, or group by "
+            f"{len(shares)} parts: nothing{why} is left for {empty[0]}. Label more, or group by "
             "something finer."
         )
     return {name: sorted(ids) for name, ids in parts.items()}
