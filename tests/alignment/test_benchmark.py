@@ -106,12 +106,8 @@ def test_few_shot_shows_train_items_of_each_label_as_the_seed_draws_them(judge: 
 
 
 def test_a_later_judgement_is_measured(judge: Any) -> None:
-    """Calls, and words of prompt more than the original's, of one judgement with each judge."""
+    """None is needed for the majority label."""
     found = run(judge, Proposing(CURED))
-    words = len(CURED.split()) - len(TEXT.split())
-    assert found.table.loc["Proposing", "words more"] == words
-    assert found.table.loc["original", "words more"] == 0
-    assert found.table.loc["few-shot", "words more"] > 0
     assert set(found.table["later calls"]) == {0, 1}
 
 
@@ -130,7 +126,7 @@ def test_the_workbenchs_simba_learns_in_the_comparison(judge: Any) -> None:
 def test_who_is_best_is_claimed_only_where_a_test_tells_them_apart(judge: Any) -> None:
     """Two equal judges cannot be told apart, and the table's text says so."""
     found = run(judge, Proposing(CURED), Proposing(CURED))
-    assert "cannot be told" in found.conclusion
+    assert "cannot be told from" in found.conclusion
     assert found.conclusion in repr(found)
     assert "the likelier that one looks better by luck" in repr(found)
     tested = found.table.loc[["few-shot", "Proposing", "Proposing (2)"]]
@@ -175,11 +171,11 @@ def test_judges_are_told_apart_on_the_items_that_both_rated() -> None:
     """A verdict that is lost is neither right nor wrong, and the others still tell."""
     right, half = ["yes", "no"] * 10, ["no", "yes"] * 5 + ["yes", "no"] * 5
     pairs = make_pairs(right, half)
-    told = "good has the highest accuracy, 1.000, and McNemar's test tells it"
+    told = "good has the best accuracy, 1.000, and differs from each"
     assert beside(pairs, original=half, good=[None, *right[1:]]).startswith(told)
     few = [*right[:5], *[None] * 15]
-    assert "does not tell it from half" in beside(pairs, half=half, few=few)
-    assert "does not tell it from half" in beside(pairs, half=[*[None] * 5, *half[5:]], few=few)
+    assert "cannot be told from half" in beside(pairs, half=half, few=few)
+    assert "cannot be told from half" in beside(pairs, half=[*[None] * 5, *half[5:]], few=few)
 
 
 def test_judges_of_numbers_are_ranked_by_distance() -> None:
@@ -188,8 +184,8 @@ def test_judges_of_numbers_are_ranked_by_distance() -> None:
     pairs = make_pairs(labels, labels, Scale("numeric"))
     near, far = [v + 0.1 for v in labels], [labels[0], *(v + 5 for v in labels[1:])]
     found = beside(pairs, far=far, near=near)
-    assert found.startswith("near has the lowest mean distance")
-    assert "and the sign test tells it from each of the others" in found
+    assert found.startswith("near has the best mean distance")
+    assert "and differs from each of the others" in found
 
 
 def test_the_comparison_is_a_run_with_its_table(judge: Any) -> None:

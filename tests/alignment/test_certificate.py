@@ -144,17 +144,16 @@ def test_a_judge_that_answers_only_where_it_is_sure_does_not_pass() -> None:
 # -- on a store -----------------------------------------------------------------------------
 
 
-def test_of_an_alignment_the_held_out_test_counts(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_an_alignment_the_held_out_test_counts(store: str) -> None:
     """The aligned judge where it was taken, the original where it was not, each look counted."""
     judge = biased_judge()
     labelled(60, judge)
     alignment = workbench.align(judge, None, Proposing(CURED), progress=False)
     checks = alignment.preflight.set_index("check")["finding"]
     # Its 24 items are 12 questions with two answers each.
-    assert checks["accuracy that test can show"] == "above 0.76 if all are right"
-    assert checks["improvement that test can show"].startswith("58% of 12 groups of items or more")
+    assert checks["improvement that test can show"].startswith(
+        "58% of 12 independent items or more"
+    )
     found = workbench.certify(alignment, accuracy=0.5)
     assert (found.n, found.looks) == (len(alignment.split.test), 1)
     assert found.table.loc["accuracy", "value"] == alignment.after.accuracy
@@ -163,15 +162,6 @@ def test_of_an_alignment_the_held_out_test_counts(
     runs = len(mlflow.search_runs())
     again = workbench.certify(alignment, accuracy=0.5)  # the same look, which align has counted
     assert (again.looks, len(mlflow.search_runs())) == (1, runs)
-
-    def locked(**_: Any) -> None:
-        raise OSError("database is locked")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(mlflow, "search_runs", locked)
-        unknown = workbench.certify(alignment, accuracy=0.5)
-    assert unknown.looks is None
-    assert "database is locked" in unknown.notes[-1]
 
     other = workbench.align(judge, None, Proposing(WORSE), progress=False)
     assert other.status == "rejected"

@@ -34,7 +34,7 @@ from workbench.pairing.splits import Groups
 from workbench.scale import Scale, scale_of
 from workbench.store.traces import Example, examples, fetch_traces
 
-OF_BINARY = ("sensitivity", "specificity")
+OF_BINARY = {"sensitivity": "false negative rate", "specificity": "false positive rate"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -263,19 +263,14 @@ def _looks(pairs: Pairs, by_id: Mapping[str, Example], passed: bool) -> int:
 
 
 def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:
-    rows = []
-    for name, threshold in least.items():
-        n = measured.n
-        if name in OF_BINARY:
-            side = int(name == "sensitivity")
-            value, wrong = measured.figures[f"false {('positive', 'negative')[side]} rate"]
-            value, interval = 1 - value, Interval(1 - wrong.high, 1 - wrong.low)
-            n = int(measured.confusion.to_numpy()[side].sum())
-        else:
-            value, interval = getattr(measured, name), getattr(measured, f"{name}_interval")
-        rows.append((name, value, *interval, n, threshold, interval.low > threshold))
-    columns = ["figure", "value", "low", "high", "n", "threshold", "passed"]
-    return pd.DataFrame(rows, columns=columns).set_index("figure")
+    found = measured.table[["value", "low", "high", "n"]].astype(float)
+    found = found.rename(index={f"kappa ({measured.weights})": "weighted_kappa"})
+    for name, wrong in OF_BINARY.items():
+        if wrong in found.index:
+            value, low, high, n = found.loc[wrong]
+            found.loc[name] = [1 - value, 1 - high, 1 - low, n]
+    table = found.loc[list(least)].astype({"n": int}).assign(threshold=list(least.values()))
+    return table.assign(passed=table["low"] > table["threshold"]).rename_axis("figure")
 
 
 def _why(name: Any, row: pd.Series[Any]) -> str:

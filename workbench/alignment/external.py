@@ -87,10 +87,10 @@ def propose(
             meter.raise_for_losses(who)
             raise
         meter.raise_for_losses(who)
-    notes = [
-        f"{who}: {lost} {kind} answers were lost or could not be used."
-        for kind, lost in meter.lost.items()
-    ]
+    notes = []
+    for kind, lost in meter.lost.items():
+        wanted = lost + meter.answers[kind]
+        notes.append(f"{who}: {lost} of {wanted} {kind} answers were lost or could not be used.")
     named = (getattr(optimizer, name) for name in compat.models_of_optimizer(optimizer))
     notes += [
         f"{who}: requests to {model} were neither counted nor held to the budget."

@@ -217,7 +217,7 @@ class OptimizerComparison:
     seconds: float
     notes: tuple[str, ...]
     tested: Mapping[str, Pairs]
-    run_id: str
+    run_id: str = ""
 
     @property
     def seed(self) -> int:
