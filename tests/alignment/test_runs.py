@@ -58,9 +58,9 @@ def test_an_interrupted_run_says_how_it_ended(store: str) -> None:
 
     def interrupted() -> None:
         with logged_run("test", data(), judge("ä"), seed=3):
-            raise ValueError
+            raise KeyboardInterrupt
 
-    with pytest.raises(ValueError):
+    with pytest.raises(KeyboardInterrupt):
         interrupted()
     (logged,) = mlflow.search_runs(output_format="list")
     assert logged.info.status == "FAILED"
