@@ -36,8 +36,7 @@ from workbench.models.budget import Budget, usd_per_1000
 from workbench.models.cache import AnswerCache
 from workbench.models.recording import replayed
 from workbench.models.runner import Runner
-from workbench.pairing.pairs import dataset_digest
-from workbench.pairing.splits import Groups
+from workbench.pairing.pairs import Groups, dataset_digest
 from workbench.simba.candidate import Learned
 from workbench.simba.optimizer import SIMBA, labelled_items
 from workbench.simba.selection import usable

@@ -34,7 +34,7 @@ from workbench.judging.judge import fingerprint, with_instructions
 from workbench.metrics.comparison import Comparison, compare
 from workbench.metrics.intervals import adjusted
 from workbench.models.budget import UNPAID, Budget
-from workbench.pairing.splits import Groups
+from workbench.pairing.pairs import Groups
 from workbench.simba.candidate import Candidate, Learned, WorkedExample
 from workbench.simba.items import judge_fields, sample
 from workbench.simba.optimizer import SIMBA

@@ -27,10 +27,8 @@ from workbench.judging.verdicts import why_unusable
 from workbench.metrics.agreement import Agreement, agreement, without_contested
 from workbench.metrics.intervals import Interval, Result, check_confidence, figure
 from workbench.models.budget import Budget
-from workbench.pairing.consensus import decisions_by_trace, labels_by_trace
-from workbench.pairing.joining import pair
-from workbench.pairing.pairs import Pairs, dataset_digest
-from workbench.pairing.splits import Groups
+from workbench.pairing.joining import decisions_by_trace, labels_by_trace, pair
+from workbench.pairing.pairs import Groups, Pairs, dataset_digest
 from workbench.scale import Scale, scale_of
 from workbench.store.traces import Example, examples, fetch_traces
 

@@ -31,8 +31,14 @@ from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.joining import pair
-from workbench.pairing.pairs import Pairs, Split
-from workbench.pairing.splits import Groups, default_groups, groups_of, stratified_order
+from workbench.pairing.pairs import (
+    Groups,
+    Pairs,
+    Split,
+    default_groups,
+    groups_of,
+    stratified_order,
+)
 from workbench.simba.candidate import Candidate
 from workbench.simba.selection import usable
 from workbench.simba.settings import MINIMUM_LABELS

@@ -14,7 +14,7 @@ from mlflow.genai.label_schemas import LabelSchema
 from workbench.errors import ArgumentError, ScaleError
 from workbench.formatting import storable
 from workbench.judging.verdicts import recorded_verdicts
-from workbench.pairing.consensus import observed_scale
+from workbench.pairing.joining import observed_scale
 from workbench.scale import ABSTAIN, Scale, is_abstention, scale_of
 from workbench.store.rubrics import RubricHistory
 from workbench.store.schemas import asks_for_feedback, find_schema

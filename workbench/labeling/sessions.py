@@ -35,7 +35,7 @@ from workbench.labeling.review_queue import ReviewQueue
 from workbench.labeling.session import Message, Session, problem
 from workbench.labeling.writer import Job, TraceStore, save, skip, take_back, write_once
 from workbench.pairing.adjudication import differences, disagreements, new_decision
-from workbench.pairing.consensus import known_scale
+from workbench.pairing.joining import known_scale
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import now_ms
 from workbench.store.database import store_message

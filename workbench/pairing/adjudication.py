@@ -15,7 +15,7 @@ from mlflow.genai.judges import Judge
 
 from workbench.errors import ScaleError
 from workbench.formatting import excerpt, html_table
-from workbench.pairing.consensus import (
+from workbench.pairing.joining import (
     decisions_by_trace,
     known_scale,
     labels_by_trace,

@@ -68,13 +68,13 @@ from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
-from workbench.pairing.consensus import (
+from workbench.pairing.joining import (
     decisions_by_trace,
     known_scale,
     labels_by_trace,
     read_label,
 )
-from workbench.pairing.splits import default_groups, stratified
+from workbench.pairing.pairs import default_groups, stratified
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate, Learned
 from workbench.simba.forecast import forecast
