@@ -14,10 +14,9 @@ from mlflow.genai.label_schemas import LabelSchema
 from workbench.errors import ArgumentError, ScaleError
 from workbench.formatting import storable
 from workbench.judging.verdicts import recorded_verdicts
-from workbench.pairing.joining import observed_scale
 from workbench.scale import ABSTAIN, Scale, is_abstention, scale_of
 from workbench.store.rubrics import RubricHistory
-from workbench.store.schemas import asks_for_feedback, find_schema
+from workbench.store.schemas import asks_for_feedback, find_schema, observed_scale
 from workbench.vocabulary import as_text, is_missing, is_several
 
 _ABSTENTIONS = ("N/A", "can't judge", "not applicable", "abstain")

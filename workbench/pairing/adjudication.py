@@ -15,13 +15,7 @@ from mlflow.genai.judges import Judge
 
 from workbench.errors import ScaleError
 from workbench.formatting import excerpt, html_table
-from workbench.pairing.joining import (
-    decisions_by_trace,
-    known_scale,
-    labels_by_trace,
-    name_of,
-    read_votes,
-)
+from workbench.pairing.joining import decisions_by_trace, labels_by_trace, read_votes
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import (
     assessment_id,
@@ -42,7 +36,7 @@ from workbench.store.labels import (
     has_mark,
 )
 from workbench.store.rubrics import rubric_history
-from workbench.store.schemas import schema_scale
+from workbench.store.schemas import known_scale, name_of, schema_scale
 from workbench.store.tables import check_text, read_rating
 from workbench.store.traces import fetch_traces, previews
 

@@ -6,8 +6,7 @@ labels off the scale have none. Where a trace was adjudicated, the decision repl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from statistics import multimode
@@ -35,8 +34,7 @@ from workbench.judging.verdicts import (
     where,
 )
 from workbench.pairing.pairs import COLUMNS, Pairs
-from workbench.scale import ABSTAIN, Scale, scale_of
-from workbench.store.database import ExperimentId
+from workbench.scale import ABSTAIN, Scale
 from workbench.store.labels import (
     Decision,
     Label,
@@ -46,9 +44,9 @@ from workbench.store.labels import (
     other_kinds,
     spellings,
 )
-from workbench.store.schemas import schema_scale
+from workbench.store.schemas import known_scale, name_of
 from workbench.store.traces import collector_paused, contents, fetch_traces, previews
-from workbench.vocabulary import folded, is_several
+from workbench.vocabulary import folded
 
 RULES = ("majority", "unanimous", "latest")
 
@@ -332,11 +330,6 @@ def _join_rationales(labels: Sequence[Label]) -> str:
     return " / ".join(dict.fromkeys(text for text in texts if text))
 
 
-def name_of(judge_or_name: Judge | str) -> str:
-    """Return the name under which verdicts and labels are stored."""
-    return judge_or_name if isinstance(judge_or_name, str) else str(judge_or_name.name)
-
-
 def labels_by_trace(traces: Sequence[Trace], name: str) -> dict[str, list[Label]]:
     """Return the valid labels under ``name``, one an annotator, by trace."""
     records = label_records(traces, name)  # in order of the traces
@@ -346,33 +339,3 @@ def labels_by_trace(traces: Sequence[Trace], name: str) -> dict[str, list[Label]
 def decisions_by_trace(traces: Sequence[Trace], name: str) -> dict[str, Decision]:
     """Return the latest decision under ``name``, by trace."""
     return {one.trace_id: one for one in decision_records(traces, name)}
-
-
-def known_scale(
-    judge_or_name: Judge | str, traces: Sequence[Trace], verdicts: Iterable[Any] = ()
-) -> Scale | None:
-    """Return the scale of the judge's type, else of its label schema, else of the values seen."""
-    name = name_of(judge_or_name)
-    experiments = {ExperimentId(trace.info.experiment_id) for trace in traces}
-    where = experiments.pop() if len(experiments) == 1 else None
-    typed = None if isinstance(judge_or_name, str) else scale_of(judge_or_name)
-    known = typed or schema_scale(name, experiment=where)
-    return known or observed_scale(name, traces, verdicts)
-
-
-def observed_scale(
-    name: str, traces: Sequence[Trace], verdicts: Iterable[Any] = ()
-) -> Scale | None:
-    """Return the scale of the single values of labels and decisions on the traces, and of the given
-    ``verdicts`` unless these would blur it. None where they make no scale.
-    """
-    given = (*label_records(traces, name), *decision_records(traces, name))
-    labelled = [one.value for one in given if not is_several(one.value)]
-    verdicts = [value for value in verdicts if not is_several(value)]
-    alone = both = None
-    with suppress(ScaleError):
-        alone = Scale.from_values(labelled)
-    with suppress(ScaleError):
-        both = Scale.from_values([*labelled, *verdicts])
-    blurred = both is None or (alone is not None and both.kind == "nominal" != alone.kind)
-    return alone if blurred else both

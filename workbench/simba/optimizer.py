@@ -68,12 +68,7 @@ from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
-from workbench.pairing.joining import (
-    decisions_by_trace,
-    known_scale,
-    labels_by_trace,
-    read_label,
-)
+from workbench.pairing.joining import decisions_by_trace, labels_by_trace, read_label
 from workbench.pairing.pairs import default_groups, stratified
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate, Learned
@@ -82,6 +77,7 @@ from workbench.simba.items import Case, Item, judge_fields
 from workbench.simba.reflector import Reflector
 from workbench.simba.search import Search
 from workbench.simba.settings import MINIMUM_LABELS, Settings
+from workbench.store.schemas import known_scale
 from workbench.store.traces import as_example, item_digest
 
 
