@@ -40,7 +40,6 @@ from workbench.models.offline import MODEL
 from workbench.models.offline.provider import answer
 from workbench.pairing.pairs import Pairs
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate
 from workbench.simba.forecast import most_calls
 from workbench.store.traces import Example, item_digest
 
@@ -753,15 +752,6 @@ def test_a_label_that_was_changed_is_as_new_as_any(store: str, judge: Any) -> No
     assert not set(learned) & set(second.split.test.trace_ids)
     assert {weights[i] for i in changed} == {1.0}
     assert {weights[i] for i in learned[9:]} == {0.25}
-
-
-def test_learned_rules_of_unknown_origin_are_told_of(store: str, judge: Any) -> None:
-    """Edited since, or aligned elsewhere: what it was learned on may be in the test."""
-    held = with_instructions(judge, Candidate(TEXT).with_rules(["Be strict."], "x").text)
-    labelled(20, held)
-    assert "These may be among the held-out" in " ".join(
-        workbench.align(held, progress=False).notes
-    )
 
 
 def test_items_that_are_imported_anew_are_known_by_their_content(store: str, judge: Any) -> None:

@@ -28,7 +28,6 @@ from workbench.errors import ArgumentError, TooFewPairsError
 from workbench.judging.judge import fingerprint, with_instructions
 from workbench.metrics.agreement import agreement
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate
 
 GOOD = [[190, 10], [15, 185]]  # specificity 190/200, sensitivity 185/200
 
@@ -227,18 +226,6 @@ def test_a_certificate_of_the_original_does_not_spoil_a_later_alignment(store: s
     workbench.assess(third, ids, progress=False)
     assert workbench.certify(workbench.pair(third), accuracy=0.1).looks == 3
     assert workbench.certify(alignment, accuracy=0.1).looks == 3
-
-
-def test_rules_of_unknown_origin_are_told_of(store: str) -> None:
-    """As those of a judge that was aligned in another store: no run says what it learned from."""
-    rule = "Rate it no unless it gives a number."
-    learned = with_instructions(biased_judge(), Candidate(TEXT).with_rules([rule], "").text)
-    labelled(20, learned)
-    workbench.register(learned)
-    found = check_registered(NAME, accuracy=0.1)
-    assert "no run in this store tells" in found.notes[0]
-    workbench.register(biased_judge())
-    assert "no run in this store" not in str(check_registered(NAME, accuracy=0.1))
 
 
 def test_a_wrong_demand_is_found_before_a_trace_is_judged(store: str, loopback: Any) -> None:

@@ -158,16 +158,14 @@ def test_missing_credentials_are_asked_for_by_name(
     assert options(loaded) == options(whole_judge())
 
 
-def test_mlflow_reads_the_same_version_and_the_difference_is_said(store: str) -> None:
+def test_mlflow_reads_the_same_version(store: str) -> None:
+    """Without what it has no place for."""
     judge = plain_judge(base_url="http://127.0.0.1:9/v1", description="d")
     registered = register(judge)
     theirs = get_scorer(name="quality", version=registered.version)
     assert theirs.instructions == judge.instructions
     assert theirs.model == judge.model
     assert theirs._base_url is None
-    assert "public address" in repr(registered)
-    assert "public address" in registered._repr_html_()
-    assert "public address" not in repr(register(plain_judge("Other {{ inputs }}.")))
     assert load_judge("quality", 1).scorer_version == theirs.scorer_version == 1
 
 

@@ -126,10 +126,9 @@ def compare_optimizers(
                 say("{}: {status}. {reason}".format(name, **bench.rows[name]))
         found = OptimizerComparison(
             bench.table(), bench.judges, bench.comparisons, data.pairs, data.split,
-            time.monotonic() - started, bench.all_notes(), bench.tested, run_id,
+            time.monotonic() - started, bench.all_notes(), run_id,
         )  # fmt: skip
         as_data = {"table": found.table.reset_index().astype(object), "notes": found.notes}
-        mlflow.set_tag("mlflow.note.content", found.conclusion)
         mlflow.log_metric("seconds", found.seconds)
         log_files({"comparison.csv": found.table.to_csv(), "comparison.json": plain(as_data)})
     return found
@@ -144,7 +143,6 @@ class _Benchmark:
         self.comparisons: dict[str, Comparison] = {}
         self.notes: list[str] = []
         test, seed = data.split.test, data.split.seed
-        self.tested = {"original": test}
         most = majority(data.split.train)
         constant = test.with_verdicts(dict.fromkeys(test.trace_ids, (most, "")), "majority")
         unknown = {"fixed": None, "broken": None, "p": None}
@@ -190,7 +188,7 @@ class _Benchmark:
             log_figures(row["status"], metrics)
         self.rows[name], self.judges[name] = row, judge
         if tested.after is not tested.before:  # else it is the original once more
-            self.comparisons[name], self.tested[name] = tested.comparison, tested.after
+            self.comparisons[name] = tested.comparison
         self.notes += [*learned.notes, *(f"{name}: {note}" for note in tested.notes)]
 
     def table(self) -> pd.DataFrame:

@@ -38,11 +38,6 @@ _LEFT_OUT: Final = (
     "base_url", "include_timing_in_conversation", "include_tool_calls_in_conversation", "timeout",
 )  # fmt: skip
 
-_WARNING: Final = (
-    "MLflow's registry stores neither base URL nor headers: loaded by MLflow's own get_scorer, "
-    "this judge talks to its provider's public address. workbench.load_judge gives it as it is."
-)
-
 
 @dataclass(frozen=True, repr=False)
 class Registered:
@@ -50,7 +45,7 @@ class Registered:
 
     ``new`` is False where the latest version was this very judge already. ``status`` and
     ``headline`` are those of the alignment that gave the judge ("" for a judge registered by
-    itself), ``warning`` is what to know before MLflow's own `get_scorer` is used.
+    itself).
     """
 
     name: str
@@ -59,14 +54,12 @@ class Registered:
     fingerprint: str
     status: str = ""
     new: bool = True
-    warning: str = ""
     headline: str = ""
 
     def __repr__(self) -> str:
         state = "new" if self.new else "was there already"
         status = f", alignment {self.headline or self.status}" if self.status else ""
-        text = f"{self.name!r} version {self.version} ({state}{status}). {self.warning}".rstrip()
-        return f"<Registered {text}>"
+        return f"<Registered {self.name!r} version {self.version} ({state}{status})>"
 
     def _repr_html_(self) -> str:
         return f"<div>{html_text(self)}</div>"
@@ -153,7 +146,6 @@ def _write(where: str, name: str, stored: _Stored, made: dict[str, Any]) -> Regi
         # judge.register() writes the same row, but has no place for what MLflow leaves out.
         written = json.dumps(stored.with_provenance(made))
         versions.append(TracingClient().store.register_scorer(where, name, written))
-    kept = {**stored.beside.get("options", {}), **stored.withheld}
     return Registered(
         name=name,
         version=int(versions[-1].scorer_version),
@@ -162,7 +154,6 @@ def _write(where: str, name: str, stored: _Stored, made: dict[str, Any]) -> Regi
         status=made.get("status", ""),
         new=new,
         headline=made.get("headline", ""),
-        warning=_WARNING if kept.get("base_url") or kept.get("headers") else "",
     )
 
 

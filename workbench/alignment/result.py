@@ -13,7 +13,7 @@ from workbench.alignment.runs import Status, log_figures, log_files
 from workbench.formatting import html_lines, html_table, html_text
 from workbench.metrics.agreement import Agreement
 from workbench.metrics.annotators import AnnotatorAgreement
-from workbench.metrics.comparison import Comparison, compare
+from workbench.metrics.comparison import Comparison
 from workbench.metrics.intervals import with_ends
 from workbench.models.budget import Usage
 from workbench.pairing.pairs import Pairs, Split
@@ -198,9 +198,8 @@ class OptimizerComparison:
         ``tokens``, ``cost`` in US dollars. What a later judgement takes: ``later calls``, and
         ``later tokens`` (mean of the held-out items, without embeddings). Finally ``reason``. nan
         where unknown or undefined.
-    judges, comparisons, tested
-        Name -> the judge; and, unless it is the original once more, its comparison with that and
-        the held-out pairs with its usable verdicts.
+    judges, comparisons
+        Name -> the judge; and, unless it is the original once more, its comparison with that.
     split
         What was learned from and tested on.
     notes
@@ -216,35 +215,12 @@ class OptimizerComparison:
     split: Split
     seconds: float
     notes: tuple[str, ...]
-    tested: Mapping[str, Pairs]
     run_id: str = ""
 
     @property
     def seed(self) -> int:
         """The seed of the split and of the optimizers."""
         return self.split.seed
-
-    @property
-    def conclusion(self) -> str:
-        """What the held-out pairs can tell about who is best."""
-        rated = self.table.loc[list(self.tested)].query("n > 0")
-        if len(rated) < 2:
-            return "There is nothing to compare the original judge with."
-        # On a numeric scale hardly a verdict equals its label.
-        numeric = self.pairs.scale.kind == "numeric"
-        measure = "mean distance" if numeric else "accuracy"
-        best, *others = rated.sort_values(measure, ascending=numeric, kind="stable").index
-        # Each against the best on the items of both, with all tests counted in (Bonferroni).
-        close = [one for one in others if not self._is_better(best, one, 1 - 0.05 / len(others))]
-        found = f"{best} has the best {measure}, {rated.loc[best, measure]:.3f}"
-        if not close:
-            return f"{found}, and differs from each of the others by more than luck."
-        return f"{found}, but cannot be told from {', '.join(close)} on these pairs."
-
-    def _is_better(self, one: str, other: str, confidence: float) -> bool:
-        before, after = self.tested[other], self.tested[one]
-        shared = {*before.trace_ids} & {*after.trace_ids}
-        return bool(shared) and compare(before, after, confidence=confidence, resamples=2).certain
 
     def __repr__(self) -> str:
         shown = self._shown.to_string(na_rep="", float_format=_figure)
@@ -264,7 +240,7 @@ class OptimizerComparison:
     @property
     def _lines(self) -> list[str]:
         failed = self.table.loc[self.table["status"] == "failed", "reason"].items()
-        return [self.conclusion, *(f"{name}: {why}" for name, why in failed), *self.notes]
+        return [*(f"{name}: {why}" for name, why in failed), *self.notes]
 
 
 def _figure(value: float) -> str:

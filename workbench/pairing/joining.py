@@ -139,7 +139,7 @@ def pair(
         notes=(*notes, *_notes(name, human, scale), *spellings(fetched, name), *near),
         all_votes={i: one.votes for i, one in human.items() if one.votes},
         previews=texts,
-        content=contents({i: texts[i] for i, one in human.items() if one.votes or one.decided_by}),
+        content=contents({i: texts[i] for i, v in human.items() if v.votes or i in decisions}),
         earlier_fingerprint=fingerprints_of(judge_or_name)[1],
     )
 
@@ -199,10 +199,6 @@ def _join(
 def _notes(name: str, human: Mapping[str, HumanLabel], scale: Scale) -> list[str]:
     """What a reader should know of the labels; `ScaleError` when none lies on the scale."""
     notes = []
-    decided = sum(one.decided_by is not None for one in human.values())
-    if decided:
-        on = counted(decided, "trace")
-        notes.append(f"On {on} an adjudicator's decision takes the votes' place.")
     outside = [one for one in human.values() if one.outside]
     if outside and not any(one.votes for one in human.values()):
         raise ScaleError(
@@ -231,18 +227,14 @@ Vote = tuple[Label, Any]
 
 @dataclass(frozen=True)
 class HumanLabel:
-    """The consensus of one trace's labels; ``fault`` says why there is none.
-
-    ``outside`` counts labels off the scale; ``decided_by`` is who adjudicated, if anybody did.
-    """
+    """The consensus of one trace's labels; ``fault`` says why there is none."""
 
     value: Any = None
     rationale: str = ""
     votes: dict[str, Any] = field(default_factory=dict)
     blind: bool = True
     fault: str | None = None
-    outside: int = 0
-    decided_by: str | None = None
+    outside: int = 0  # labels off the scale
 
 
 def read_label(
@@ -313,7 +305,6 @@ def _settle(votes: Sequence[Vote], rule: str, ties: str) -> tuple[Any, str | Non
 def _decided(
     read: HumanLabel, votes: Sequence[Vote], scale: Scale, decision: Decision
 ) -> HumanLabel:
-    read = replace(read, decided_by=decision.by)
     try:
         value = scale.normalise(decision.value)
     except ScaleError as error:
