@@ -12,7 +12,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
-from clarity import CURED, NAME, TEXT, WORSE, Proposing, biased_judge, labelled
+from clarity import CURED, NAME, WORSE, Proposing, biased_judge, labelled
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st

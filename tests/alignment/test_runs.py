@@ -17,7 +17,7 @@ from workbench.alignment.runs import (
     Lineage,
     count_looks,
     current_place,
-    log_figures,
+    log_outcome,
     logged_run,
 )
 from workbench.judging.judge import fingerprint
@@ -74,7 +74,7 @@ def test_an_interrupted_run_says_how_it_ended(store: str) -> None:
 def test_a_finished_run_holds_defined_metrics_only(store: str) -> None:
     """An undefined statistic is no number, and a plot would show it as one."""
     with logged_run("test", data()) as run_id:
-        log_figures("improved", {"accuracy": 0.5, "kappa": float("nan")})
+        log_outcome({"accuracy": 0.5, "kappa": float("nan")}, status="improved")
     logged = mlflow.get_run(run_id)
     assert logged.info.status == "FINISHED"
     assert logged.data.metrics == {"accuracy": 0.5}

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-import mlflow
 import pandas as pd
 from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
@@ -18,14 +17,7 @@ from workbench.alignment.align import budget_of, concurrency_of, learn
 from workbench.alignment.heldout import decide, majority, read_data, score_held_out
 from workbench.alignment.preflight import labelled_cases, probed, reached_models
 from workbench.alignment.result import COUNTS, OptimizerComparison
-from workbench.alignment.runs import (
-    AlignmentData,
-    Gate,
-    count_looks,
-    log_figures,
-    log_files,
-    logged_run,
-)
+from workbench.alignment.runs import AlignmentData, Gate, count_looks, log_outcome, logged_run
 from workbench.compat import embedder_of, endpoint, options
 from workbench.credentials import credentials_of, environment_keys, redact
 from workbench.errors import ArgumentError, ReplayError, StoreError, one_of
@@ -129,8 +121,8 @@ def compare_optimizers(
             time.monotonic() - started, bench.all_notes(), run_id,
         )  # fmt: skip
         as_data = {"table": found.table.reset_index().astype(object), "notes": found.notes}
-        mlflow.log_metric("seconds", found.seconds)
-        log_files({"comparison.csv": found.table.to_csv(), "comparison.json": plain(as_data)})
+        files = {"comparison.csv": found.table.to_csv(), "comparison.json": plain(as_data)}
+        log_outcome({"seconds": found.seconds}, files)
     return found
 
 
@@ -185,7 +177,7 @@ class _Benchmark:
                     row[count.replace("_", " ")] = getattr(learned, count)
             numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
             metrics = {re.sub(r"\W+", "_", key): value for key, value in numbers.items()}
-            log_figures(row["status"], metrics)
+            log_outcome(metrics, status=row["status"])
         self.rows[name], self.judges[name] = row, judge
         if tested.after is not tested.before:  # else it is the original once more
             self.comparisons[name] = tested.comparison

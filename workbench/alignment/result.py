@@ -9,7 +9,7 @@ from typing import Any, Final
 import pandas as pd
 from mlflow.genai.judges import Judge
 
-from workbench.alignment.runs import Status, log_figures, log_files
+from workbench.alignment.runs import Status, log_outcome
 from workbench.formatting import html_lines, html_table, html_text
 from workbench.metrics.agreement import Agreement
 from workbench.metrics.annotators import AnnotatorAgreement
@@ -171,8 +171,7 @@ def log_result(alignment: Alignment) -> None:
     for name in ("fixed", "broken", "still_wrong"):
         changed = getattr(alignment.comparison, name).merge(rationales, on="trace_id", how="left")
         files[f"items/{name}.csv"] = changed.to_csv(index=False)
-    log_figures(alignment.status, metrics)
-    log_files(files)
+    log_outcome(metrics, files, alignment.status)
 
 
 # Columns of a comparison that hold whole numbers.

@@ -99,21 +99,20 @@ def logged_run(
     where: Any = place or current_place()
     with mlflow.start_run(run_name=name, tags=tags, nested=True, **where) as run:
         mlflow.log_params(params)
-        log_files(files)
+        log_outcome({}, files)
         yield run.info.run_id
 
 
 @store_errors()
-def log_files(files: Mapping[str, Any]) -> None:
-    """Log texts, and data as JSON, as artifacts of the active run."""
-    for path, content in files.items():
-        (mlflow.log_text if isinstance(content, str) else mlflow.log_dict)(content, path)
-
-
-def log_figures(status: str, metrics: Mapping[str, float]) -> None:
-    """Log status and figures in the active run; nan is left out."""
-    mlflow.set_tag("workbench.status", status)
+def log_outcome(
+    metrics: Mapping[str, float], files: Mapping[str, Any] | None = None, status: str = ""
+) -> None:
+    """Log in the active run, data that is no text as JSON files; nan is left out."""
+    if status:
+        mlflow.set_tag("workbench.status", status)
     mlflow.log_metrics({name: value for name, value in metrics.items() if value == value})
+    for path, content in (files or {}).items():
+        (mlflow.log_text if isinstance(content, str) else mlflow.log_dict)(content, path)
 
 
 class Watch:
