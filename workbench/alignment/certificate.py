@@ -270,7 +270,6 @@ def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:
 
 
 def _why(name: Any, row: pd.Series[Any]) -> str:
-    """Why a figure does not pass."""
     found = figure(row["value"], Interval(row["low"], row["high"]))
     few = " Label more." if row["value"] > row["threshold"] else ""
     low = f"the lower end of its interval is not above {row['threshold']:g}"

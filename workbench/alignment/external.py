@@ -228,17 +228,15 @@ class Meter:
         schema = json.dumps(params.get("response_format"), default=str)
         verdict = self._schema_refused or ('"result"' in schema and '"rationale"' in schema)
         kind = "judge" if kind == "judge" and verdict else "reflection"
-        base_url, headers, judge_params = self.endpoint(kind, model)
-        question = {**params, **judge_params} if kind == "judge" else params
+        reached = self.endpoint(kind, model)
+        question = {**params, **reached[2]} if kind == "judge" else params
         of_transport = ("api_key", "timeout", "max_retries")
         question = {k: v for k, v in question.items() if k not in of_transport}
         question["messages"] = [m if isinstance(m, dict) else m.model_dump() for m in messages]
-        way: dict[str, Any] = {"timeout": ANSWER_SECONDS, "drop_params": kind == "judge"}
-        way |= {"max_retries": 0, "num_retries": 0, **reached_by(base_url, headers, judge_params)}
-        answer = self._answer(
-            kind, model, question, lambda: litellm.completion(model=model, **question, **way)
-        )
-        return litellm.ModelResponse(**answer)
+        way: dict[str, Any] = {"timeout": ANSWER_SECONDS, "max_retries": 0, "num_retries": 0}
+        way |= {"drop_params": kind == "judge", **reached_by(*reached)}
+        send = functools.partial(litellm.completion, model=model, **question, **way)
+        return litellm.ModelResponse(**self._answer(kind, model, question, send))
 
     def embed(self, model: str, texts: Sequence[str]) -> Any:
         """Return litellm's embeddings, or raise as `complete` does."""
@@ -246,13 +244,11 @@ class Meter:
 
         asked: dict[str, Any] = {"dimensions": self.dimensions} if self.dimensions else {}
         asked["input"] = list(texts)
-        question = asked | {"max_tokens": 0}  # an embedding is read and nothing is written
         way: dict[str, Any] = {"max_retries": 0, "drop_params": True}
         way |= reached_by(*self.endpoint("embedding", model))
-        answer = self._answer(
-            "embedding", model, question, lambda: litellm.embedding(model=model, **asked, **way)
-        )
-        return litellm.EmbeddingResponse(**answer)
+        send = functools.partial(litellm.embedding, model=model, **asked, **way)
+        question = asked | {"max_tokens": 0}  # an embedding is read and nothing is written
+        return litellm.EmbeddingResponse(**self._answer("embedding", model, question, send))
 
     def _answer(
         self, kind: str, model: str, question: Mapping[str, Any], send: Callable[[], Any]

@@ -26,7 +26,6 @@ from workbench.judging.verdicts import Verdict
 from workbench.metrics.agreement import agreement
 from workbench.metrics.comparison import Comparison, compare
 from workbench.metrics.figures import ROUNDING
-from workbench.metrics.intervals import figure
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
@@ -218,16 +217,12 @@ def _no_better_than_a_constant(train: Pairs, after: Pairs) -> str:
     if ordered:
         ranked = sorted(train.table["human"], key=train.scale.rank)
         constants.append(ranked[(len(ranked) - 1) // 2])
-    measure, judge = "mean distance" if numeric else "accuracy", agreement(after, resamples=2)
+    judge = agreement(after, resamples=2)
     for constant in constants:
         same = dict.fromkeys(after.trace_ids, (constant, ""))
         other = agreement(after.with_verdicts(same, "constant"), resamples=2)
         nearer = judge.mean_distance < other.mean_distance - ROUNDING
         right = not numeric and judge.accuracy > other.accuracy
         if not right and not (nearer if ordered else judge.kappa > 0):
-            return (
-                f"But always giving {constant!r} is as near to people on every measure: {measure} "
-                f"{figure(other.figures[measure][0])} and {figure(judge.figures[measure][0])} for "
-                "the judge."
-            )
+            return f"But always giving {constant!r} is as near to people on every measure."
     return ""

@@ -55,7 +55,6 @@ def preflight(
     optimizer: AlignmentOptimizer,
     budget: Budget,
 ) -> pd.DataFrame:
-    """Return the table of checks."""
     split, learning = data.split, "not known: the optimizer does not say"
     if _is_simba(optimizer):
         cases = [*labelled_cases(split.train, data), *labelled_cases(split.dev, data)]

@@ -280,7 +280,6 @@ class _Stored:
 
     @property
     def judge(self) -> Judge:
-        """The judge as MLflow reads it."""
         return cast("Judge", Scorer.model_validate(self.form))
 
     @property
@@ -298,7 +297,6 @@ class _Stored:
         return {key: value for key, value in self.form.items() if key not in versions}
 
     def with_provenance(self, made: dict[str, Any]) -> dict[str, Any]:
-        """The form to write."""
         self._inner[BESIDE] = {**self.beside, "provenance": made}
         return self.form
 
