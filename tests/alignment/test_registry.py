@@ -330,15 +330,6 @@ def test_a_judge_with_memory_keeps_its_base_or_is_refused(store: str) -> None:
             register(around(plain_judge(**lost)))
 
 
-def test_a_store_without_registry_is_named(
-    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    mlflow.set_tracking_uri(f"file://{tmp_path}/runs")
-    with pytest.raises(RegistryError, match="has no registry"):
-        register(plain_judge())
-
-
 def test_a_server_keeps_the_same(server: str, credentials: None) -> None:
     register(whole_judge())
     loaded = load_judge("quality")

@@ -114,8 +114,6 @@ def compare_optimizers(
             given = data, probe, optimizer, each, max_failure_share
             attempt = partial(learn, *given, reflection_base_url=reflection_base_url)
             bench.add(name, attempt, each)
-            if progress:
-                say("{}: {status}. {reason}".format(name, **bench.rows[name]))
         found = OptimizerComparison(
             bench.table(), bench.judges, bench.comparisons, data.pairs, data.split,
             time.monotonic() - started, bench.all_notes(), run_id,

@@ -206,23 +206,19 @@ def majority(train: Pairs) -> Any:
 
 def _no_better_than_a_constant(train: Pairs, after: Pairs) -> str:
     """Return why the verdicts of ``after`` tell no more than a constant would; "" where they do."""
-    # Right more often than the constant, or nearer to the labels; on scales that know no nearness
-    # it may agree with people more than by chance.
+    # It must be right more often than the most frequent label, or nearer (than the median of
+    # numbers); on scales that know no nearness it may agree with people more than by chance.
     if after.table["human"].nunique() < 2:  # nothing to tell apart
         return ""
     if after.table["judge"].nunique() < 2:
         return f"But it gives one and the same verdict on all {len(after)} held-out items."
     ordered, numeric = after.scale.ordered, after.scale.kind == "numeric"
-    constants = [] if numeric else [majority(train)]
-    if ordered:
-        ranked = sorted(train.table["human"], key=train.scale.rank)
-        constants.append(ranked[(len(ranked) - 1) // 2])
+    constant = float(train.table["human"].median()) if numeric else majority(train)
     judge = agreement(after, resamples=2)
-    for constant in constants:
-        same = dict.fromkeys(after.trace_ids, (constant, ""))
-        other = agreement(after.with_verdicts(same, "constant"), resamples=2)
-        nearer = judge.mean_distance < other.mean_distance - ROUNDING
-        right = not numeric and judge.accuracy > other.accuracy
-        if not right and not (nearer if ordered else judge.kappa > 0):
-            return f"But always giving {constant!r} is as near to people on every measure."
-    return ""
+    same = dict.fromkeys(after.trace_ids, (constant, ""))
+    other = agreement(after.with_verdicts(same, "constant"), resamples=2)
+    nearer = judge.mean_distance < other.mean_distance - ROUNDING
+    right = not numeric and judge.accuracy > other.accuracy
+    if right or (nearer if ordered else judge.kappa > 0):
+        return ""
+    return f"But always giving {constant!r} is as near to people on every measure."

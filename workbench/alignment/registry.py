@@ -90,7 +90,7 @@ def register(
     Raises
     ------
     RegistryError
-        When an option would not come back or a secret would be stored, or without a registry.
+        When an option would not come back or a secret would be stored.
     """
     given: Any = alignment_or_judge
     judge: Any = given if isinstance(given, Judge) else getattr(given, "judge", None)
@@ -183,13 +183,8 @@ def load_judge(
     where = find_experiment_id(experiment, create=False)
     found = _version(where, name, version)
     bare = get_scorer(name=name, experiment_id=where, version=found.scorer_version)
-    if not isinstance(bare, Judge):
-        raise RegistryError(
-            f"{name!r} is registered as a {type(bare).__name__}, which is a scorer and no judge. "
-            "Use mlflow.genai.scorers.get_scorer."
-        )
     if not isinstance(bare, InstructionsJudge):
-        return bare
+        return cast("Judge", bare)
     stored, who = _Stored.of(found), f"Judge {name!r} version {found.scorer_version}"
     withheld = Withheld.model_validate(stored.withheld)
     judge = from_options(restore(stored.options, withheld, headers=headers, who=who))
@@ -345,11 +340,6 @@ def _versions(where: str, name: str) -> list[ScorerVersion]:
     versions: list[ScorerVersion] = []
     try:
         versions = TracingClient().store.list_scorer_versions(where, name)
-    except NotImplementedError:
-        raise RegistryError(
-            f"The store {address()} has no registry of judges. Use a database "
-            "(mlflow.set_tracking_uri('sqlite:///mlflow.db')) or an MLflow server."
-        ) from None
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
