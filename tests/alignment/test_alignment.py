@@ -130,7 +130,7 @@ def test_what_a_judge_learned_on_is_never_tested_on(store: str, judge: Any) -> N
     workbench.assess(first.judge, ids, progress=False)
     second = workbench.align(first.judge, ids, optimizer=Proposing(WORSE), seed=1, progress=False)
     assert not learned & set(second.split.test.trace_ids)
-    with pytest.raises(TooFewPairsError, match="aligned on these traces before"):
+    with pytest.raises(ArgumentError, match="no judge before this one learned from is left for"):
         workbench.align(first.judge, sorted(learned), progress=False)
     for wrong in (0, 1.2):
         with pytest.raises(ArgumentError, match=f"test_size={wrong} must lie in"):
@@ -313,13 +313,14 @@ def test_train_dev_and_test_share_no_trace_group_or_item(
         ),
         excluded=pd.DataFrame(columns=["trace_id", "reason"]),
         scale=Scale.of(["no", "yes"]),
+        content={i: (str(c), "a") for i, c in zip(ids, contents, strict=True)},
     )  # fmt: skip
     by_id = {i: Example(i, {"q": c}, "a", {}) for i, c in zip(ids, contents, strict=True)}
     group_of = dict(zip(ids, groups, strict=True))
     learned = frozenset(ids[i] for i in before)
     try:
         split = split_pairs(pairs, by_id, Lineage(learned, learned), group_of, 0.4, seed)
-    except (ArgumentError, TooFewPairsError):
+    except ArgumentError:
         assume(False)
     parts = [set(p.trace_ids) for p in (split.train, split.dev, split.test)]
     assert sum(map(len, parts)) == len(set().union(*parts)) == 40
@@ -556,7 +557,7 @@ def test_what_a_budget_cut_short_is_counted(
 ) -> None:
     """A request was paid for, whatever became of the others of its batch."""
     labelled(40, remote)
-    optimizer = workbench.SIMBA(budget=1, progress=False)
+    optimizer = workbench.SIMBA(budget=20, progress=False)  # 1 for the first call, 18 for the test
     workbench.align(remote, optimizer=optimizer, progress=False)
     last: Any = optimizer.last
     assert (last.judge_calls, last.reflection_calls) == (0, served["reflect"]) == (0, 1)
@@ -679,8 +680,6 @@ def test_few_pairs_are_no_proof(store: str, judge: Any) -> None:
     assert not alignment.comparison.enough
     assert alignment.comparison.power_note in alignment.reason
     assert any("selected on the same" in note for note in alignment.notes)
-    if alignment.status == "improved":
-        assert "no proof" in alignment.reason
 
 
 def test_aligning_an_aligned_judge_follows_newer_labels(store: str, judge: Any) -> None:
@@ -754,15 +753,6 @@ def test_a_label_that_was_changed_is_as_new_as_any(store: str, judge: Any) -> No
     assert not set(learned) & set(second.split.test.trace_ids)
     assert {weights[i] for i in changed} == {1.0}
     assert {weights[i] for i in learned[9:]} == {0.25}
-
-
-def test_learned_rules_of_unknown_origin_are_told_of(store: str, judge: Any) -> None:
-    """Edited since, or aligned elsewhere: what it was learned on may be in the test."""
-    held = with_instructions(judge, Candidate(TEXT).with_rules(["Be strict."], "x").text)
-    labelled(20, held)
-    assert "These may be among the held-out" in " ".join(
-        workbench.align(held, progress=False).notes
-    )
 
 
 def test_items_that_are_imported_anew_are_known_by_their_content(store: str, judge: Any) -> None:

@@ -172,14 +172,15 @@ def test_a_judge_with_memory_asks_the_real_models_again(simulation: Simulation, 
 
 
 def test_an_alignment_tells_what_an_optimizer_spent(simulation: Simulation, judge: Any) -> None:
-    """Embeddings that its judge needs in the held-out test are among the calls."""
+    """Embeddings that its judge needs in the held-out test are among its calls."""
     judged(judge)
     simulation.control()
     alignment = workbench.align(judge, optimizer=memalign(), gate="none", progress=False)
     served = simulation.stats()
     assert served["reflection"] == 1
-    assert alignment.reflection_calls == served["reflection"] + served["embedding"]
-    assert alignment.calls == served["judge"]
+    assert alignment.reflection_calls > served["reflection"]
+    assert alignment.calls > served["judge"]
+    assert alignment.usage.requests == sum(served[k] for k in ("judge", "reflection", "embedding"))
     assert alignment.usage.requests == alignment.calls + alignment.reflection_calls
     assert alignment.tokens
     places = alignment.preflight.set_index("check")["finding"]
@@ -195,10 +196,8 @@ def test_embeddings_of_the_held_out_test_are_paid(simulation: Simulation, judge:
     simulation.control()
     first, again = score_held_out(data, found), score_held_out(data, found)
     served = simulation.stats()
-    assert first.embeddings.requests == served["embedding"] > 0
-    assert first.embeddings.tokens
-    assert first.paid.requests == served["judge"]
-    assert again.paid.requests == again.embeddings.requests == 0
+    assert first.paid.requests == served["judge"] + served["embedding"] > served["judge"]
+    assert again.paid.requests == 0
 
 
 def test_embeddings_stay_on_the_judges_server(
@@ -212,11 +211,13 @@ def test_embeddings_stay_on_the_judges_server(
     data = AlignmentData(judge, split.train, {e.trace_id: e for e in examples()}, split, Lineage())
     simulation.control()
     found = proposal(judge, memalign(), split)
+    learning = simulation.stats()["embedding"]
     tested = score_held_out(data, found.judge)
     found.judge(inputs={"message": uuid.uuid4().hex}, outputs="b")
-    assert found.embedding_calls * tested.embeddings.requests > 0
-    told = found.embedding_calls + tested.embeddings.requests + 1
-    assert simulation.stats()["embedding"] == told
+    served = simulation.stats()
+    assert learning == found.embedding_calls > 0
+    asked = served["judge"] - 1 - found.judge_calls + served["embedding"] - 1 - learning
+    assert tested.paid.requests == asked > len(split.test)
 
 
 def test_reflection_may_be_reached_elsewhere(simulation: Simulation, judge: Any) -> None:
@@ -300,7 +301,7 @@ def test_a_budget_ends_an_optimizer_to_the_call(simulation: Simulation, judge: A
     """Whatever it makes of the refusals, and no request goes beyond."""
     split = judged(judge)
     simulation.control()
-    with pytest.raises(BudgetError, match=r"Asking was stopped.*Requests made now: 15 judge"):
+    with pytest.raises(BudgetError, match=r"Asking was stopped.*15 of 15 calls are used"):
         proposal(judge, Asking(), split, budget=Budget(15))
     assert simulation.stats()["judge"] == 15
 

@@ -43,7 +43,7 @@ def test_one_verdict_for_all_is_no_judge(
     n = len(human)
     status, reason = verdict_on(scale, human, [before] * n, [constant] * n, gate)
     assert status == "rejected"
-    assert f"one and the same verdict, {constant!r}, on all {n} held-out items" in reason
+    assert f"one and the same verdict on all {n} held-out items" in reason
 
 
 def test_one_verdict_for_all_is_right_where_people_give_one() -> None:
@@ -57,7 +57,7 @@ def test_numbers_must_lie_nearer_than_the_median_of_train() -> None:
     scattered = [6.0, 5.0, 4.1, 3.0, 2.0] * 12
     status, reason = verdict_on(NUMBERS, human, [10.0] * 60, scattered, "better")
     assert status == "rejected"
-    assert "But always giving 4.0 is as near" in reason
+    assert "But always giving 4.0 is as near to people on every measure" in reason
     near = [value + 0.5 for value in human]
     assert verdict_on(NUMBERS, human, [10.0] * 60, near, "better")[0] == "improved"
 

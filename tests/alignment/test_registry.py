@@ -158,16 +158,14 @@ def test_missing_credentials_are_asked_for_by_name(
     assert options(loaded) == options(whole_judge())
 
 
-def test_mlflow_reads_the_same_version_and_the_difference_is_said(store: str) -> None:
+def test_mlflow_reads_the_same_version(store: str) -> None:
+    """Without what it has no place for."""
     judge = plain_judge(base_url="http://127.0.0.1:9/v1", description="d")
     registered = register(judge)
     theirs = get_scorer(name="quality", version=registered.version)
     assert theirs.instructions == judge.instructions
     assert theirs.model == judge.model
     assert theirs._base_url is None
-    assert "public address" in repr(registered)
-    assert "public address" in registered._repr_html_()
-    assert "public address" not in repr(register(plain_judge("Other {{ inputs }}.")))
     assert load_judge("quality", 1).scorer_version == theirs.scorer_version == 1
 
 
@@ -203,7 +201,6 @@ def test_an_alignment_is_registered_with_what_made_it(store: str) -> None:
     register(original)
     registered = register(alignment(original, aligned, "improved"))
     assert (registered.version, registered.status, registered.new) == (2, "improved", True)
-    assert registered.judge is aligned
     assert "alignment improved (uncertain)" in repr(registered)
     table = history("quality")
     assert list(table["version"]) == [1, 2]
@@ -243,7 +240,7 @@ def test_a_deleted_experiment_takes_no_judge(store: str) -> None:
 
 def test_another_name_is_the_name_of_the_loaded_judge(store: str) -> None:
     registered = register(plain_judge(extra_headers={"X-A": "abc"}), name="strict quality/2")
-    assert registered.judge.name == registered.name == "strict quality/2"
+    assert registered.name == "strict quality/2"
     assert load_judge("strict quality/2", headers={"X-A": "abc"}).name == "strict quality/2"
 
 
@@ -331,15 +328,6 @@ def test_a_judge_with_memory_keeps_its_base_or_is_refused(store: str) -> None:
     for lost in ({"base_url": "http://127.0.0.1:9/v1"}, {"extra_headers": {"X-A": "abc"}}):
         with pytest.raises(RegistryError, match=r"base_url|extra_headers"):
             register(around(plain_judge(**lost)))
-
-
-def test_a_store_without_registry_is_named(
-    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    mlflow.set_tracking_uri(f"file://{tmp_path}/runs")
-    with pytest.raises(RegistryError, match="has no registry"):
-        register(plain_judge())
 
 
 def test_a_server_keeps_the_same(server: str, credentials: None) -> None:

@@ -12,7 +12,14 @@ import pandas as pd
 import pytest
 
 import workbench
-from workbench.alignment.runs import AlignmentData, AlignmentRun, Lineage, count_looks
+from workbench.alignment.runs import (
+    AlignmentData,
+    Lineage,
+    count_looks,
+    current_place,
+    log_outcome,
+    logged_run,
+)
 from workbench.judging.judge import fingerprint
 from workbench.pairing.pairs import Pairs, Split
 from workbench.scale import Scale
@@ -46,26 +53,19 @@ def data(
     return AlignmentData(judge("plain"), pairs, by_id, split, Lineage())
 
 
-@pytest.mark.parametrize(
-    ("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")]
-)
-def test_an_interrupted_run_says_how_it_ended(
-    store: str, error: type[BaseException], status: str
-) -> None:
+def test_an_interrupted_run_says_how_it_ended(store: str) -> None:
     """What was written before stays, so that an interrupted test counts."""
-    run = AlignmentRun()
 
     def interrupted() -> None:
-        with run:
-            run.begin("test", data(), judge("ä"), seed=3)
-            raise error
+        with logged_run("test", data(), judge("ä"), seed=3):
+            raise KeyboardInterrupt
 
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt):
         interrupted()
-    logged = mlflow.get_run(run.run_id)
-    assert logged.info.status == status
+    (logged,) = mlflow.search_runs(output_format="list")
+    assert logged.info.status == "FAILED"
     assert (logged.data.params["seed"], logged.data.params["test"]) == ("3", "10")
-    folder = Path(mlflow.artifacts.download_artifacts(run_id=run.run_id))
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=logged.info.run_id))
     assert len(json.loads((folder / "split.json").read_text())["traces"]["test"]) == 10
     text = (folder / "instructions" / "proposed.txt").read_text(encoding="utf-8")
     assert text == "Be ä with {{ inputs }}."
@@ -73,70 +73,38 @@ def test_an_interrupted_run_says_how_it_ended(
 
 def test_a_finished_run_holds_defined_metrics_only(store: str) -> None:
     """An undefined statistic is no number, and a plot would show it as one."""
-    run = AlignmentRun()
-    with run:
-        run.begin("test", data())
-        run.finish({"status": "improved"}, {"accuracy": 0.5, "kappa": float("nan")}, {})
-    logged = mlflow.get_run(run.run_id)
+    with logged_run("test", data()) as run_id:
+        log_outcome({"accuracy": 0.5, "kappa": float("nan")}, status="improved")
+    logged = mlflow.get_run(run_id)
     assert logged.info.status == "FINISHED"
     assert logged.data.metrics == {"accuracy": 0.5}
-    assert logged.data.tags["status"] == "improved"
+    assert logged.data.tags["workbench.status"] == "improved"
 
 
-def test_a_run_is_nested_in_what_was_active_when_it_was_made(store: str) -> None:
+def test_a_run_is_nested_in_what_was_active_when_its_place_was_taken(store: str) -> None:
     """Another experiment may be active by then."""
     with mlflow.start_run() as parent:
-        run = AlignmentRun()
+        place = current_place()
     mlflow.set_experiment("elsewhere")
-    run.begin("test", data())
-    logged = mlflow.get_run(run.run_id)
+    with logged_run("test", data(), place=place) as run_id:
+        pass
+    logged = mlflow.get_run(run_id)
     assert logged.info.experiment_id == parent.info.experiment_id
     assert logged.data.tags["mlflow.parentRunId"] == parent.info.run_id
-
-
-def test_a_store_that_refuses_a_run_raises_nothing(store: str) -> None:
-    """The fault is kept, and later writes are not tried."""
-    run = AlignmentRun()
-    run.experiment_id = "no such experiment"
-    with run:
-        run.begin("test", data())
-        run.finish({}, {"a": 1.0}, {})
-    assert run.run_id is None
-    assert "no such experiment" in run.fault
-
-
-@pytest.mark.parametrize("refused", ["log_batch", "log_dict"])
-def test_a_run_that_is_refused_in_part_has_failed(
-    store: str, monkeypatch: pytest.MonkeyPatch, refused: str
-) -> None:
-    """Artifact stores have errors of their own, which end no alignment; nor does its run go on."""
-
-    class Refused(Exception):
-        """As botocore's, which is no OSError."""
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise Refused
-
-    run = AlignmentRun()
-    monkeypatch.setattr(run.client, refused, refuse)
-    with run:
-        run.begin("test", data())
-        run.finish({}, {"a": 1.0}, {})
-    assert run.fault_notes("It") == ("It could not be logged as an MLflow run: Refused",)
-    assert mlflow.get_run(run.run_id).info.status == "FAILED"
 
 
 # -- looks at held-out items ----------------------------------------------------------------
 
 
 def score(numbers: Sequence[int], name: str, labels: str = "q") -> None:
-    """Begin the run of a judge that is scored on the items."""
-    AlignmentRun().begin("test", data(numbers, name=labels), judge(name))
+    """Log the run of a judge that is scored on the items."""
+    with logged_run("test", data(numbers, name=labels), judge(name)):
+        pass
 
 
 def looks(numbers: Sequence[int], *names: str, prefix: str = "tr") -> tuple[int, str]:
     judges = [fingerprint(judge(name)) for name in names]
-    return count_looks(AlignmentRun(), data(numbers, prefix=prefix), *judges)
+    return count_looks(data(numbers, prefix=prefix), *judges)
 
 
 def test_items_are_counted_and_not_test_sets(store: str) -> None:
@@ -171,22 +139,7 @@ def test_items_count_by_content_in_all_active_experiments(store: str) -> None:
 def test_an_expectation_that_is_added_makes_no_new_item(store: str) -> None:
     """The judge of the first look gave its verdict on the same inputs and outputs."""
     score(range(10), "a")
-    assert count_looks(AlignmentRun(), data(answer="42"), fingerprint(judge("b")))[0] == 2
-
-
-def test_a_search_that_fails_is_told_and_the_run_finished(store: str) -> None:
-    """How many judges there were is not known then, and no reason to lose the outcome."""
-    run = AlignmentRun()
-    with run:
-        run.begin("test", data(), judge("a"))
-        mlflow.set_tracking_uri("nowhere://")
-        assert count_looks(run, data(), fingerprint(judge("a"))) == (1, "")
-        run.finish({"status": "improved"}, {"accuracy": 0.5}, {})
-    mlflow.set_tracking_uri(store)
-    (note,) = run.fault_notes("The alignment")
-    assert "have scored before is not known" in note
-    logged = mlflow.get_run(run.run_id)
-    assert (logged.info.status, logged.data.metrics) == ("FINISHED", {"accuracy": 0.5})
+    assert count_looks(data(answer="42"), fingerprint(judge("b")))[0] == 2
 
 
 def test_a_large_test_set_is_kept_whole(store: str) -> None:

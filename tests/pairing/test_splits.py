@@ -15,8 +15,7 @@ from made_pairs import make_pairs
 import workbench
 from workbench import import_traces, log_labels, log_verdicts, pair
 from workbench.errors import ArgumentError
-from workbench.pairing.pairs import Pairs, Split
-from workbench.pairing.splits import stratified, stratified_order
+from workbench.pairing.pairs import Pairs, Split, stratified, stratified_order
 
 
 def many(count: int = 60, share: float = 0.3) -> Pairs:

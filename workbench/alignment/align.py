@@ -19,13 +19,12 @@ from workbench.alignment.external import propose
 from workbench.alignment.heldout import (
     HeldOutTest,
     decide,
-    origin_note,
     read_data,
     score_held_out,
 )
 from workbench.alignment.preflight import labelled_cases, preflight, probed, to_keep
-from workbench.alignment.result import Alignment, finish_run
-from workbench.alignment.runs import AlignmentData, Gate, Watch, count_looks
+from workbench.alignment.result import Alignment, log_result
+from workbench.alignment.runs import AlignmentData, Gate, Watch, count_looks, logged_run
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, say
 from workbench.judging.judge import fingerprint
@@ -36,12 +35,11 @@ from workbench.models.budget import Budget, usd_per_1000
 from workbench.models.cache import AnswerCache
 from workbench.models.recording import replayed
 from workbench.models.runner import Runner
-from workbench.pairing.pairs import dataset_digest
-from workbench.pairing.splits import Groups
+from workbench.pairing.pairs import Groups, dataset_digest
 from workbench.simba.candidate import Learned
 from workbench.simba.optimizer import SIMBA, labelled_items
 from workbench.simba.selection import usable
-from workbench.simba.settings import FEW, Settings
+from workbench.simba.settings import Settings
 from workbench.store.traces import fetch_traces
 
 
@@ -62,15 +60,13 @@ def align(
 ) -> Alignment:
     """Align a judge with human labels and prove it on pairs that nothing was learned from.
 
-    The pairs are split into train, dev and test, and a preflight table says what will happen. The
-    optimizer learns on train and selects on dev. Original and proposed judge are then scored once
-    on test, and the proposed judge is taken only if it passes the gate. The alignment is an MLflow
-    run, which begins before the test, so that each use of the held-out pairs is counted. Answers
-    are cached: the same call resumes an interrupted alignment and pays nothing twice.
+    The pairs are split into train, dev and test. The optimizer learns on train and selects on dev.
+    Original and proposed judge are then scored once on test, and the proposed one is taken only if
+    it passes the gate. The test is an MLflow run, so that each use of the held-out pairs is
+    counted. Answers are cached: the same call resumes an interrupted alignment.
 
-    A judge that was aligned before keeps, rewrites or drops its rules as newer labels demand.
-    These count four times as much as labels that it learned from before, and it is tested on
-    traces that it did not learn from.
+    Of a judge that was aligned before, labels that it learned from count a quarter of newer ones,
+    and it is tested on other traces.
 
     Parameters
     ----------
@@ -91,15 +87,14 @@ def align(
         Labels learned from at most, drawn by ``seed``, stratified, so that more include the fewer;
         None: all. The held-out pairs do not depend on it.
     budget
-        Model calls at most, or a `workbench.Budget`, for the first call, learning, and the held-out
-        test, for which its calls and a tenth more are reserved. When it is used up, `SIMBA` ends
-        with the best instructions so far, and any other optimizer with a `BudgetError`. A budget
-        given to `SIMBA` covers learning alone; give only one of the two.
+        Model calls at most, or a `workbench.Budget`, for all of it. What the held-out test takes is
+        reserved. When the rest is used up, `SIMBA` ends with the best instructions so far, and any
+        other optimizer with a `BudgetError`. None: the budget of the given `SIMBA`, if any.
     gate
-        ``"better"``: agreement on test must rise; ``"significant"``: and the rise must be
-        significant at 5 % by McNemar's test; ``"none"``: the proposed judge is taken as it is.
-        The first two also reject a judge that is no better than always giving one value, or that
-        gave no usable verdict on more than 5 % of the test.
+        ``"better"``: agreement on test must rise; ``"significant"``: and be significant at 5 % by
+        McNemar's test; ``"none"``: the proposed judge is taken as it is. The first two also reject
+        a judge that is no better than always giving one value, or that gave no usable verdict on
+        more than 5 % of the test.
     max_failure_share
         Share of lost answers of one kind, in [0, 1], above which the optimizer is stopped. None is
         0.05, or a given `SIMBA`'s own.
@@ -125,7 +120,7 @@ def align(
     started = time.monotonic()
     optimizer = SIMBA(seed=seed, progress=progress) if optimizer is None else optimizer
     simba = optimizer if isinstance(optimizer, SIMBA) else None
-    whole, learning = budgets_of(optimizer, budget)
+    limit = budget_of(optimizer, budget)
     followed, watch = watch, watch or Watch()
     data = read_data(judge, pairs_or_traces, groups, test_size, seed, n_labels)
 
@@ -133,33 +128,33 @@ def align(
     if simba and replayed() is None:
         # It takes seconds to import, some of which pass while the judge's first call waits.
         Thread(target=import_module, args=("dspy",), daemon=True).start()
-    learning.check(str(judge.model), (simba and simba.model) or str(judge.model))
-    probe = probed(data, data.split.train, whole)
+    limit.check(str(judge.model), (simba and simba.model) or str(judge.model))
+    probe = probed(data, data.split.train, limit)
     people = annotator_agreement(data.pairs) if data.pairs.votes.shape[1] > 1 else None
-    checks = preflight(data, probe, people, optimizer, learning)
+    checks = preflight(data, probe, people, optimizer, limit)
     if progress:
         say(checks.to_string(index=False))
     watch.preflight = checks
     if simba:
-        watch.budget, watch.max_steps = learning, simba.settings.max_steps
+        watch.budget, watch.max_steps = limit, simba.settings.max_steps
     watch.enter("learning")
-    budgets = whole, learning
-    learned = learn(data, probe, optimizer, budgets, max_failure_share, followed, progress)
+    learned = learn(data, probe, optimizer, limit, max_failure_share, followed, progress)
 
     watch.enter("testing")
     name = type(optimizer).__name__
-    with watch.run as run:
-        run.begin(f"align {judge.name}", data, learned.judge, optimizer=name, seed=seed)
+    began: Any = {"optimizer": name, "seed": seed}
+    run = logged_run(f"align {judge.name}", data, learned.judge, place=watch.place, **began)
+    with run as run_id:
         tested = score_held_out(
-            data, learned.judge, whole, concurrency=concurrency_of(optimizer), progress=progress
+            data, learned.judge, limit, concurrency=concurrency_of(optimizer), progress=progress
         )
-        looks, earlier = count_looks(run, data, fingerprint(learned.judge))
-        result = _result(
-            data, probe, learned, tested, gate, earlier,
-            looks=looks, seed=seed, optimizer=name, annotators=people, preflight=checks,
-            seconds=time.monotonic() - started,
+        found = _result(
+            data, probe, learned, tested, gate,
+            annotators=people, preflight=checks, run_id=run_id,
+            seconds=time.monotonic() - started, **began,
         )  # fmt: skip
-        return finish_run(run, result)
+        log_result(found)
+    return found
 
 
 def concurrency_of(*optimizers: AlignmentOptimizer) -> int:
@@ -167,38 +162,29 @@ def concurrency_of(*optimizers: AlignmentOptimizer) -> int:
     return min((one.concurrency for one in optimizers if isinstance(one, SIMBA)), default=64)
 
 
-def budgets_of(optimizer: AlignmentOptimizer, budget: Budget | int | None) -> tuple[Budget, Budget]:
-    """Return the budget of all, and that of learning, of which a `SIMBA` may have one of its own.
-
-    Raises `ArgumentError` where both are given.
-    """
+def budget_of(optimizer: AlignmentOptimizer, budget: Budget | int | None) -> Budget:
+    """Return the given budget, or else a SIMBA's own; `ArgumentError` where both are given."""
     own = optimizer.budget if isinstance(optimizer, SIMBA) else None
-    if budget is not None and own is not None and own is not budget:
+    if None not in (own, budget) and own is not budget:
         raise ArgumentError(
-            f"budget={budget!r} is given, and SIMBA has budget={own!r} of its own. Give one of "
-            "them: the former is for learning and the held-out test, SIMBA's for learning alone."
+            f"budget={budget!r} is given, and SIMBA has budget={own!r}. Give one of them."
         )
-    whole = Budget.of(budget)
-    return whole, Budget.of(own) if budget is None else whole
+    return Budget.of(own if budget is None else budget)
 
 
 def learn(
     data: AlignmentData,
     probe: Verdict,
     optimizer: AlignmentOptimizer,
-    budgets: tuple[Budget, Budget],
+    budget: Budget,
     max_failure_share: float | None = None,
     watch: Watch | None = None,
     progress: bool = False,
     reflection_base_url: str | None = None,
 ) -> Learned:
-    """Let the optimizer learn on train and select on dev; ``budgets`` are those of `budgets_of`.
-
-    ``reflection_base_url`` is for optimizers other than `SIMBA`, which has its own.
-    """
-    whole, budget = budgets
+    """Let the optimizer learn on train and select on dev; what the test takes is kept back."""
     share = Settings.max_failure_share if max_failure_share is None else max_failure_share
-    with whole.keeping(**to_keep(data, probe, optimizer)):
+    with budget.keeping(**to_keep(data, probe, optimizer)):
         if not isinstance(optimizer, SIMBA):
             stop = watch.stop if watch else None
             return propose(data, optimizer, budget, share, stop, reflection_base_url)
@@ -232,13 +218,11 @@ def _by_simba(data: AlignmentData, simba: SIMBA, budget: Budget) -> Learned:
         budget=budget,
     )
     found: Any = simba.last
-    note = (
-        f"While learning, {counted(found.failures, 'verdict')} and "
-        f"{counted(found.reflection_failures, 'reflection')} failed or could not be read. They "
-        "counted neither for nor against any candidate; the same call asks for them again."
-    )
-    lost = bool(found.failures or found.reflection_failures)
-    learned: Learned = replace(found, judge=proposed, notes=(*found.notes, *[note] * lost))
+    lost = f"{counted(found.failures, 'verdict')} and "
+    lost += f"{counted(found.reflection_failures, 'reflection')} failed or could not be read"
+    note = f"While learning, {lost}; they count neither for nor against any candidate."
+    any_lost = bool(found.failures or found.reflection_failures)
+    learned: Learned = replace(found, judge=proposed, notes=(*found.notes, *[note] * any_lost))
     return learned
 
 
@@ -248,16 +232,14 @@ def _result(
     learned: Learned,
     tested: HeldOutTest,
     gate: Gate,
-    earlier_looks: str,
     **known: Any,
 ) -> Alignment:
     """Decide, and put everything together; ``known`` are further fields of the result."""
     status, reason = decide(gate, tested, data.split.train, learned.stopped)
-    if status == "improved" and len(data.pairs) < FEW:
-        reason += f" With {len(data.pairs)} pairs in all this is a hint and no proof."
-    notes = [*data.pairs.notes, *data.split.notes, origin_note(data.judge, data.lineage)]
-    notes += [*learned.notes, *tested.notes, earlier_looks]
-    embeddings = learned.embedding_calls + tested.embeddings.requests
+    aligned = fingerprint(learned.judge)
+    looks, earlier_looks = count_looks(data, aligned)
+    notes = [*data.pairs.notes, *data.split.notes, *learned.notes, *tested.notes]
+    notes += [earlier_looks] if earlier_looks else []
     return Alignment(
         judge=learned.judge if status == "improved" else data.judge,
         status=status,
@@ -274,17 +256,18 @@ def _result(
         history=learned.history,
         evidence=learned.evidence,
         examples=data.by_id,
+        looks=looks,
         calls=learned.judge_calls + probe.calls + tested.paid.requests,
-        reflection_calls=learned.reflection_calls + embeddings,
-        usage=learned.usage + probe.paid + tested.paid + tested.embeddings,
+        reflection_calls=learned.reflection_calls + learned.embedding_calls,
+        usage=learned.usage + probe.paid + tested.paid,
         usd_per_1000=usd_per_1000(
             str(data.judge.model), [v.usage for v in tested.verdicts or (probe,)]
         ),
-        fingerprints={"original": fingerprint(data.judge), "aligned": fingerprint(learned.judge)},
+        fingerprints={"original": fingerprint(data.judge), "aligned": aligned},
         dataset_digest=dataset_digest(data.pairs),
         failures=learned.failures,
         reflection_failures=learned.reflection_failures,
-        notes=tuple(note for note in notes if note),
+        notes=tuple(notes),
         **known,
     )
 
@@ -311,16 +294,12 @@ def alignment_improvement(
     questions = [(judge, item.example, 0) for item in items for judge in (original, aligned)]
     with AnswerCache() as cache, Runner(cache=cache, answered=1) as runner:
         bar = "judging with both judges" if progress else None
-        verdicts = iter(judge_many(questions, runner, scale=scale, progress=bar))
+        verdicts = judge_many(questions, runner, scale=scale, progress=bar)
     rated = [
         (one.value == item.label, two.value == item.label)
-        for item, one, two in zip(items, verdicts, verdicts, strict=True)
+        for item, one, two in zip(items, verdicts[::2], verdicts[1::2], strict=True)
         if usable(one, scale) and usable(two, scale)
     ]
     before, after = pd.DataFrame(rated, columns=["one", "two"], dtype=float).mean().tolist()
-    return {
-        "original_accuracy": before,
-        "aligned_accuracy": after,
-        "improvement": after - before,
-        "n": len(rated),
-    }
+    found = {"original_accuracy": before, "aligned_accuracy": after, "improvement": after - before}
+    return {**found, "n": len(rated)}

@@ -25,9 +25,8 @@ class AlignmentState:
 
     Figures are None before learning, and for optimizers other than `SIMBA`. ``best_score`` is the
     mean credit of the best instructions so far on the selection items, minus a small penalty
-    for length; ``calls`` and ``spent`` (in words) are charged to the budget by whatever shares it,
-    ``share_spent`` in [0, 1] is the largest share of one of its limits; ``failures`` are judge
-    calls without a usable answer. ``message`` says how it ended.
+    for length; ``calls`` and ``spent`` (in words) are charged to the budget by whatever shares it;
+    ``failures`` are judge calls without a usable answer. ``message`` says how it ended.
     """
 
     stage: Literal["reading", Stage, "done", "cancelled", "failed"] = "reading"
@@ -36,9 +35,7 @@ class AlignmentState:
     max_steps: int | None = None
     best_score: float | None = None
     calls: int | None = None
-    budget: int | None = None
     spent: str = ""
-    share_spent: float | None = None
     failures: int | None = None
     instructions: str = ""
     seconds: float = 0.0
@@ -83,17 +80,8 @@ class RunningAlignment(Watch):
             state, budget = self._state, self.budget
         if state.ended:
             return state
-        state = replace(state, seconds=time.monotonic() - self._began)
-        if budget is None:
-            return state
-        limits = (
-            (budget.spent, budget.limit),
-            (budget.spent_tokens, budget.tokens),
-            (budget.spent_usd, budget.usd),
-        )
-        share = max((min(1.0, spent / limit) for spent, limit in limits if limit), default=None)
-        known: Any = {"calls": budget.spent, "budget": budget.limit, "spent": str(budget)}
-        return replace(state, share_spent=share, **known)
+        spent = {} if budget is None else {"calls": budget.spent, "spent": str(budget)}
+        return replace(state, seconds=time.monotonic() - self._began, **spent)
 
     @property
     def done(self) -> bool:
@@ -159,8 +147,6 @@ class RunningAlignment(Watch):
 
     def __repr__(self) -> str:
         state = self.state
-        step = "" if state.step is None else f", step {state.step} of {state.max_steps}"
-        spent = f", {state.spent}" if state.spent else ""
-        end = f". {state.message}" if state.message else ""
-        figures = f"{state.stage}{step}{spent}, {state.seconds:.0f} s{end}"
-        return f"<BackgroundAlignment of {self.judge.name!r}: {figures}>"
+        step = "" if state.step is None else f"step {state.step} of {state.max_steps}"
+        told = [state.stage, step, state.spent, f"{state.seconds:.0f} s", state.message]
+        return f"<BackgroundAlignment of {self.judge.name!r}: {', '.join(filter(None, told))}>"

@@ -1,49 +1,42 @@
-"""Runs several optimizers on the same split and scores each once on the same held-out pairs.
-
-Beside them stand the original judge, always giving the majority label of train, and plain
-few-shot: labelled items in the instructions and nothing else.
-"""
+"""Runs several optimizers on the same split and scores each once on the same held-out pairs."""
 
 from __future__ import annotations
 
+import random
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 import pandas as pd
 from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
-from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
-from workbench.alignment.align import budgets_of, concurrency_of, learn
-from workbench.alignment.heldout import decide, read_data, score_held_out
-from workbench.alignment.preflight import of_models, probed
+from workbench.alignment.align import budget_of, concurrency_of, learn
+from workbench.alignment.heldout import decide, majority, read_data, score_held_out
+from workbench.alignment.preflight import labelled_cases, probed, reached_models
 from workbench.alignment.result import COUNTS, OptimizerComparison
-from workbench.alignment.runs import AlignmentData, AlignmentRun, Gate, count_looks
-from workbench.compat import endpoint, options
+from workbench.alignment.runs import AlignmentData, Gate, count_looks, log_outcome, logged_run
+from workbench.compat import embedder_of, endpoint, options
 from workbench.credentials import credentials_of, environment_keys, redact
-from workbench.errors import ArgumentError, ReplayError, one_of
+from workbench.errors import ArgumentError, ReplayError, StoreError, one_of
 from workbench.formatting import plain, say
 from workbench.judging.judge import fingerprint, with_instructions
 from workbench.metrics.comparison import Comparison, compare
 from workbench.metrics.intervals import adjusted
-from workbench.models.budget import Budget
-from workbench.pairing.splits import Groups
-from workbench.simba.candidate import Candidate, Item, Learned, judge_fields
+from workbench.models.budget import UNPAID, Budget
+from workbench.pairing.pairs import Groups
+from workbench.simba.candidate import Candidate, Learned, judge_fields, sample
 from workbench.simba.optimizer import SIMBA
 from workbench.simba.settings import Settings
-from workbench.store.tables import digest
 from workbench.store.traces import item_digest
 
 _COLUMNS: Final = (
     "status", "accuracy", "low", "high", "kappa", "kappa low", "kappa high", "mean distance",
     "mean distance low", "mean distance high", "n", "fixed", "broken", "p", "p adjusted",
     "judge calls", "reflection calls", "embedding calls", "known", "seconds", "tokens", "cost",
-    "later calls", "later tokens", "words more", "reason",
+    "later calls", "later tokens", "reason",
 )  # fmt: skip
 
 
@@ -105,65 +98,46 @@ def compare_optimizers(
     reflection = reflection_model, reflection_base_url
     by_name = named_optimizers(judge, optimizers, seed, embedding_model, *reflection)
     for optimizer in by_name.values():
-        budgets_of(optimizer, budget)
-    run, data = AlignmentRun(), read_data(judge, pairs_or_traces, groups, test_size, seed)
-    with run:
-        names = ", ".join(by_name)
-        run.begin(f"compare optimizers of {judge.name}", data, optimizers=names, seed=seed)
-        bench = _Benchmark(data, run, gate, concurrency_of(*by_name.values()))
+        budget_of(optimizer, budget)
+    data, names = read_data(judge, pairs_or_traces, groups, test_size, seed), ", ".join(by_name)
+    run = logged_run(f"compare optimizers of {judge.name}", data, optimizers=names, seed=seed)
+    with run as run_id:
+        bench = _Benchmark(data, gate, concurrency_of(*by_name.values()))
         probe = probed(data, data.split.train)
-        # As many examples as SIMBA's, so that more of them are not what decides.
-        most_shown = [
-            one.settings.max_examples for one in by_name.values() if isinstance(one, SIMBA)
-        ]
-        count = max(most_shown, default=0) or Settings.max_examples
-        bench.add("few-shot", lambda: Learned(_few_shot(data, count)))
-        if optimizers is None and embedding_model is None:
-            bench.notes.append(f"{MEMALIGN} did not take part: it needs embedding_model=.")
+        bench.add("few-shot", lambda: Learned(_few_shot(data)))
         for name, optimizer in by_name.items():
             if progress:
-                reached = of_models(judge, optimizer, reflection_base_url)
-                models = [f"{role} {found}" for role, found, _ in reached]
-                say(f"{name} is learning: {', '.join(models)} ...")
-            each = budgets_of(optimizer, None if budget is None else Budget.of(budget).afresh())
+                reached = reached_models(judge, optimizer, reflection_base_url)
+                say(f"{name} is learning: {', '.join(map(' '.join, reached))} ...")
+            each = budget_of(optimizer, None if budget is None else Budget.of(budget).afresh())
             given = data, probe, optimizer, each, max_failure_share
             attempt = partial(learn, *given, reflection_base_url=reflection_base_url)
-            bench.add(name, attempt, each[0])
-            if progress:
-                say("{}: {status}. {reason}".format(name, **bench.rows[name]))
+            bench.add(name, attempt, each)
         found = OptimizerComparison(
             bench.table(), bench.judges, bench.comparisons, data.pairs, data.split,
-            time.monotonic() - started, bench.all_notes(), bench.tested,
+            time.monotonic() - started, bench.all_notes(), run_id,
         )  # fmt: skip
         as_data = {"table": found.table.reset_index().astype(object), "notes": found.notes}
-        run.finish(
-            {"mlflow.note.content": found.conclusion},
-            {"seconds": found.seconds},
-            {"comparison.csv": found.table.to_csv(), "comparison.json": plain(as_data)},
-        )
-    notes = (*found.notes, *run.fault_notes("The comparison"))
-    return replace(found, run_id=None if run.fault else run.run_id, notes=notes)
+        files = {"comparison.csv": found.table.to_csv(), "comparison.json": plain(as_data)}
+        log_outcome({"seconds": found.seconds}, files)
+    return found
 
 
 class _Benchmark:
     """The rows, judges and comparisons found on one split; the references come first."""
 
-    def __init__(
-        self, data: AlignmentData, run: AlignmentRun, gate: Gate, concurrency: int
-    ) -> None:
-        self.data, self.run, self.gate, self.concurrency = data, run, gate, concurrency
+    def __init__(self, data: AlignmentData, gate: Gate, concurrency: int) -> None:
+        self.data, self.gate, self.concurrency = data, gate, concurrency
         self.judges: dict[str, Judge] = {"original": data.judge}
         self.comparisons: dict[str, Comparison] = {}
         self.notes: list[str] = []
         test, seed = data.split.test, data.split.seed
-        self.tested = {"original": test}
-        # Of equally frequent labels the first by its text, as at the gate.
-        most = Counter(sorted(data.split.train.table["human"], key=str)).most_common(1)[0][0]
-        majority = test.with_verdicts(dict.fromkeys(test.trace_ids, (most, "")), "majority")
+        most = majority(data.split.train)
+        constant = test.with_verdicts(dict.fromkeys(test.trace_ids, (most, "")), "majority")
         unknown = {"fixed": None, "broken": None, "p": None}
         self.rows: dict[str, dict[str, Any]] = {
-            "original": _row(compare(test, test, seed=seed), data.judge) | unknown,
-            "majority label": _row(compare(test, majority, seed=seed))
+            "original": _row(compare(test, test, seed=seed)) | unknown,
+            "majority label": _row(compare(test, constant, seed=seed))
             | {"reason": f"always {most!r}", "later calls": 0},
         }
 
@@ -173,7 +147,7 @@ class _Benchmark:
         try:
             learned = learn()
             self._test(name, learned, time.monotonic() - started, budget)
-        except ReplayError:
+        except (ReplayError, StoreError):
             raise
         except Exception as error:
             keys = (*credentials_of(*endpoint(self.data.judge)), *environment_keys())
@@ -185,34 +159,26 @@ class _Benchmark:
     def _test(self, name: str, learned: Learned, seconds: float, budget: Budget | None) -> None:
         """Add a judge, tested within a run of its own; where it was learned, decide on it."""
         judge, split = learned.judge, self.data.split
-        with self.run.below() as run:
-            run.begin(name, self.data, judge, optimizer=name, seed=split.seed)
+        with logged_run(name, self.data, judge, optimizer=name, seed=split.seed):
             tested = score_held_out(self.data, judge, budget, concurrency=self.concurrency)
-            row, n = _row(tested.comparison, judge), len(tested.verdicts)
-            used = sum((verdict.usage for verdict in tested.verdicts), tested.embeddings)
-            row["later calls"] += round(tested.embeddings.requests / max(1, n))
-            row["later tokens"] = round(used.tokens / n) if used.tokens else None
+            row = _row(tested.comparison)
+            if used := sum((verdict.usage for verdict in tested.verdicts), UNPAID).tokens:
+                row["later tokens"] = round(used / len(tested.verdicts))
+            if embedder_of(judge) is not None:
+                row["later calls"] += 1
             if name not in REFERENCES:
                 status, reason = decide(self.gate, tested, split.train, learned.stopped)
-                row |= {
-                    "status": status,
-                    "reason": reason,
-                    "judge calls": learned.judge_calls,
-                    "reflection calls": learned.reflection_calls,
-                    "embedding calls": learned.embedding_calls,
-                    "known": learned.known,
-                    "seconds": seconds,
-                    "tokens": learned.usage.tokens or None,
-                    "cost": learned.usage.cost,
-                }
+                row |= {"status": status, "reason": reason, "seconds": seconds}
+                row |= {"tokens": learned.usage.tokens or None, "cost": learned.usage.cost}
+                for count in ("judge_calls", "reflection_calls", "embedding_calls", "known"):
+                    row[count.replace("_", " ")] = getattr(learned, count)
             numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
             metrics = {re.sub(r"\W+", "_", key): value for key, value in numbers.items()}
-            run.finish({"workbench.status": row["status"]}, metrics, {})
+            log_outcome(metrics, status=row["status"])
         self.rows[name], self.judges[name] = row, judge
         if tested.after is not tested.before:  # else it is the original once more
-            self.comparisons[name], self.tested[name] = tested.comparison, tested.after
+            self.comparisons[name] = tested.comparison
         self.notes += [*learned.notes, *(f"{name}: {note}" for note in tested.notes)]
-        self.notes += run.fault_notes(name)
 
     def table(self) -> pd.DataFrame:
         """Return all rows, with p values adjusted for the judges tested after Holm (1979)."""
@@ -220,7 +186,6 @@ class _Benchmark:
         table = pd.DataFrame([*self.rows.values()], index=names, columns=list(_COLUMNS))
         kinds = {column: "Int64" if column in COUNTS else "float64" for column in _COLUMNS[1:-1]}
         table = table.astype(kinds)
-        table["words more"] -= table["words more"].iloc[0]
         if tested := list(self.comparisons):
             table.loc[tested, "p adjusted"] = adjusted(table.loc[tested, "p"], "holm")
         ordered = self.data.split.test.scale.ordered
@@ -229,42 +194,34 @@ class _Benchmark:
     def all_notes(self) -> tuple[str, ...]:
         """Return what must be known to read the figures."""
         tested = [fingerprint(self.judges[name]) for name in self.comparisons]
-        _, earlier = count_looks(self.run, self.data, *tested)
         several = (
             f"{len(tested)} judges were compared with the original on the same held-out pairs: the "
             "more judges, the likelier that one looks better by luck, and the winner's figure is "
             "too high on average. 'p adjusted' takes this into account, status and reason do not; "
             "labels that none has seen settle it."
         )
+        earlier = count_looks(self.data, *tested)[1]
         notes = [*self.data.pairs.notes, *self.notes, several * (len(tested) > 1), earlier]
         return tuple(note for note in notes if note)
 
 
-def _row(comparison: Comparison, judge: Judge | None = None) -> dict[str, Any]:
+def _row(comparison: Comparison) -> dict[str, Any]:
     """Return the figures of a reference, which takes one call a judgement."""
-    found = comparison.after
-    low, high = found.accuracy_interval
-    # Judges that are more than their instructions add words that differ from item to item.
-    words = judge.instructions.split() if isinstance(judge, InstructionsJudge) else None
-    return {
+    row: dict[str, Any] = {
         "status": "reference",
-        "accuracy": found.accuracy,
-        "low": low,
-        "high": high,
-        "kappa": found.kappa,
-        "kappa low": found.kappa_interval.low,
-        "kappa high": found.kappa_interval.high,
-        "mean distance": found.mean_distance,
-        "mean distance low": found.mean_distance_interval.low,
-        "mean distance high": found.mean_distance_interval.high,
-        "n": found.n,
+        "n": comparison.n,
         "fixed": len(comparison.fixed),
         "broken": len(comparison.broken),
         "p": comparison.p_value,
         "later calls": 1,
-        "words more": None if words is None else len(words),
         "reason": "",
     }
+    for name in ("accuracy", "kappa", "mean distance"):
+        attribute, prefix = name.replace(" ", "_"), "" if name == "accuracy" else f"{name} "
+        row[name] = getattr(comparison.after, attribute)
+        ends = getattr(comparison.after, f"{attribute}_interval")
+        row[f"{prefix}low"], row[f"{prefix}high"] = ends
+    return row
 
 
 # -- who takes part ---------------------------------------------------------------------------
@@ -319,22 +276,13 @@ def named_optimizers(
     return found
 
 
-def _few_shot(data: AlignmentData, count: int) -> Judge:
-    """Return the judge with ``count`` labelled items of train and their rationales as examples.
-
-    Labels take turns, the rarest first, and items with a rationale come first. The order is drawn
-    by seed and content, so that the same items are shown in every store.
-    """
-    judge, train, seed = data.judge, data.split.train, data.split.seed
-    rows = train.table.assign(
-        bare=~train.table["human_rationale"].astype(bool),
-        place=[digest([seed, item_digest(data.by_id[i])]) for i in train.trace_ids],
-        label=train.table["human"].map(str),
-    ).sort_values(["bare", "place", "trace_id"])
-    labels = rows.groupby("label")["label"]
-    rows = rows.assign(turn=labels.cumcount(), size=labels.transform("size"))
-    shown = []
-    for row in rows.sort_values(["turn", "size", "label"]).head(count).to_dict("records"):
-        shown.append(Item(data.by_id[row["trace_id"]], row["label"], row["human_rationale"] or ""))
+def _few_shot(data: AlignmentData) -> Judge:
+    """Return the judge with as many items of train as SIMBA shows, the labels in turn."""
+    judge, split = data.judge, data.split
+    items = [case.item for case in labelled_cases(split.train, data)]
+    # By content, so that the same items are shown in every store.
+    items.sort(key=lambda item: item_digest(item.example))
+    drawn = sample(items, Settings.max_examples, random.Random(split.seed))
     base = Candidate(options(judge)["instructions"])
-    return with_instructions(judge, base.with_examples(shown, judge_fields(judge), count).text)
+    shown = base.with_examples(drawn, judge_fields(judge), len(drawn))
+    return with_instructions(judge, shown.text)

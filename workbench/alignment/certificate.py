@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import mlflow
 import pandas as pd
 
-from workbench.alignment.heldout import MOST_LOST, origin_note
+from workbench.alignment.heldout import MOST_LOST
 from workbench.alignment.registry import load_judge
 from workbench.alignment.result import Alignment
 from workbench.alignment.runs import (
     CERTIFIED_TAG,
-    AlignmentRun,
+    current_place,
     item_tags,
     judges_by_item,
     read_lineage,
@@ -26,14 +27,12 @@ from workbench.judging.verdicts import why_unusable
 from workbench.metrics.agreement import Agreement, agreement, without_contested
 from workbench.metrics.intervals import Interval, Result, check_confidence, figure
 from workbench.models.budget import Budget
-from workbench.pairing.consensus import decisions_by_trace, labels_by_trace
-from workbench.pairing.joining import pair
-from workbench.pairing.pairs import Pairs, dataset_digest
-from workbench.pairing.splits import Groups
+from workbench.pairing.joining import decisions_by_trace, labels_by_trace, pair
+from workbench.pairing.pairs import Groups, Pairs, dataset_digest
 from workbench.scale import Scale, scale_of
 from workbench.store.traces import Example, examples, fetch_traces
 
-OF_BINARY = ("sensitivity", "specificity")
+OF_BINARY = {"sensitivity": "false negative rate", "specificity": "false positive rate"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,15 +43,14 @@ class Certificate(Result):
     ----------
     passed
         Whether the lower end of each figure's interval is above its threshold, and the judge gave
-        a usable verdict on 95 % of the items: one that answers only where it is sure flatters
-        itself.
+        a usable verdict on 95 % of the items.
     table
         Index figure; ``value``, ``low``, ``high``, ``n`` items, ``threshold``, ``passed``.
     n, confidence
         Items, none of which the judge is known to have learned from, and that of the intervals.
     looks
-        The largest number of judges that one of the items has scored so far, this judge
-        included. None where it is not known which judge gave the verdicts.
+        The largest number of judges that one item has scored so far, this one included; None where
+        it is not known which judge gave the verdicts.
     fingerprint, dataset_digest
         Of the judge, "" where not known, and of the items with their labels.
     notes
@@ -100,13 +98,11 @@ def certify(
 ) -> Certificate:
     """Tell whether a judge agrees with people as well as demanded, beyond the luck of the sample.
 
-    It passes where the lower end of every interval is above its threshold. All of them must be,
-    so that demanding several makes passing by luck no easier.
-
-    Of an alignment, the held-out test of ``.judge`` counts; of pairs, all but those that an
-    alignment in this store has learned from. Items that were used to score several judges flatter
-    the best of these, so the uses are counted, by content: those by `align` and
-    `compare_optimizers`, and those by this function, which logs each new one as an MLflow run.
+    It passes where the lower end of every interval is above its threshold. Of an alignment, the
+    held-out test of ``.judge`` counts; of pairs, all but those that an alignment in this store has
+    learned from. Items that were used to score several judges flatter the best of these, so the
+    uses are counted, by content: those by `align` and `compare_optimizers`, and those by this
+    function, which logs each new one as an MLflow run.
 
     Parameters
     ----------
@@ -132,34 +128,32 @@ def certify(
     StoreError
         Where the active store does not hold the traces of the pairs.
     """
-    test = alignment_or_pairs
-    if not isinstance(test, (Alignment, Pairs)):
-        raise ArgumentError(f"certify takes an Alignment or Pairs, got {type(test).__name__}.")
-    every = test.pairs if isinstance(test, Alignment) else test
+    given = alignment_or_pairs
+    if not isinstance(given, (Alignment, Pairs)):
+        raise ArgumentError(f"certify takes an Alignment or Pairs, got {type(given).__name__}.")
+    every = given.pairs if isinstance(given, Alignment) else given
     least = _demands(
         every.scale, sensitivity=sensitivity, specificity=specificity, kappa=kappa,
         weighted_kappa=weighted_kappa, accuracy=accuracy,
     )  # fmt: skip
     notes: list[str] = []
-    if isinstance(test, Alignment):
-        by_id, pairs, judged = {**test.examples}, test.held_out, len(test.split.test)
-        lost = judged - len(pairs)
-        if test.status != "improved":
-            notes.append(f"The alignment was {test.status}: this is about the original judge.")
-            lost = len(_unusable(every))
-            judged = len(every) + lost
+    if isinstance(given, Alignment):
+        by_id, pairs = given.examples, given.held_out
+        judged = pairs if given.status == "improved" else every
+        if given.status != "improved":
+            notes.append(f"The alignment was {given.status}: this is about the original judge.")
     else:
-        known = examples([*test.trace_ids, *_unusable(test)]) if test.fingerprint else []
+        known = examples([*given.trace_ids, *_unusable(given)]) if given.fingerprint else []
         by_id = {one.trace_id: one for one in known}
-        pairs, notes = _not_learned(test, by_id)
-        lost = len(_unusable(pairs))
-        judged = len(pairs) + lost
+        judged, notes = _not_learned(given, by_id)
+        pairs = judged
     if not len(pairs):
         raise TooFewPairsError(
             f"No pair is left to certify the judge on. {' '.join(notes)} Label new traces and let "
             "the judge rate them."
         )
-    too_many = lost / judged > MOST_LOST
+    lost = len(_unusable(judged))
+    too_many = lost / (len(judged) + lost) > MOST_LOST
     if lost:
         said = "Not passed: the" if too_many else "The"
         notes.append(f"{said} judge gave no usable verdict on {counted(lost, 'other item')}.")
@@ -167,7 +161,7 @@ def certify(
     table = _table(measured, least)
     passed = bool(table["passed"].all()) and not too_many
     why = [_why(name, row) for name, row in table.iterrows() if not row["passed"]]
-    looks, faults = _looks(pairs, by_id, passed) if pairs.fingerprint else (None, ())
+    looks = _looks(pairs, by_id, passed) if pairs.fingerprint else None
     return Certificate(
         name=pairs.name,
         passed=passed,
@@ -176,7 +170,7 @@ def certify(
         looks=looks,
         fingerprint=pairs.fingerprint,
         dataset_digest=dataset_digest(pairs),
-        notes=(*why, *notes, *without_contested(every), *_limits(measured.n, looks), *faults),
+        notes=(*why, *notes, *without_contested(every), *_limits(measured.n, looks)),
         confidence=confidence,
     )
 
@@ -191,41 +185,31 @@ def check_registered(
     name: str,
     version: int | None = None,
     *,
-    sensitivity: float | None = None,
-    specificity: float | None = None,
-    kappa: float | None = None,
-    weighted_kappa: float | None = None,
-    accuracy: float | None = None,
     groups: Groups = None,
     budget: Budget | int | None = None,
     confidence: float = 0.95,
     seed: int = 0,
+    **least: float | None,
 ) -> Certificate:
     """Certify a registered judge on the labelled traces of the active experiment.
 
     Traces that it learned from are left out; the others are judged first where this version has
-    given no verdict on them, within ``budget``. The rest is as in `certify`. Where `SIMBA`
-    made the judge's rules in another store, or at another address, a note says that these traces
-    may be among those that it learned from.
+    given no verdict on them, within ``budget``. ``least`` are the thresholds, as in `certify`.
     """
     judge = load_judge(name, version)
-    least = {"sensitivity": sensitivity, "specificity": specificity}
-    least |= {"kappa": kappa, "weighted_kappa": weighted_kappa, "accuracy": accuracy}
     _demands(scale_of(judge), **least)  # before anything is paid
     check_confidence(confidence)
     found = fetch_traces(spans=False)
     labelled = [*{**labels_by_trace(found, judge.name), **decisions_by_trace(found, judge.name)}]
     by_id = {one.trace_id: one for one in examples(labelled)}
-    lineage = read_lineage(fingerprints_of(judge), {}, by_id)
-    fresh = [i for i in labelled if i not in lineage.learned]
+    learned = read_lineage(fingerprints_of(judge), {}, by_id).learned
+    fresh = [i for i in labelled if i not in learned]
     if labelled and not fresh:
         raise TooFewPairsError(f"Judge {name!r} learned from all labelled traces. Label new ones.")
     assess(judge, fresh, budget=budget, progress=False)
     # Without a label, pair says why there is none.
     pairs = pair(judge, fresh or None)
-    made = certify(pairs, groups=groups, confidence=confidence, seed=seed, **least)
-    note = origin_note(judge, lineage)
-    return replace(made, notes=(*[note] * bool(note), *made.notes))
+    return certify(pairs, groups=groups, confidence=confidence, seed=seed, **least)
 
 
 def _demands(scale: Scale | None, **thresholds: float | None) -> dict[str, float]:
@@ -262,42 +246,30 @@ def _not_learned(pairs: Pairs, by_id: Mapping[str, Example]) -> tuple[Pairs, lis
     return replace(pairs.subset(by_id.keys() - learned), excluded=left_out), [note] * bool(learned)
 
 
-def _looks(
-    pairs: Pairs, by_id: Mapping[str, Example], passed: bool
-) -> tuple[int | None, tuple[str, ...]]:
-    """Count the judges that the items have scored; a use that is new is logged as a run.
-
-    None where earlier runs could not be searched.
-    """
-    run, fingerprint = AlignmentRun(), pairs.fingerprint
-    known = judges_by_item(run, pairs, by_id)
+def _looks(pairs: Pairs, by_id: Mapping[str, Example], passed: bool) -> int:
+    """Count the judges that the items have scored; a use that is new is logged as a run."""
+    fingerprint, known = pairs.fingerprint, judges_by_item(pairs, by_id)
     if any(fingerprint not in judges for judges in known):
-        with run.keeping_fault():
-            tags = {CERTIFIED_TAG: fingerprint, **item_tags(pairs, by_id)}
-            run.create(f"certify {pairs.name}", tags)
-        run.finish({"workbench.status": "passed" if passed else "not passed"}, {}, {})
-    looks = None if run.unsearched else max(len(judges | {fingerprint}) for judges in known)
-    return looks, run.fault_notes("The certificate")
+        tags = {CERTIFIED_TAG: fingerprint, **item_tags(pairs, by_id)}
+        tags["workbench.status"] = "passed" if passed else "not passed"
+        where: Any = current_place()
+        mlflow.start_run(run_name=f"certify {pairs.name}", tags=tags, nested=True, **where)
+        mlflow.end_run()
+    return max(len(judges | {fingerprint}) for judges in known)
 
 
 def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:
-    rows = []
-    for name, threshold in least.items():
-        n = measured.n
-        if name in OF_BINARY:
-            side = int(name == "sensitivity")
-            value, wrong = measured.figures[f"false {('positive', 'negative')[side]} rate"]
-            value, interval = 1 - value, Interval(1 - wrong.high, 1 - wrong.low)
-            n = int(measured.confusion.to_numpy()[side].sum())
-        else:
-            value, interval = getattr(measured, name), getattr(measured, f"{name}_interval")
-        rows.append((name, value, *interval, n, threshold, interval.low > threshold))
-    columns = ["figure", "value", "low", "high", "n", "threshold", "passed"]
-    return pd.DataFrame(rows, columns=columns).set_index("figure")
+    found = measured.table[["value", "low", "high", "n"]].astype(float)
+    found = found.rename(index={f"kappa ({measured.weights})": "weighted_kappa"})
+    for name, wrong in OF_BINARY.items():
+        if wrong in found.index:
+            value, low, high, n = found.loc[wrong]
+            found.loc[name] = [1 - value, 1 - high, 1 - low, n]
+    table = found.loc[list(least)].astype({"n": int}).assign(threshold=list(least.values()))
+    return table.assign(passed=table["low"] > table["threshold"]).rename_axis("figure")
 
 
 def _why(name: Any, row: pd.Series[Any]) -> str:
-    """Why a figure does not pass."""
     found = figure(row["value"], Interval(row["low"], row["high"]))
     few = " Label more." if row["value"] > row["threshold"] else ""
     low = f"the lower end of its interval is not above {row['threshold']:g}"
@@ -311,9 +283,7 @@ def _limits(n: int, looks: int | None) -> list[str]:
         "the same population, but not for other applications or later items, and it does not "
         "cover errors of the labels."
     ]
-    if looks is None:
-        said.append("How often these items were used before is not known.")
-    elif looks > 1:
+    if looks is not None and looks > 1:
         said.append(
             f"Some of the items have scored {looks} different judges. The best of several looks "
             "better than it is, which the intervals do not allow for: label new traces."

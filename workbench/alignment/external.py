@@ -1,15 +1,13 @@
 """Optimizers that are not the workbench's own: what they propose, and what it cost to find.
 
 Their requests are counted, cached and budgeted as a litellm provider: an optimizer gets models by
-names such as ``metered:/RUN/judge/openai/gpt-x``. litellm gives requests to such names to the
-provider registered here, which sends them to the real model where the judge reaches it. Code that
-runs beside the optimizer uses other names and is never touched.
+names such as ``metered:/RUN/judge/openai/gpt-x``, and the provider registered here sends requests
+to such names to the real model. Code that runs beside it uses other names and is never touched.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
 import functools
 import json
 import re
@@ -50,7 +48,6 @@ SCHEME: Final = "metered"
 UNMETERED: Final = ("databricks", "endpoints", "gateway")
 FAILURES_TO_STOP: Final = 10  # lost answers, if these are also more than twice the share allowed
 
-
 Endpoint = tuple[str | None, dict[str, str], dict[str, Any]]
 """Base URL, headers and parameters by which a model is reached."""
 
@@ -90,6 +87,16 @@ def propose(
             meter.raise_for_losses(who)
             raise
         meter.raise_for_losses(who)
+    notes = []
+    for kind, lost in meter.lost.items():
+        wanted = lost + meter.answers[kind]
+        notes.append(f"{who}: {lost} of {wanted} {kind} answers were lost or could not be used.")
+    named = (getattr(optimizer, name) for name in compat.models_of_optimizer(optimizer))
+    notes += [
+        f"{who}: requests to {model} were neither counted nor held to the budget."
+        for model in sorted({str(judge.model), *named})
+        if model.partition(":/")[0] in UNMETERED
+    ]
     return Learned(
         proposed,
         judge_calls=meter.requests["judge"],
@@ -97,7 +104,7 @@ def propose(
         embedding_calls=meter.requests["embedding"],
         known=meter.cached,
         usage=meter.runner.used,
-        notes=tuple(_notes(judge, optimizer, meter)),
+        notes=tuple(notes),
     )
 
 
@@ -115,35 +122,21 @@ def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter
     return found
 
 
-def _notes(judge: Judge, optimizer: AlignmentOptimizer, meter: Meter) -> Iterator[str]:
-    """Yield which answers were lost and tolerated, and what could not be metered."""
-    who = type(optimizer).__name__
-    for kind in meter.faults:
-        if lost := meter.lost(kind):
-            wanted = lost + meter.answers[kind]
-            yield f"{who}: {lost} of {wanted} {kind} answers were lost or could not be used."
-    named = (getattr(optimizer, name) for name in compat.models_of_optimizer(optimizer))
-    for model in sorted({str(judge.model), *named}):
-        if model.partition(":/")[0] in UNMETERED:
-            yield f"{who}: requests to {model} were neither counted nor held to the budget."
-
-
 def _with_consensus(pairs: Pairs) -> Iterator[Trace]:
     """Yield the traces with one human label: the consensus that the judge is tested on as well."""
     rows = pairs.table.set_index("trace_id")
     for trace in fetch_traces(pairs.trace_ids) if len(pairs) else ():
-        row = rows.loc[trace.info.trace_id]
+        row, info = rows.loc[trace.info.trace_id], trace.info
         label = Feedback(
             name=pairs.name,
             value=row["human"],
             rationale=row["human_rationale"] or None,
             source=AssessmentSource(source_type="HUMAN", source_id="consensus"),
-            trace_id=trace.info.trace_id,
+            trace_id=info.trace_id,
         )
-        info = copy.copy(trace.info)
         others = [a for a in info.assessments if a.name != pairs.name or a.expectation is not None]
         info.assessments = [*others, label]
-        yield Trace(info, trace.data)
+        yield trace
 
 
 @contextmanager
@@ -182,11 +175,7 @@ def metering(
 
 
 class Meter:
-    """The requests of one optimizer to models of three kinds: judge, reflection, embedding.
-
-    Once the budget is spent, or far too many answers are lost, every request fails at once.
-    ``requests`` counts by kind what was sent, retries included.
-    """
+    """The requests of one optimizer to models of three kinds: judge, reflection, embedding."""
 
     def __init__(
         self,
@@ -201,24 +190,19 @@ class Meter:
         self.judge, self.runner, self.scale, self.dimensions = judge, runner, scale, dimensions
         self.max_failure_share, self.reflection_base_url = max_failure_share, reflection_base_url
         self.id = uuid.uuid4().hex[:12]
-        self.requests: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()  # by kind, retries included
         self.answers: Counter[str] = Counter()
-        self.answering: set[str] = set()  # kinds whose model has answered now
-        self.failed: Counter[str] = Counter()
-        self.faults: dict[str, Fault] = {}
+        self.lost: Counter[str] = Counter()
+        self.faults: dict[str, Fault] = {}  # the last of each kind
         self.cached = 0
-        self.ended = threading.Event()
+        self.ended = threading.Event()  # then every request fails at once
         self._exhausted, self._schema_refused = "", False
         self._samples: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def lost(self, kind: str) -> int:
-        """Return how many answers were lost; a form that the model refuses, where it takes none."""
-        return self.failed[kind] or int(kind in self.faults and not self.answers[kind])
-
     def lost_more_than(self, share: float, kind: str) -> bool:
         """Return whether more than this share of the answers were lost."""
-        return self.lost(kind) > share * (self.lost(kind) + self.answers[kind])
+        return self.lost[kind] > share * (self.lost[kind] + self.answers[kind])
 
     def model(self, kind: str, model: str) -> str:
         """Return the name under which requests to a model (``openai:/gpt``) are metered."""
@@ -239,21 +223,19 @@ class Meter:
         """Return litellm's answer to a chat, or raise an error that nobody retries."""
         import litellm
 
-        # Optimizers may reflect with the judge's model. MLflow asks for verdicts by a schema, until
-        # the model has refused one.
+        # Optimizers may reflect with the judge's model. MLflow asks for verdicts by a schema.
         schema = json.dumps(params.get("response_format"), default=str)
         verdict = self._schema_refused or ('"result"' in schema and '"rationale"' in schema)
         kind = "judge" if kind == "judge" and verdict else "reflection"
-        base_url, headers, judge_params = self.endpoint(kind, model)
-        question = {**params, **judge_params} if kind == "judge" else params
-        question = {k: v for k, v in question.items() if k not in _TRANSPORT}
+        reached = self.endpoint(kind, model)
+        question = {**params, **reached[2]} if kind == "judge" else params
+        of_transport = ("api_key", "timeout", "max_retries")
+        question = {k: v for k, v in question.items() if k not in of_transport}
         question["messages"] = [m if isinstance(m, dict) else m.model_dump() for m in messages]
-        way: dict[str, Any] = {"timeout": ANSWER_SECONDS, "drop_params": kind == "judge"}
-        way |= {"max_retries": 0, "num_retries": 0, **reached_by(base_url, headers, judge_params)}
-        answer = self._answer(
-            kind, model, question, lambda: litellm.completion(model=model, **question, **way)
-        )
-        return litellm.ModelResponse(**answer)
+        way: dict[str, Any] = {"timeout": ANSWER_SECONDS, "max_retries": 0, "num_retries": 0}
+        way |= {"drop_params": kind == "judge", **reached_by(*reached)}
+        send = functools.partial(litellm.completion, model=model, **question, **way)
+        return litellm.ModelResponse(**self._answer(kind, model, question, send))
 
     def embed(self, model: str, texts: Sequence[str]) -> Any:
         """Return litellm's embeddings, or raise as `complete` does."""
@@ -261,13 +243,11 @@ class Meter:
 
         asked: dict[str, Any] = {"dimensions": self.dimensions} if self.dimensions else {}
         asked["input"] = list(texts)
-        question = asked | {"max_tokens": 0}  # an embedding is read and nothing is written
         way: dict[str, Any] = {"max_retries": 0, "drop_params": True}
         way |= reached_by(*self.endpoint("embedding", model))
-        answer = self._answer(
-            "embedding", model, question, lambda: litellm.embedding(model=model, **asked, **way)
-        )
-        return litellm.EmbeddingResponse(**answer)
+        send = functools.partial(litellm.embedding, model=model, **asked, **way)
+        question = asked | {"max_tokens": 0}  # an embedding is read and nothing is written
+        return litellm.EmbeddingResponse(**self._answer("embedding", model, question, send))
 
     def _answer(
         self, kind: str, model: str, question: Mapping[str, Any], send: Callable[[], Any]
@@ -321,24 +301,20 @@ class Meter:
         fault = outcome.fault
         with self._lock:
             self.cached += outcome.cached
-            # Of an earlier run too: what it lost is asked again, and is no larger share for that.
-            self.answers[kind] += fault is None
-            if outcome.cached:
-                return
-            self.requests[kind] += outcome.usage.requests
+            self.requests[kind] += outcome.paid.requests
             if fault is None:
-                self.answering.add(kind)
+                # Of an earlier run too: what it lost is no larger share when it is asked again.
+                self.answers[kind] += 1
             elif fault.kind == "budget":
                 self._exhausted = fault.message
                 self.ended.set()
             elif fault.kind == "request" and with_schema:  # it will be asked without
-                self.faults[kind] = fault
                 self._schema_refused |= kind == "judge"
             else:
                 self.faults[kind] = fault
-                self.failed[kind] += 1
-                in_vain = fault.permanent and kind not in self.answering
-                many = self.failed[kind] >= FAILURES_TO_STOP
+                self.lost[kind] += 1
+                in_vain = fault.permanent and not self.answers[kind]
+                many = self.lost[kind] >= FAILURES_TO_STOP
                 if in_vain or (many and self.lost_more_than(2 * self.max_failure_share, kind)):
                     self.ended.set()
 
@@ -349,15 +325,13 @@ class Meter:
                 "It was cancelled: the judge stays as it was, and the same call resumes it."
             ) from None
         if self._exhausted:
-            sent = ", ".join(f"{n} {kind}" for kind, n in self.requests.items() if n)
             raise BudgetError(
                 f"{who} was stopped, since it needs more than the budget allows; the judge stays "
-                f"as it was. {self._exhausted} Requests made now: {sent or 'none'}. The same call "
-                "with more budget resumes it."
+                f"as it was. {self._exhausted} The same call with more budget resumes it."
             ) from None
         for kind, fault in self.faults.items():
             if self.lost_more_than(self.max_failure_share, kind):
-                lost = self.lost(kind)
+                lost = self.lost[kind]
                 raise fault.error(
                     f"{who} was stopped: {lost} of {lost + self.answers[kind]} {kind} calls gave "
                     f"no usable answer; max_failure_share={self.max_failure_share:.0%} are "
@@ -365,9 +339,6 @@ class Meter:
                     "key, endpoint and quota. The judge stays as it was; paid answers are kept."
                 ) from None
 
-
-# Parameters that do not belong to the question.
-_TRANSPORT: Final = ("api_key", "timeout", "max_retries")
 
 _METERS: dict[str, Meter] = {}  # by id
 

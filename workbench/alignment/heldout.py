@@ -1,13 +1,7 @@
-"""What is held out: the split, the test of both judges on it, and the gate that it decides.
-
-Better than the original is not enough to pass. Against a bad judge, giving one and the same
-verdict to everything looks like a gain: on a scale of numbers it is nearer to most labels than a
-biased judge is. So the proposed judge is also held against a constant, train's median.
-"""
+"""What is held out: the split, the test of both judges on it, and the gate that it decides."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -32,17 +26,21 @@ from workbench.judging.verdicts import Verdict
 from workbench.metrics.agreement import agreement
 from workbench.metrics.comparison import Comparison, compare
 from workbench.metrics.figures import ROUNDING
-from workbench.metrics.intervals import figure
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.joining import pair
-from workbench.pairing.pairs import Pairs, Split
-from workbench.pairing.splits import Groups, default_groups, groups_of, joined, stratified_order
-from workbench.simba.candidate import Candidate
+from workbench.pairing.pairs import (
+    Groups,
+    Pairs,
+    Split,
+    default_groups,
+    groups_of,
+    stratified_order,
+)
 from workbench.simba.selection import usable
 from workbench.simba.settings import MINIMUM_LABELS
-from workbench.store.traces import Example, examples, item_digest
+from workbench.store.traces import Example, examples
 
 MOST_LOST = 0.05  # share without a usable verdict above which a judge is not better for the others
 
@@ -70,8 +68,8 @@ def read_data(
         )
     options(judge)  # raises for other judges
     if len(pairs) < MINIMUM_LABELS:
-        reasons = zip(pairs.reasons["reason"], pairs.reasons["traces"], strict=True)
-        lost = "; ".join(f"{counted(int(many), 'trace')}: {why}" for why, many in reasons)
+        reasons = pairs.reasons.itertuples(index=False)
+        lost = "; ".join(f"{counted(many, 'trace')}: {why}" for why, many in reasons)
         raise TooFewPairsError(
             f"{len(pairs)} usable pairs under {pairs.name!r}; alignment needs at least "
             f"{MINIMUM_LABELS}, and 50 to 100 make a difference that can be trusted. Left out: "
@@ -95,50 +93,29 @@ def split_pairs(
     """Split into train, dev and test, without what the judge learned from before in test."""
     items = [by_id[i] for i in pairs.trace_ids]
     group_of = default_groups(items) if groups is None else groups_of(pairs.table, groups)
-    group_of = joined(group_of, {item.trace_id: item_digest(item) for item in items})
     here = set(pairs.trace_ids)
     # Nor is it tested again where it was chosen for doing well, if enough traces are fresh.
     barred = here & (lineage.seen if len(here - lineage.seen) >= 10 else lineage.learned)
     # Of the traces that may be tested on, so that some of these are left to learn from.
     share = size * (1 - len(barred) / len(pairs)) or size
-    try:
-        split = pairs.split(test_size=share, seed=seed, groups=group_of, never_test=barred)
-    except ArgumentError:
-        if not barred:
-            raise
-        raise TooFewPairsError(
-            "This judge was aligned on these traces before, and what a judge learned on is never "
-            "tested on. Label new traces and align with those as well, or align the judge that "
-            "it came from."
-        ) from None
+    split = pairs.split(test_size=share, seed=seed, groups=group_of, never_test=barred)
     return replace(split, groups=groups if isinstance(groups, str) else None)
-
-
-def origin_note(judge: Judge, lineage: Lineage) -> str:
-    """Return a warning about rules of unknown origin, as of a judge aligned in another store."""
-    candidate = Candidate.from_instructions(str(getattr(judge, "instructions", "")))
-    if lineage.seen or not (candidate.rules or candidate.examples):
-        return ""
-    return (
-        "This judge's instructions hold learned rules or examples, but no run in this store tells "
-        "from which traces. These may be among the held-out ones: test on traces new to it."
-    )
 
 
 def limited(split: Split, n_labels: int | None) -> Split:
     """Return the split with so many labels to learn from at most; more include the fewer."""
-    strata = {
-        trace_id: (name, str(label))
-        for name in ("train", "dev")
-        for trace_id, label in getattr(split, name).table[["trace_id", "human"]].to_numpy()
-    }
     if n_labels is None:
         return split
-    chosen = stratified_order(strata, split.seed)[:n_labels]
-    used = f"{len(chosen)} of {len(strata)} labels that could be learned from were used"
-    note = f"{used} (n_labels={n_labels})."
+    label_of = [
+        (trace_id, (part, str(label)))
+        for part, pairs in (("train", split.train), ("dev", split.dev))
+        for trace_id, label in zip(pairs.trace_ids, pairs.table["human"], strict=True)
+    ]
+    chosen = stratified_order(dict(label_of), split.seed)[:n_labels]
+    used = f"{len(chosen)} of {len(label_of)} labels that could be learned from were used"
+    notes = (*split.notes, f"{used} (n_labels={n_labels}).")
     train, dev = split.train.subset(chosen), split.dev.subset(chosen)
-    return replace(split, train=train, dev=dev, notes=(*split.notes, note))
+    return replace(split, train=train, dev=dev, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -149,9 +126,8 @@ class HeldOutTest:
     after: Pairs
     comparison: Comparison
     verdicts: Sequence[Verdict] = ()  # all of the proposed judge
-    lost: float = 0.0  # share of these that are unusable
-    paid: Usage = UNPAID  # for these, and for what the budget left without a verdict
-    embeddings: Usage = UNPAID  # paid beside it, of a judge with a memory
+    lost: float = 0.0  # share of the test without a usable one
+    paid: Usage = UNPAID  # embeddings of a judge with a memory included
     notes: Sequence[str] = ()
 
 
@@ -169,9 +145,9 @@ def score_held_out(
         return HeldOutTest(test, test, compare(test, test, seed=seed))
     verdicts: list[Verdict] = []
     with (
-        metered_embeddings(proposed, budget) as embedding,
         AnswerCache() as cache,
         Runner(cache=cache, budget=budget, concurrency=concurrency, answered=1) as runner,
+        metered_embeddings(proposed, budget) as embedding,
         # Where more is used than was reserved for it, what was answered is a test all the same.
         suppress(BudgetError),
     ):
@@ -183,10 +159,10 @@ def score_held_out(
     answers = {v.trace_id: (v.value, v.rationale) for v in verdicts if usable(v, test.scale)}
     after = test.with_verdicts(answers, fingerprint(proposed))
     before, lost = test.subset(after.trace_ids), len(test) - len(after)
+    spent = ", since the budget was spent" * (len(verdicts) < len(test))
     note = (
         f"The proposed judge gave no usable verdict on {lost} of {len(test)} held-out traces"
-        f"{', since the budget was spent' * (len(verdicts) < len(test))}; both judges are compared "
-        "on the others."
+        f"{spent}; both judges are compared on the others."
     )
     return HeldOutTest(
         before,
@@ -194,19 +170,17 @@ def score_held_out(
         compare(before, after, seed=seed),
         verdicts,
         lost=lost / len(test),
-        paid=runner.used,
-        embeddings=embedding.used if embedding else UNPAID,
+        paid=runner.used + (embedding.used if embedding else UNPAID),
         notes=(note,) if lost else (),
     )
 
 
 def decide(gate: Gate, test: HeldOutTest, train: Pairs, stopped: str = "") -> tuple[Status, str]:
     """Return whether the proposed judge is taken, and why; ``stopped`` is why learning ended."""
-    comparison = test.comparison
+    comparison, summary = test.comparison, test.comparison.summary
     if test.after is test.before:
         why = f" ({stopped})" if stopped else ""
         return "unchanged", f"No better instructions were found{why}; the judge stays as it was."
-    summary = comparison.summary
     if comparison.n == 0:
         return "rejected", "The proposed judge gave no usable verdict; the original judge stays."
     if gate == "none":
@@ -225,36 +199,26 @@ def decide(gate: Gate, test: HeldOutTest, train: Pairs, stopped: str = "") -> tu
     return "improved", " ".join([summary, *comparison.notes])
 
 
-def _no_better_than_a_constant(train: Pairs, after: Pairs) -> str:
-    """Return why the verdicts of ``after`` tell no more than a constant would; "" where they do.
+def majority(train: Pairs) -> Any:
+    """Return the most frequent label; of several the first by its text."""
+    return min(train.table["human"].mode(), key=str)
 
-    A judge must be right more often than train's most frequent label and, on ordered scales, its
-    median, or lie nearer to the labels; on others it may agree with people more than by chance.
-    """
-    verdicts, labels = after.table["judge"], after.table["human"]
-    if len(set(labels)) < 2:  # nothing to tell apart
+
+def _no_better_than_a_constant(train: Pairs, after: Pairs) -> str:
+    """Return why the verdicts of ``after`` tell no more than a constant would; "" where they do."""
+    # It must be right more often than the most frequent label, or nearer (than the median of
+    # numbers); on scales that know no nearness it may agree with people more than by chance.
+    if after.table["human"].nunique() < 2:  # nothing to tell apart
         return ""
-    if len(set(verdicts)) == 1:
-        return (
-            f"But it gives one and the same verdict, {verdicts[0]!r}, on all {len(verdicts)} "
-            "held-out items, whatever people say of them."
-        )
-    values = list(train.table["human"])
-    constants = [Counter(sorted(values, key=str)).most_common(1)[0][0]]
+    if after.table["judge"].nunique() < 2:
+        return f"But it gives one and the same verdict on all {len(after)} held-out items."
     ordered, numeric = after.scale.ordered, after.scale.kind == "numeric"
-    if ordered:
-        median = sorted(values, key=train.scale.rank)[(len(values) - 1) // 2]
-        constants = [median] if numeric else [*constants, median]
-    measure, judge = "mean distance" if numeric else "accuracy", agreement(after, resamples=2)
-    for constant in constants:
-        same = dict.fromkeys(after.trace_ids, (constant, ""))
-        other = agreement(after.with_verdicts(same, "constant"), resamples=2)
-        nearer = judge.mean_distance < other.mean_distance - ROUNDING
-        right = not numeric and judge.accuracy > other.accuracy
-        if not right and not (nearer if ordered else judge.kappa > 0):
-            return (
-                f"But always giving {constant!r} is as near to people on every measure: {measure} "
-                f"{figure(other.figures[measure][0])} and {figure(judge.figures[measure][0])} for "
-                "the judge."
-            )
-    return ""
+    constant = float(train.table["human"].median()) if numeric else majority(train)
+    judge = agreement(after, resamples=2)
+    same = dict.fromkeys(after.trace_ids, (constant, ""))
+    other = agreement(after.with_verdicts(same, "constant"), resamples=2)
+    nearer = judge.mean_distance < other.mean_distance - ROUNDING
+    right = not numeric and judge.accuracy > other.accuracy
+    if right or (nearer if ordered else judge.kappa > 0):
+        return ""
+    return f"But always giving {constant!r} is as near to people on every measure."

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from mlflow.genai.judges.base import AlignmentOptimizer, Judge
 
@@ -19,8 +18,6 @@ from workbench.formatting import counted
 from workbench.judging.requests import judge_examples, reached_at
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.annotators import AnnotatorAgreement
-from workbench.metrics.coefficients import numbered
-from workbench.metrics.intervals import proportion
 from workbench.metrics.sample_size import smallest_improvement
 from workbench.models.budget import ASSUMED_OUTPUT, Budget, cost
 from workbench.models.cache import AnswerCache
@@ -57,21 +54,18 @@ def preflight(
     optimizer: AlignmentOptimizer,
     budget: Budget,
 ) -> pd.DataFrame:
-    """Return the table of checks."""
-    learning = "not known: the optimizer does not say"
+    split, learning = data.split, "not known: the optimizer does not say"
     if _is_simba(optimizer):
-        split, settings = data.split, optimizer.settings
         cases = [*labelled_cases(split.train, data), *labelled_cases(split.dev, data)]
-        scale, model = split.train.scale, optimizer.model
-        most = forecast(data.judge, cases, len(split.dev), settings, scale, model, probe)
-        learning = most.told(budget)
+        given = len(split.dev), optimizer.settings, split.train.scale, optimizer.model, probe
+        learning = forecast(data.judge, cases, *given).told(budget)
     rows = [
         *_of_pairs(data.pairs, annotators),
-        *_of_split(data.split),
+        *_of_split(split),
         ("judge answers", f"yes: {probe.value!r}", ""),
-        *of_models(data.judge, optimizer),
+        *((role, reached, "") for role, reached in reached_models(data.judge, optimizer)),
         ("learning takes", learning, "" if budget.is_limited else "budget= sets a limit"),
-        ("the test takes", counted(len(data.split.test), "call"), ""),
+        ("the test takes", counted(len(split.test), "call"), ""),
     ]
     return pd.DataFrame(rows, columns=["check", "finding", "advice"])
 
@@ -101,10 +95,8 @@ def _of_split(split: Split) -> Iterator[Row]:
     """Yield what the held-out test can show at best; items that belong together are one."""
     sizes = f"train {len(split.train)}, dev {len(split.dev)}, test {len(split.test)}"
     yield "split", sizes, "too few held-out pairs to prove much" if len(split.test) < 30 else ""
-    clusters, learn = numbered(split.test.clusters), split.train.table
-    n = len(set(clusters))
-    what = ("item", "items") if n == len(clusters) else ("group of items", "groups of items")
-    those = counted(n, *what)
+    n, learn = len(set(split.test.clusters)), split.train.table
+    those = counted(n, "independent item")
     least, wrong = smallest_improvement(n), float((learn["human"] != learn["judge"]).mean())
     if math.isnan(least):
         yield "improvement that test can show", f"none with {those}", "label more"
@@ -112,19 +104,16 @@ def _of_split(split: Split) -> Iterator[Row]:
     found = f"{least:.0%} of {those} or more, if none gets worse (80% power)"
     advice = "" if least <= wrong else f"the judge errs on {wrong:.0%} of train: label more traces"
     yield "improvement that test can show", found, advice
-    if split.test.scale.kind != "numeric":
-        low = proportion(np.ones(len(clusters)), clusters, 0.95)[1].low
-        yield "accuracy that test can show", f"above {low:.2f} if all are right", ""
 
 
 def _is_simba(optimizer: AlignmentOptimizer) -> bool:
     return isinstance(getattr(optimizer, "settings", None), Settings)
 
 
-def of_models(
+def reached_models(
     judge: Judge, optimizer: AlignmentOptimizer, reflection_base_url: str | None = None
-) -> Iterator[Row]:
-    """Yield where each model is reached; a model in this process has no address."""
+) -> Iterator[tuple[str, str]]:
+    """Yield the role of each model, and where it is reached; one in this process has no address."""
     judge_model, (base_url, _, _) = str(judge.model), endpoint(judge)
     reached = {"judge model": (judge_model, base_url)}
     if _is_simba(optimizer):
@@ -136,9 +125,7 @@ def of_models(
         reached[f"{use} model"] = model, endpoint_of(judge, use, model, reflection_base_url)[0]
     for role, (model, url) in reached.items():
         place = reached_at(model, url)
-        elsewhere = place and base_url and not url and _is_simba(optimizer)
-        advice = "SIMBA(base_url=...) names another address" if elsewhere else ""
-        yield role, f"{model} at {place}" if place else model, advice
+        yield role, f"{model} at {place}" if place else model
 
 
 def labelled_cases(part: Pairs, data: AlignmentData) -> list[Case]:

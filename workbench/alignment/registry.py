@@ -1,9 +1,7 @@
 """Judges by name and version: MLflow's scorer registry, with every option and what made them.
 
-A version is a row of MLflow's registry, so `mlflow.genai.scorers.get_scorer` reads it too. That
-gives a judge without base URL and headers, though, which talks to its provider's public address;
-`load_judge` gives the judge as it was registered: what MLflow's form has no place for lies in it
-under a key that MLflow ignores.
+MLflow's own `get_scorer` reads the same versions, without base URL and headers. What MLflow's form
+has no place for lies in it under a key that MLflow ignores.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Final, cast
 
 import mlflow
@@ -40,11 +38,6 @@ _LEFT_OUT: Final = (
     "base_url", "include_timing_in_conversation", "include_tool_calls_in_conversation", "timeout",
 )  # fmt: skip
 
-_WARNING: Final = (
-    "MLflow's registry stores neither base URL nor headers: loaded by MLflow's own get_scorer, "
-    "this judge talks to its provider's public address. workbench.load_judge gives it as it is."
-)
-
 
 @dataclass(frozen=True, repr=False)
 class Registered:
@@ -52,7 +45,7 @@ class Registered:
 
     ``new`` is False where the latest version was this very judge already. ``status`` and
     ``headline`` are those of the alignment that gave the judge ("" for a judge registered by
-    itself), ``warning`` is what to know before MLflow's own `get_scorer` is used.
+    itself).
     """
 
     name: str
@@ -61,20 +54,12 @@ class Registered:
     fingerprint: str
     status: str = ""
     new: bool = True
-    warning: str = ""
     headline: str = ""
-    _judge: Judge | None = field(default=None, compare=False)
-
-    @property
-    def judge(self) -> Judge:
-        """The judge under its registered name; loaded when it is not at hand."""
-        return self._judge or load_judge(self.name, self.version, experiment=self.experiment_id)
 
     def __repr__(self) -> str:
         state = "new" if self.new else "was there already"
         status = f", alignment {self.headline or self.status}" if self.status else ""
-        text = f"{self.name!r} version {self.version} ({state}{status}). {self.warning}".rstrip()
-        return f"<Registered {text}>"
+        return f"<Registered {self.name!r} version {self.version} ({state}{status})>"
 
     def _repr_html_(self) -> str:
         return f"<div>{html_text(self)}</div>"
@@ -105,7 +90,7 @@ def register(
     Raises
     ------
     RegistryError
-        When an option would not come back or a secret would be stored, or without a registry.
+        When an option would not come back or a secret would be stored.
     """
     given: Any = alignment_or_judge
     judge: Any = given if isinstance(given, Judge) else getattr(given, "judge", None)
@@ -113,36 +98,31 @@ def register(
         raise ArgumentError(
             f"register takes an Alignment or an MLflow judge, got {type(given).__name__}."
         )
-    own, named = fingerprint(judge), name or judge.name
+    named, own = name or judge.name, fingerprint(judge)
     made: dict[str, Any] = {"fingerprint": own, "model": getattr(judge, "model", None)}
-    if judge is not given:
-        made |= _provenance(given, own)
+    made |= {} if judge is given else _provenance(given, own)
     stored = _to_store(judge, named)
-    if named != judge.name:
-        known = isinstance(judge, InstructionsJudge)
-        judge = from_options({**options(judge), "name": named}) if known else None
     where = find_experiment_id(experiment)
     with suppress(MlflowException):  # what does not exist is told where it is written to
         check_not_deleted(where)
-    return _write(where, named, stored, made, judge)
+    return _write(where, named, stored, made)
+
+
+_SCORES: Final = ("n", "accuracy", "accuracy_interval", "kappa", "kappa_interval")
+_OF_ALIGNMENT: Final = (
+    "status", "headline", "seed", "optimizer", "dataset_digest", "calls", "reflection_calls",
+    "tokens", "cost", "run_id",
+)  # fmt: skip
 
 
 def _provenance(alignment: Any, aligned: str) -> dict[str, Any]:
     """Return what made the judge of an alignment; a judge that did not change has no parent."""
-    parent = alignment.fingerprints["original"]
-    scores = ("n", "accuracy", "accuracy_interval", "kappa", "kappa_interval")
-    recorded = (
-        "status", "headline", "seed", "optimizer", "dataset_digest", "calls", "reflection_calls",
-        "tokens", "cost", "run_id",
-    )  # fmt: skip
-    known = {
-        "parent": None if parent == aligned else parent,
-        "before": {score: getattr(alignment.before, score) for score in scores},
-        "after": {score: getattr(alignment.after, score) for score in scores},
-        "split_digest": alignment.split.digest,
-        "split_seed": alignment.split.seed,
-        **{name: getattr(alignment, name) for name in recorded},
-    }
+    parent, split = alignment.fingerprints["original"], alignment.split
+    known: dict[str, Any] = {name: getattr(alignment, name) for name in _OF_ALIGNMENT}
+    known |= {"split_digest": split.digest, "split_seed": split.seed}
+    known["parent"] = None if parent == aligned else parent
+    for when in ("before", "after"):
+        known[when] = {score: getattr(getattr(alignment, when), score) for score in _SCORES}
     return {key: value for key, value in plain(known).items() if value is not None}
 
 
@@ -158,17 +138,14 @@ def roll_back(name: str, version: int, *, experiment: str | None = None) -> Regi
     return _write(where, name, stored, {**stored.made, "rolled_back_from": version})
 
 
-def _write(
-    where: str, name: str, stored: _Stored, made: dict[str, Any], judge: Judge | None = None
-) -> Registered:
+def _write(where: str, name: str, stored: _Stored, made: dict[str, Any]) -> Registered:
     """Write a version unless the latest one is this very judge."""
-    versions = _versions(where, name, may_be_none=True)
+    versions = _versions(where, name)
     new = not versions or _Stored.of(versions[-1]).identity != stored.identity
     if new:
         # judge.register() writes the same row, but has no place for what MLflow leaves out.
         written = json.dumps(stored.with_provenance(made))
         versions.append(TracingClient().store.register_scorer(where, name, written))
-    kept = {**stored.beside.get("options", {}), **stored.withheld}
     return Registered(
         name=name,
         version=int(versions[-1].scorer_version),
@@ -177,8 +154,6 @@ def _write(
         status=made.get("status", ""),
         new=new,
         headline=made.get("headline", ""),
-        warning=_WARNING if kept.get("base_url") or kept.get("headers") else "",
-        _judge=judge,
     )
 
 
@@ -208,13 +183,8 @@ def load_judge(
     where = find_experiment_id(experiment, create=False)
     found = _version(where, name, version)
     bare = get_scorer(name=name, experiment_id=where, version=found.scorer_version)
-    if not isinstance(bare, Judge):
-        raise RegistryError(
-            f"{name!r} is registered as a {type(bare).__name__}, which is a scorer and no judge. "
-            "Use mlflow.genai.scorers.get_scorer."
-        )
     if not isinstance(bare, InstructionsJudge):
-        return bare
+        return cast("Judge", bare)
     stored, who = _Stored.of(found), f"Judge {name!r} version {found.scorer_version}"
     withheld = Withheld.model_validate(stored.withheld)
     judge = from_options(restore(stored.options, withheld, headers=headers, who=who))
@@ -230,17 +200,17 @@ def history(name: str, *, experiment: str | None = None) -> pd.DataFrame:
     -------
     DataFrame
         ``version``; ``registered_at`` (UTC); ``fingerprint`` and that of the ``parent`` it was
-        aligned from; ``status`` of the alignment, and ``headline``, the same with "(uncertain)"
-        where the gain may be luck; on its ``n`` held-out pairs, accuracy and kappa of the original
-        (``accuracy_before``) and of the proposed judge (``accuracy_after``), each with its
-        interval; ``optimizer``, ``seed``, ``dataset_digest``, ``split_digest``, ``model``,
-        ``calls``, ``reflection_calls``, ``tokens``, ``cost``, the MLflow ``run_id``, and
-        ``rolled_back_from``. What is not known is None, and an undefined statistic nan.
+        aligned from; ``status`` and ``headline`` of the alignment; on its ``n`` held-out pairs,
+        accuracy and kappa of the original (``accuracy_before``) and of the proposed judge
+        (``accuracy_after``), each with its interval; ``optimizer``, ``seed``, ``dataset_digest``,
+        ``split_digest``, ``model``, ``calls``, ``reflection_calls``, ``tokens``, ``cost``, the
+        MLflow ``run_id``, and ``rolled_back_from``. What is not known is None, and an undefined
+        statistic nan.
 
     Raises `RegistryError` for an unknown name.
     """
     where = find_experiment_id(experiment, create=False)
-    return pd.DataFrame(map(_row, _versions(where, name)), columns=list(_COLUMNS))
+    return pd.DataFrame(map(_row, _known_versions(where, name)), columns=list(_COLUMNS))
 
 
 _COLUMNS: Final = (
@@ -305,7 +275,6 @@ class _Stored:
 
     @property
     def judge(self) -> Judge:
-        """The judge as MLflow reads it."""
         return cast("Judge", Scorer.model_validate(self.form))
 
     @property
@@ -323,7 +292,6 @@ class _Stored:
         return {key: value for key, value in self.form.items() if key not in versions}
 
     def with_provenance(self, made: dict[str, Any]) -> dict[str, Any]:
-        """The form to write."""
         self._inner[BESIDE] = {**self.beside, "provenance": made}
         return self.form
 
@@ -367,32 +335,30 @@ def _refuse_lost(judge: Judge, lost: list[str]) -> None:
         )
 
 
-def _versions(where: str, name: str, *, may_be_none: bool = False) -> list[ScorerVersion]:
+def _versions(where: str, name: str) -> list[ScorerVersion]:
     """All versions, the oldest first."""
     versions: list[ScorerVersion] = []
-    store = TracingClient().store
     try:
-        versions = store.list_scorer_versions(where, name)
-    except NotImplementedError:
-        raise RegistryError(
-            f"The store {address()} has no registry of judges. Use a database "
-            "(mlflow.set_tracking_uri('sqlite:///mlflow.db')) or an MLflow server."
-        ) from None
+        versions = TracingClient().store.list_scorer_versions(where, name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-    if not versions and not may_be_none:
-        known = sorted(each.scorer_name for each in store.list_scorers(where))
-        raise RegistryError(
-            f"No judge {name!r} is registered in experiment "
-            f"{mlflow.get_experiment(where).name!r} of {address()}. Registered there: "
-            f"{', '.join(map(repr, known)) or 'none'}."
-        )
     return sorted(versions, key=lambda version: int(version.scorer_version))
 
 
+def _known_versions(where: str, name: str) -> list[ScorerVersion]:
+    """As `_versions`; `RegistryError` where there is none."""
+    if versions := _versions(where, name):
+        return versions
+    known = sorted(each.scorer_name for each in TracingClient().store.list_scorers(where))
+    raise RegistryError(
+        f"No judge {name!r} is registered in experiment {mlflow.get_experiment(where).name!r} of "
+        f"{address()}. Registered there: {', '.join(map(repr, known)) or 'none'}."
+    )
+
+
 def _version(where: str, name: str, version: int | None) -> ScorerVersion:
-    versions = _versions(where, name)
+    versions = _known_versions(where, name)
     by_number = {each.scorer_version: each for each in versions}
     if version is not None and version not in by_number:
         numbers = ", ".join(map(str, by_number))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pandas as pd
 from mlflow.genai.judges import Judge
 
-from workbench.alignment.runs import AlignmentRun, Status
+from workbench.alignment.runs import Status, log_outcome
 from workbench.formatting import html_lines, html_table, html_text
 from workbench.metrics.agreement import Agreement
 from workbench.metrics.annotators import AnnotatorAgreement
-from workbench.metrics.comparison import Comparison, compare
+from workbench.metrics.comparison import Comparison
 from workbench.metrics.intervals import with_ends
 from workbench.models.budget import Usage
 from workbench.pairing.pairs import Pairs, Split
@@ -42,12 +42,13 @@ class Alignment:
         One row per candidate (see `workbench.simba.candidate.Learned`), and learned rule -> ids
         of the train traces that it was made from; empty for other optimizers.
     looks
-        The largest number of judges that one held-out item has scored so far, this judge
-        included; 0 where nothing was tested.
+        The largest number of judges that one held-out item has scored so far, this one included; 0
+        where nothing was tested.
     calls, reflection_calls, usage
-        What was spent, the held-out test included; reflection calls of other optimizers include
-        embeddings. ``usage`` has the tokens ``read`` and ``written``, those ``repeated`` from the
-        server's prompt cache, and the ``cost`` in US dollars; None where not known.
+        What was spent, the held-out test included: requests of judges, those of reflection (and
+        embeddings while other optimizers learn), and the tokens ``read`` and ``written``, those
+        ``repeated`` from the server's prompt cache, and the ``cost`` in US dollars; None where not
+        known.
     usd_per_1000
         US dollars that 1,000 judgements of the proposed judge cost, by the tokens of the held-out
         test, without embeddings; None where not known.
@@ -55,7 +56,7 @@ class Alignment:
         Verdicts while learning, and reflections, that never came or could not be read (`SIMBA`
         only). They count neither for nor against a candidate.
     run_id
-        The MLflow run; None where the store refused it.
+        The MLflow run.
     """
 
     judge: Judge
@@ -86,7 +87,7 @@ class Alignment:
     looks: int = 0
     failures: int = 0
     reflection_failures: int = 0
-    run_id: str | None = None
+    run_id: str = ""
     usd_per_1000: float | None = None
     notes: tuple[str, ...] = ()
 
@@ -116,23 +117,26 @@ class Alignment:
     def figures(self) -> dict[str, Any]:
         """Return what alignments are compared by, as plain values by name (see `record`).
 
-        ``result`` is the headline. ``before`` and ``after`` are accuracies on the ``n`` held-out
-        pairs, each with the ends of its interval (``_low``, ``_high``), as the kappas are, and on
-        numeric scales the mean distances (``before_mean_distance``), by which the gate goes there.
-        ``labels`` were learned from. ``baseline`` is the accuracy of always giving the most
-        frequent label, and ``ceiling`` the agreement of people with each other, on contested items
-        too.
+        ``result`` is the headline, ``labels`` were learned from. ``before`` and ``after`` are
+        accuracies on the ``n`` held-out pairs with the ends of their intervals (``_low``,
+        ``_high``), as are the kappas, and on numeric scales the mean distances
+        (``before_mean_distance``). ``baseline`` is the accuracy of always giving the most frequent
+        label, and ``ceiling`` the agreement of people with each other, on contested items too.
         """
-        labels = len(self.split.train) + len(self.split.dev)
-        found: dict[str, Any] = {"result": self.headline, "n": self.comparison.n, "labels": labels}
+        found: dict[str, Any] = {
+            "result": self.headline,
+            "n": self.comparison.n,
+            "labels": len(self.split.train) + len(self.split.dev),
+            "baseline": self.before.baseline,
+            "ceiling": self.annotators.ceiling if self.annotators else None,
+            "usd_per_1000": self.usd_per_1000,
+        }
         for when, measured in (("before", self.before), ("after", self.after)):
             for metric in _measures(measured):
                 name = when if metric == "accuracy" else f"{when}_{metric}"
                 interval = getattr(measured, f"{metric}_interval")
                 found |= with_ends(name, getattr(measured, metric), interval)
-        ceiling = self.annotators.ceiling if self.annotators else None
-        found |= {"baseline": self.before.baseline, "ceiling": ceiling}
-        return found | {"usd_per_1000": self.usd_per_1000}
+        return found
 
     def __repr__(self) -> str:
         return f"<Alignment of {self.original.name!r}: {self.headline}. {self.reason}>"
@@ -147,8 +151,8 @@ def _measures(measured: Agreement) -> list[str]:
     return ["accuracy", "kappa", *["mean_distance"] * (measured.scale.kind == "numeric")]
 
 
-def finish_run(run: AlignmentRun, alignment: Alignment) -> Alignment:
-    """Write status, figures, evidence and the changed items; return it with the run's id."""
+def log_result(alignment: Alignment) -> None:
+    """Log status, figures, evidence and the changed items in the active run."""
     counts = ("calls", "reflection_calls", "failures", "reflection_failures", "seconds")
     metrics = {"looks_at_test": float(alignment.looks)}
     metrics |= {name: float(getattr(alignment, name)) for name in counts}
@@ -167,15 +171,13 @@ def finish_run(run: AlignmentRun, alignment: Alignment) -> Alignment:
     for name in ("fixed", "broken", "still_wrong"):
         changed = getattr(alignment.comparison, name).merge(rationales, on="trace_id", how="left")
         files[f"items/{name}.csv"] = changed.to_csv(index=False)
-    run.finish({"workbench.status": alignment.status}, metrics, files)
-    notes = (*alignment.notes, *run.fault_notes("The alignment"))
-    return replace(alignment, run_id=None if run.fault else run.run_id, notes=notes)
+    log_outcome(metrics, files, alignment.status)
 
 
 # Columns of a comparison that hold whole numbers.
 COUNTS: Final = (
     "n", "fixed", "broken", "judge calls", "reflection calls", "embedding calls", "known",
-    "tokens", "later calls", "later tokens", "words more",
+    "tokens", "later calls", "later tokens",
 )  # fmt: skip
 
 
@@ -186,25 +188,23 @@ class OptimizerComparison:
     Attributes
     ----------
     table
-        A row a judge: the original, the majority label, few-shot and each optimizer, in this
-        order. The columns are ``status``; ``accuracy`` with ``low`` and ``high``, its Wilson
-        interval; ``kappa`` with ``kappa low`` and ``kappa high``, and on ordered scales ``mean
-        distance``, with its ends alike; ``n`` held-out items rated. Against the original: ``fixed``
-        and ``broken`` items, ``p`` (McNemar's exact test, by which ``gate="significant"`` goes) and
-        ``p adjusted`` for the number of judges tested (Holm). What learning took: ``judge calls``,
-        ``reflection calls``, ``embedding calls`` (requests, retries included), ``known`` answers
-        from the cache, ``seconds``, ``tokens``, ``cost`` in US dollars. What a later judgement
-        takes: ``later calls``, ``later tokens`` (mean of the held-out items), and ``words more`` of
-        instructions than the original's. Finally ``reason``. nan where unknown or undefined.
-    judges, comparisons, tested
-        Name -> the judge; and, unless it is the original once more, its comparison with that and
-        the held-out pairs with its usable verdicts.
+        A row a judge: the original, the majority label, few-shot and each optimizer. ``status``;
+        ``accuracy`` with its interval (``low``, ``high``), ``kappa`` and, on ordered scales, ``mean
+        distance`` with theirs; ``n`` held-out items rated. Against the original: ``fixed`` and
+        ``broken`` items, ``p`` (McNemar's exact test) and ``p adjusted`` for the number of judges
+        tested (Holm). What learning took: ``judge calls``, ``reflection calls``, ``embedding
+        calls`` (requests, retries included), ``known`` answers from the cache, ``seconds``,
+        ``tokens``, ``cost`` in US dollars. What a later judgement takes: ``later calls``, and
+        ``later tokens`` (mean of the held-out items, without embeddings). Finally ``reason``. nan
+        where unknown or undefined.
+    judges, comparisons
+        Name -> the judge; and, unless it is the original once more, its comparison with that.
     split
         What was learned from and tested on.
     notes
         What must be known to read the figures.
     run_id
-        The MLflow run that holds table, split and instructions; None where logging failed.
+        The MLflow run that holds table, split and instructions.
     """
 
     table: pd.DataFrame
@@ -214,40 +214,12 @@ class OptimizerComparison:
     split: Split
     seconds: float
     notes: tuple[str, ...]
-    tested: Mapping[str, Pairs]
-    run_id: str | None = None
+    run_id: str = ""
 
     @property
     def seed(self) -> int:
         """The seed of the split and of the optimizers."""
         return self.split.seed
-
-    @property
-    def conclusion(self) -> str:
-        """What the held-out pairs can tell about who is best, in a sentence or two."""
-        rated = self.table.loc[list(self.tested)].query("n > 0")
-        if len(rated) < 2:
-            return "There is nothing to compare the original judge with."
-        measure, most, test = "accuracy", "highest", "McNemar's test"
-        if numeric := self.pairs.scale.kind == "numeric":  # hardly a verdict equals its label
-            measure, most, test = "mean distance", "lowest", "the sign test"
-        ranked = rated.sort_values(measure, ascending=numeric, kind="stable")
-        best, *others = ranked.index
-        lead = f"{best} has the {most} {measure}, {ranked[measure].iloc[0]:.3f}"
-        # Each against the best on the items of both, with all tests counted in (Bonferroni).
-        close = [one for one in others if not self._is_better(best, one, 1 - 0.05 / len(others))]
-        if not close:
-            return f"{lead}, and {test} tells it from each of the others."
-        return (
-            f"{lead}, but {test} does not tell it from {', '.join(close)}: which of them "
-            "is best cannot be told on these pairs."
-        )
-
-    def _is_better(self, one: str, other: str, confidence: float) -> bool:
-        """Whether one is better than the other on items that both rated, and hardly by luck."""
-        before, after = self.tested[other], self.tested[one]
-        shared = {*before.trace_ids} & {*after.trace_ids}
-        return bool(shared) and compare(before, after, confidence=confidence, resamples=2).certain
 
     def __repr__(self) -> str:
         shown = self._shown.to_string(na_rep="", float_format=_figure)
@@ -266,9 +238,8 @@ class OptimizerComparison:
 
     @property
     def _lines(self) -> list[str]:
-        reasons = self.table.loc[self.table["status"] == "failed", "reason"].items()
-        failed = [f"{name}: {why}" for name, why in reasons]
-        return [self.conclusion, *failed, *self.notes]
+        failed = self.table.loc[self.table["status"] == "failed", "reason"].items()
+        return [*(f"{name}: {why}" for name, why in failed), *self.notes]
 
 
 def _figure(value: float) -> str:

@@ -6,25 +6,20 @@ import threading
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
-from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import mlflow
 import pandas as pd
 from mlflow.artifacts import load_dict
-from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges import Judge
-from mlflow.tracking.context.registry import resolve_tags
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-from mlflow.utils.time import get_current_time_millis
 
 from workbench.errors import CancelledError, StoreError
 from workbench.judging.judge import fingerprint
 from workbench.models.budget import Budget
 from workbench.pairing.pairs import Pairs, Split, dataset_digest
-from workbench.store.database import find_experiment_id
+from workbench.store.database import find_experiment_id, store_errors
 from workbench.store.tables import digest
 from workbench.store.traces import Example, item_digest
 
@@ -64,119 +59,67 @@ class AlignmentData:
     lineage: Lineage
 
 
-class AlignmentRun:
-    """The MLflow run of an alignment, in the store, experiment and run that are active now.
+def current_place() -> dict[str, str | None]:
+    """Return experiment and parent of a run that is begun now, as `mlflow.start_run` takes them."""
+    if active := mlflow.active_run():
+        return {"experiment_id": active.info.experiment_id, "parent_run_id": active.info.run_id}
+    return {"experiment_id": str(find_experiment_id()), "parent_run_id": None}
 
-    What the store refuses is kept in ``fault`` and raises nothing; where earlier runs could not be
-    searched, ``unsearched`` says why.
-    """
 
-    def __init__(self) -> None:
-        active = mlflow.active_run()
-        # An open run decides the experiment, as in MLflow, whose store of files takes plain text.
-        self.experiment_id = active.info.experiment_id if active else str(find_experiment_id())
-        self.parent_id = active.info.run_id if active else None
-        self.client = mlflow.MlflowClient()
-        self.run_id: str | None = None
-        self.fault = self.unsearched = ""
-
-    def below(self) -> AlignmentRun:
-        """Return a run to begin below this one."""
-        run = copy(self)
-        run.run_id, run.parent_id, run.fault = None, self.run_id or self.parent_id, ""
-        return run
-
-    def begin(
-        self, name: str, data: AlignmentData, proposed: Judge | None = None, **settings: Any
-    ) -> None:
-        """Create the run, of a use of the held-out items where there is a ``proposed`` judge."""
-        pairs, split = data.pairs, data.split
-        params = {"judge": data.judge.name, "model": data.judge.model, "pairs": len(pairs)}
-        params |= settings | {part: len(getattr(split, part)) for part in ("train", "dev", "test")}
-        tags = {
-            ORIGINAL_TAG: fingerprint(data.judge),
-            "workbench.dataset_digest": dataset_digest(pairs),
-            "workbench.split_digest": split.digest,
+@contextmanager
+def logged_run(
+    name: str,
+    data: AlignmentData,
+    proposed: Judge | None = None,
+    *,
+    place: Mapping[str, str | None] | None = None,
+    **settings: Any,
+) -> Iterator[str]:
+    """Log a run, which uses the held-out items where a judge is ``proposed``; yield its id."""
+    pairs, split = data.pairs, data.split
+    params = {"judge": data.judge.name, "model": data.judge.model, "pairs": len(pairs), **settings}
+    params |= {part: len(getattr(split, part)) for part in ("train", "dev", "test")}
+    tags = {
+        ORIGINAL_TAG: fingerprint(data.judge),
+        "workbench.dataset_digest": dataset_digest(pairs),
+        "workbench.split_digest": split.digest,
+    }
+    files: dict[str, Any] = {"split.json": split.to_dict()}
+    if proposed is not None:
+        tags[ALIGNED_TAG] = fingerprint(proposed)
+        if tags[ALIGNED_TAG] != tags[ORIGINAL_TAG]:
+            tags |= item_tags(split.test, data.by_id)
+        labels = zip(pairs.trace_ids, pairs.table["human"], strict=True)
+        files |= {
+            LABELS_FILE: {i: digest([i, label])[:16] for i, label in labels},
+            CONTENT_FILE: {i: item_digest(data.by_id[i], JUDGED) for i in pairs.trace_ids},
+            "instructions/original.txt": data.judge.instructions,
+            "instructions/proposed.txt": proposed.instructions,
         }
-        files: dict[str, Any] = {"split.json": split.to_dict()}
-        if proposed is not None:
-            tags[ALIGNED_TAG] = fingerprint(proposed)
-            if tags[ALIGNED_TAG] != tags[ORIGINAL_TAG]:
-                tags |= item_tags(split.test, data.by_id)
-            labels = zip(pairs.trace_ids, pairs.table["human"], strict=True)
-            files |= {
-                LABELS_FILE: {i: digest([i, label])[:16] for i, label in labels},
-                CONTENT_FILE: {i: item_digest(data.by_id[i], JUDGED) for i in pairs.trace_ids},
-                "instructions/original.txt": data.judge.instructions,
-                "instructions/proposed.txt": proposed.instructions,
-            }
-        with self.keeping_fault():
-            self.create(name, tags)
-            self._log(files, params=[Param(key, str(value)) for key, value in params.items()])
+    where: Any = place or current_place()
+    with mlflow.start_run(run_name=name, tags=tags, nested=True, **where) as run:
+        mlflow.log_params(params)
+        log_outcome({}, files)
+        yield run.info.run_id
 
-    def create(self, name: str, tags: Mapping[str, str]) -> None:
-        """Create the run with these tags."""
-        parent = {MLFLOW_PARENT_RUN_ID: self.parent_id} if self.parent_id else {}
-        tags = {**resolve_tags(parent), **tags}
-        made = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
-        self.run_id = made.info.run_id
 
-    def finish(
-        self, tags: Mapping[str, str], metrics: Mapping[str, float], files: Mapping[str, Any]
-    ) -> None:
-        """Write the outcome, text or data for JSON as files, and end the run; nan is left out."""
-        if self.fault:
-            return  # a store that does not answer is not waited for again
-        now = get_current_time_millis()
-        figures = [Metric(name, v, now, 0) for name, v in metrics.items() if v == v]
-        with self.keeping_fault():
-            self._log(files, metrics=figures, tags=[RunTag(*tag) for tag in tags.items()])
-            self.client.set_terminated(str(self.run_id))
-
-    def fault_notes(self, what: str) -> tuple[str, ...]:
-        """Return notes where the store refused what was logged, or to tell of earlier looks."""
-        refused = f"{what} could not be logged as an MLflow run: {self.fault}"
-        unknown = (
-            "How many judges the held-out items have scored before is not known, since earlier "
-            f"runs could not be searched: {self.unsearched}"
-        )
-        return (*[refused] * bool(self.fault), *[unknown] * bool(self.unsearched))
-
-    @contextmanager
-    def keeping_fault(self) -> Iterator[None]:
-        """Keep what the store refuses within this context, the first of several."""
-        try:
-            yield
-        except Exception as error:  # artifact stores have errors of any kind
-            self.fault = self.fault or str(error) or type(error).__name__
-
-    def _log(self, files: Mapping[str, Any], **batch: Any) -> None:
-        try:
-            self.client.log_batch(str(self.run_id), **batch)
-            for path, content in files.items():
-                log = self.client.log_text if isinstance(content, str) else self.client.log_dict
-                log(str(self.run_id), content, path)
-        except Exception:
-            with suppress(Exception):  # the store may still take this
-                self.client.set_terminated(str(self.run_id), "FAILED")
-            raise
-
-    def __enter__(self) -> AlignmentRun:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None and self.run_id is not None:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-            # A store that does not answer must not hide the error that is on its way.
-            with suppress(Exception):
-                self.client.set_terminated(self.run_id, status)
+@store_errors()
+def log_outcome(
+    metrics: Mapping[str, float], files: Mapping[str, Any] | None = None, status: str = ""
+) -> None:
+    """Log in the active run, data that is no text as JSON files; nan is left out."""
+    if status:
+        mlflow.set_tag("workbench.status", status)
+    mlflow.log_metrics({name: value for name, value in metrics.items() if value == value})
+    for path, content in (files or {}).items():
+        (mlflow.log_text if isinstance(content, str) else mlflow.log_dict)(content, path)
 
 
 class Watch:
-    """Follows an alignment, which is logged in ``run``, and ends it once ``stop`` is set."""
+    """Follows an alignment, and ends it once ``stop`` is set."""
 
     def __init__(self) -> None:
-        self.run = AlignmentRun()
+        self.place = current_place()
         self.stop = threading.Event()
         self.preflight: pd.DataFrame | None = None
         # What a SIMBA may spend.
@@ -214,7 +157,8 @@ def _marks(test: Pairs, by_id: Mapping[str, Example], fields: Sequence[str] = JU
 # -- what was logged --------------------------------------------------------------------------
 
 
-def logged_runs(filter_string: str) -> list[Any]:
+@store_errors()
+def _logged_runs(filter_string: str) -> list[Any]:
     """Return the matching runs of all active experiments of the store, oldest first."""
     found: Any = mlflow.search_runs(
         filter_string=filter_string,
@@ -225,7 +169,7 @@ def logged_runs(filter_string: str) -> list[Any]:
     return list(found)
 
 
-def count_looks(run: AlignmentRun, data: AlignmentData, *judges: str) -> tuple[int, str]:
+def count_looks(data: AlignmentData, *judges: str) -> tuple[int, str]:
     """Return how many judges, but the original, one held-out item has scored at most; and a note.
 
     ``judges`` are the fingerprints of those scored in this run.
@@ -233,7 +177,7 @@ def count_looks(run: AlignmentRun, data: AlignmentData, *judges: str) -> tuple[i
     here = {*judges} - {data.pairs.fingerprint}
     if not here:
         return 0, ""
-    known = judges_by_item(run, data.split.test, data.by_id, original=data.pairs.fingerprint)
+    known = judges_by_item(data.split.test, data.by_id, original=data.pairs.fingerprint)
     most = max(len(judges_of_item | here) for judges_of_item in known)
     if all(judges_of_item <= here for judges_of_item in known):
         return most, ""
@@ -245,15 +189,11 @@ def count_looks(run: AlignmentRun, data: AlignmentData, *judges: str) -> tuple[i
 
 
 def judges_by_item(
-    run: AlignmentRun, test: Pairs, by_id: Mapping[str, Example], *, original: str = ""
+    test: Pairs, by_id: Mapping[str, Example], *, original: str = ""
 ) -> list[set[str]]:
     """Return the judges that each item has scored; certificates of the ``original`` are none."""
     scored: dict[str, set[str]] = defaultdict(set)
-    try:
-        runs = logged_runs(f"tags.`{ITEMS_TAG}.0` LIKE '%'")
-    except Exception as error:  # of the store, which may take the outcome all the same
-        runs, run.unsearched = [], str(error) or type(error).__name__
-    for tags in (one.data.tags for one in runs):
+    for tags in (one.data.tags for one in _logged_runs(f"tags.`{ITEMS_TAG}.0` LIKE '%'")):
         judge = tags.get(ALIGNED_TAG) or tags[CERTIFIED_TAG]
         items = [held for key, held in tags.items() if key.startswith(f"{ITEMS_TAG}.")]
         for item in ",".join(items).split(",") if tags.get(CERTIFIED_TAG) != original else ():
@@ -300,15 +240,15 @@ def read_lineage(
 
 def _ancestor_runs(fingerprints: Collection[str]) -> list[str]:
     """Return the ids of the runs that led to this judge, oldest first."""
-    runs = logged_runs(f"tags.`{ALIGNED_TAG}` LIKE '%'")
-    # A run with equal judges found nothing, so nothing was learned in it.
-    made = [
-        (one.info.run_id, tags[ALIGNED_TAG], tags.get(ORIGINAL_TAG, tags[ALIGNED_TAG]))
-        for one in runs
-        for tags in [one.data.tags]
-    ]
+    runs = _logged_runs(f"tags.`{ALIGNED_TAG}` LIKE '%'")
+    made = [(one.info.run_id, one.data.tags) for one in runs]
     judges, more = set[str](), {*fingerprints}
     while more - judges:
         judges |= more
-        more = {parent for _, judge, parent in made if judge in judges}
-    return [run_id for run_id, judge, parent in made if judge in judges and judge != parent]
+        more = {tags.get(ORIGINAL_TAG, "") for _, tags in made if tags[ALIGNED_TAG] in judges}
+    # A run with equal judges found nothing, so nothing was learned in it.
+    return [
+        run_id
+        for run_id, tags in made
+        if tags[ALIGNED_TAG] in judges - {tags.get(ORIGINAL_TAG, tags[ALIGNED_TAG])}
+    ]

@@ -14,9 +14,8 @@ from mlflow.genai.label_schemas import LabelSchema
 from workbench.errors import ArgumentError, ScaleError
 from workbench.formatting import storable
 from workbench.judging.verdicts import recorded_verdicts
-from workbench.pairing.consensus import observed_scale
 from workbench.scale import ABSTAIN, Scale, is_abstention, scale_of
-from workbench.store.schemas import RubricHistory, asks_for_feedback, find_schema
+from workbench.store.schemas import RubricHistory, asks_for_feedback, find_schema, observed_scale
 from workbench.vocabulary import as_text, is_missing, is_several
 
 _ABSTENTIONS = ("N/A", "can't judge", "not applicable", "abstain")

@@ -35,11 +35,11 @@ from workbench.labeling.review_queue import ReviewQueue
 from workbench.labeling.session import Message, Session, problem
 from workbench.labeling.writer import Job, TraceStore, save, skip, take_back, write_once
 from workbench.pairing.adjudication import differences, disagreements, new_decision
-from workbench.pairing.consensus import known_scale
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import now_ms
 from workbench.store.database import store_message
 from workbench.store.labels import Label, decision_records, label_records, same_person
+from workbench.store.schemas import known_scale
 from workbench.store.tables import check_text
 
 _DRAW = ["chosen", "probability", "draw", "pool"]

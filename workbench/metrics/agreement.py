@@ -34,8 +34,7 @@ from workbench.metrics.intervals import (
     ratio,
 )
 from workbench.metrics.slices import By, Slices, sliced
-from workbench.pairing.pairs import Pairs
-from workbench.pairing.splits import Groups
+from workbench.pairing.pairs import Groups, Pairs
 from workbench.scale import Scale
 
 SKEWED = 0.8  # share of one label, and accuracy, from which on kappa may collapse

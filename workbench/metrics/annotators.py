@@ -45,8 +45,7 @@ from workbench.metrics.intervals import (
     with_ends,
 )
 from workbench.metrics.votes import Votes, counts_of, equally_rated
-from workbench.pairing.pairs import Pairs
-from workbench.pairing.splits import Groups
+from workbench.pairing.pairs import Groups, Pairs
 from workbench.scale import MOST_CATEGORIES, Scale
 
 

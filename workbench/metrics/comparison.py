@@ -24,8 +24,7 @@ from workbench.metrics.intervals import (
     figure,
     paired_difference,
 )
-from workbench.pairing.pairs import Pairs
-from workbench.pairing.splits import Groups
+from workbench.pairing.pairs import Groups, Pairs
 from workbench.scale import Scale
 
 ENOUGH_PAIRS = 30  # fewer cannot tell two judges apart by anything but luck

@@ -29,10 +29,10 @@ from workbench.metrics.intervals import (
     wilson,
 )
 from workbench.metrics.slices import FEW, Slices, adjusted_slices, slice_names, week_of
-from workbench.pairing.consensus import known_scale, name_of
 from workbench.pairing.joining import pair
 from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN, Scale
+from workbench.store.schemas import known_scale, name_of
 from workbench.store.tables import require_columns
 from workbench.vocabulary import is_missing
 

@@ -26,8 +26,7 @@ from workbench.metrics.intervals import (
     figure,
     with_ends,
 )
-from workbench.pairing.pairs import Pairs
-from workbench.pairing.splits import field_text
+from workbench.pairing.pairs import Pairs, field_text
 from workbench.scale import ABSTAIN
 from workbench.store.traces import Example, examples, fetch_traces
 from workbench.vocabulary import fold, group_key, is_missing, number

@@ -14,8 +14,7 @@ import pandas as pd
 from workbench.errors import ArgumentError
 from workbench.metrics.coefficients import Level, numbered
 from workbench.metrics.intervals import Array
-from workbench.pairing.pairs import Pairs
-from workbench.pairing.splits import Groups
+from workbench.pairing.pairs import Groups, Pairs
 from workbench.scale import ABSTAIN, Scale, no_rating
 from workbench.vocabulary import (
     ABSTENTIONS,

@@ -1,8 +1,7 @@
 """Where people differ, and what was decided about it.
 
-A decision is an assessment beside the labels, which stay as they are: human feedback under the
-same name by the adjudicator, marked in its metadata (`DECISION_KEY`). It is nobody's label, so
-agreement among annotators does not count it; `workbench.pair` takes it for the consensus.
+A decision is human feedback beside the labels, marked in its metadata (`DECISION_KEY`). It is
+nobody's label: `workbench.pair` takes it for the consensus, and the labels stay as they are.
 """
 
 from __future__ import annotations
@@ -16,13 +15,7 @@ from mlflow.genai.judges import Judge
 
 from workbench.errors import ScaleError
 from workbench.formatting import excerpt, html_table
-from workbench.pairing.consensus import (
-    decisions_by_trace,
-    known_scale,
-    labels_by_trace,
-    name_of,
-    read_votes,
-)
+from workbench.pairing.joining import decisions_by_trace, labels_by_trace, read_votes
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import (
     assessment_id,
@@ -41,19 +34,18 @@ from workbench.store.labels import (
     decision_records,
     has_mark,
 )
-from workbench.store.schemas import rubric_history, schema_scale
+from workbench.store.schemas import known_scale, name_of, rubric_history, schema_scale
 from workbench.store.tables import check_text, read_rating
 from workbench.store.traces import fetch_traces, previews
 
 
 class Difference(NamedTuple):
-    """A trace on which annotators differ: all labels on it, the largest distance between two of
-    them, and the decision, None while it is open."""
+    """A trace on which annotators differ, and by how much at most."""
 
     trace_id: str
     labels: list[Label]
     distance: float
-    decision: Decision | None
+    decision: Decision | None  # None while it is open
 
 
 class Disagreements(pd.DataFrame):
@@ -65,9 +57,8 @@ class Disagreements(pd.DataFrame):
 
     def _shown(self) -> pd.DataFrame:
         shown = pd.DataFrame(self).dropna(axis=1, how="all").astype(object).fillna("")
-        levels = [name if isinstance(name, tuple) else (name,) for name in shown.columns]
-        names = [" ".join(str(one) for one in name if one not in ("", "item")) for name in levels]
-        shown = shown.set_axis(names, axis=1)
+        if shown.columns.nlevels > 1:
+            shown.columns = [" ".join(name).removeprefix("item ").strip() for name in shown.columns]
         return shown.assign(trace=[f"{trace_id[:11]}…" for trace_id in map(str, self.index)])
 
     def __repr__(self) -> str:
@@ -105,10 +96,10 @@ def disagreements(
         ``distance`` in (0, 1], and ``decision`` with ``value``, ``by`` and ``rationale``.
     """
     fetched = fetch_traces(traces, spans=False)
-    found = differences(judge_or_name, fetched, scale=scale)
-    texts, found = previews(fetched), [one for one in found if decided or one.decision is None]
+    every = differences(judge_or_name, fetched, scale=scale)
+    found = [one for one in every if decided or one.decision is None]
+    texts = previews(fetched)
     given = [{label.annotator: label for label in one.labels} for one in found]
-    annotators = sorted(set().union(*given))
     columns: dict[tuple[str, str], list[Any]] = {
         ("item", side): [excerpt(texts[one.trace_id][k]) for one in found]
         for k, side in enumerate(("inputs", "outputs"))
@@ -116,7 +107,7 @@ def disagreements(
     columns |= {
         (title, who): [getattr(labels.get(who), attribute, None) for labels in given]
         for title, attribute in (("label", "value"), ("rationale", "rationale"))
-        for who in annotators
+        for who in sorted(set().union(*given))
     }
     columns["distance", ""] = [one.distance for one in found]
     for what in ("value", "by", "rationale"):

@@ -62,18 +62,14 @@ from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
-from workbench.pairing.consensus import (
-    decisions_by_trace,
-    known_scale,
-    labels_by_trace,
-    read_label,
-)
-from workbench.pairing.splits import default_groups, stratified
+from workbench.pairing.joining import decisions_by_trace, labels_by_trace, read_label
+from workbench.pairing.pairs import default_groups, stratified
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate, Case, Item, Learned, judge_fields
 from workbench.simba.reflector import Reflector
 from workbench.simba.search import Search
 from workbench.simba.settings import MINIMUM_LABELS, Settings, forecast
+from workbench.store.schemas import known_scale
 from workbench.store.traces import as_example, item_digest
 
 

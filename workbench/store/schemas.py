@@ -11,7 +11,7 @@ numbers the versions, so two people who edit at the same moment make two version
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,13 +20,15 @@ from typing import Any
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
+from mlflow.entities import Trace
 from mlflow.exceptions import MlflowException
 from mlflow.genai import label_schemas
+from mlflow.genai.judges import Judge
 from mlflow.genai.label_schemas import LabelSchema
 
-from workbench.errors import ArgumentError, StoreError, one_of
+from workbench.errors import ArgumentError, ScaleError, StoreError, one_of
 from workbench.formatting import counted, html_table
-from workbench.scale import Scale
+from workbench.scale import Scale, scale_of
 from workbench.store.database import (
     address,
     all_pages,
@@ -34,10 +36,10 @@ from workbench.store.database import (
     retrying,
     store_errors,
 )
-from workbench.store.labels import Label, label_records, same_person
+from workbench.store.labels import Label, decision_records, label_records, same_person
 from workbench.store.tables import check_text
 from workbench.store.traces import fetch_traces
-from workbench.vocabulary import fold, folded
+from workbench.vocabulary import fold, folded, is_several
 
 _AUTHOR_TAG = "workbench.by"
 
@@ -159,6 +161,44 @@ def _is_unsupported(error: Exception) -> bool:
     code = getattr(error, "error_code", "NOT_IMPLEMENTED")  # NotImplementedError has none
     missing = ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
     return code in missing or "failed with error code 404 !=" in str(error)
+
+
+# -- the scale of a name ----------------------------------------------------------------------
+
+
+def name_of(judge_or_name: Judge | str) -> str:
+    """Return the name under which verdicts and labels are stored."""
+    return judge_or_name if isinstance(judge_or_name, str) else str(judge_or_name.name)
+
+
+def known_scale(
+    judge_or_name: Judge | str, traces: Sequence[Trace], verdicts: Iterable[Any] = ()
+) -> Scale | None:
+    """Return the scale of the judge's type, else of its label schema, else of the values seen."""
+    name = name_of(judge_or_name)
+    experiments = {trace.info.experiment_id for trace in traces}
+    where = experiments.pop() if len(experiments) == 1 else None
+    typed = None if isinstance(judge_or_name, str) else scale_of(judge_or_name)
+    known = typed or schema_scale(name, experiment=where)
+    return known or observed_scale(name, traces, verdicts)
+
+
+def observed_scale(
+    name: str, traces: Sequence[Trace], verdicts: Iterable[Any] = ()
+) -> Scale | None:
+    """Return the scale of the single values of labels and decisions on the traces, and of the given
+    ``verdicts`` unless these would blur it. None where they make no scale.
+    """
+    given = (*label_records(traces, name), *decision_records(traces, name))
+    labelled = [one.value for one in given if not is_several(one.value)]
+    verdicts = [value for value in verdicts if not is_several(value)]
+    alone = both = None
+    with suppress(ScaleError):
+        alone = Scale.from_values(labelled)
+    with suppress(ScaleError):
+        both = Scale.from_values([*labelled, *verdicts])
+    blurred = both is None or (alone is not None and both.kind == "nominal" != alone.kind)
+    return alone if blurred else both
 
 
 # -- rubrics --------------------------------------------------------------------------------
