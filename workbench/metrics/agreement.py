@@ -18,9 +18,9 @@ from workbench.metrics.figures import (
     ERROR_RATES,
     Coded,
     Figures,
+    Sample,
     class_figures,
     confusion_of,
-    figures_of,
     why_undefined,
 )
 from workbench.metrics.intervals import (
@@ -83,11 +83,10 @@ class Agreement(Result):
         Share of pairs with equal values (Wilson), and that of always answering the most frequent
         human label.
     kappa, weighted_kappa, weights
-        Cohen's kappa, which corrects accuracy for chance (bootstrap), and one that counts near
-        misses less, on ordinal and numeric scales. Where all items agree, the lower end is the
-        kappa at the lower end of the accuracy's interval.
+        Cohen's kappa, which corrects accuracy for chance (bootstrap; nan on scales with bins), and
+        one that counts near misses less, on ordinal and numeric scales.
     mean_distance
-        Mean `Scale.distance` of verdict and label: 0 is full agreement (bootstrap). On binary and
+        Mean `Scale.distance` of verdict and label: 0 is full agreement (Student). On binary and
         nominal scales it is 1 - accuracy (Wilson).
     false_positives, false_negatives, false_positive_rate, false_negative_rate
         On binary scales: positive verdicts on human negatives, of all human negatives; negative
@@ -107,9 +106,10 @@ class Agreement(Result):
     confusion
         ``confusion.loc[human, judge]``: counts, in the scale's order. A numeric scale with more
         than 20 distinct values is shown in 10 bins of equal width.
-    per_class, class_intervals
-        Index class; ``precision``, ``recall``, ``f1``, ``support`` (human labels of the class);
-        and ``precision_low``, ``precision_high`` and so on (Wilson). None on scales with bins.
+    per_class
+        Index class; ``precision``, ``recall`` and ``f1``, each with the ends of its interval
+        (``precision_low``, ...; Wilson), and ``support``, the human labels of the class. None on
+        scales with bins.
     labelled, coverage, abstentions, failures
         Number of items with a label, contested ones not counted; share of these on which the judge
         gave a usable verdict (Wilson); how often it abstained, and how often the call or the answer
@@ -120,7 +120,7 @@ class Agreement(Result):
         What a reader should know beside the figures.
     """
 
-    hidden = ("scale", "measured", "weights", "class_intervals", "coverage_interval")
+    hidden = ("scale", "measured", "weights", "coverage_interval")
 
     name: str
     scale: Scale
@@ -128,7 +128,6 @@ class Agreement(Result):
     measured: Figures = field(repr=False)
     confusion: pd.DataFrame
     per_class: pd.DataFrame | None
-    class_intervals: pd.DataFrame | None
     baseline: float
     confidence: float
     weights: Weights | None
@@ -221,10 +220,8 @@ class Agreement(Result):
         return "\n".join([head, *self.notes])
 
     def _repr_html_(self) -> str:
-        classes = self.per_class
-        if classes is not None and self.class_intervals is not None:
-            classes = classes.join(self.class_intervals)
-        tables = [html_table(t) for t in (self.table, self.confusion, classes) if t is not None]
+        shown = self.table, self.confusion, self.per_class
+        tables = [html_table(table) for table in shown if table is not None]
         head = html_lines([f"{self.name}: {counted(self.n, 'pair')}"])
         return "".join([head, *tables, html_lines(self.notes)])
 
@@ -279,7 +276,7 @@ def agreement(
         `Pairs.split`. Traces with the same inputs and outputs always do.
     weights
         Of the weighted kappa on ordinal and numeric scales: ``"quadratic"`` (the default there)
-        or ``"linear"``. Plain kappa is always given.
+        or ``"linear"``, nan on scales with bins. Plain kappa is always given.
     confidence
         Of the intervals, in (0, 1).
     seed, resamples
@@ -307,12 +304,12 @@ def agreement(
         return sliced(pairs, by, **options)
     coded = Coded.of(pairs)
     weights = (weights or "quadratic") if coded.scale.ordered else None
-    found, n = figures_of(coded, weights, **options), len(coded.human)
+    found, n = Sample(coded, **options).figures(weights=weights), len(coded.human)
     lost = pairs.excluded.assign(why=pairs.excluded["reason"].map(why_unusable)).dropna()
     coverage, coverage_interval = _coverage(pairs, lost["trace_id"], confidence)
     confusion, baseline = confusion_of(coded), ratio(np.bincount(coded.human).max(initial=0), n)
     cells = confusion.to_numpy()
-    per_class, ends = (None, None) if coded.binned else class_figures(coded, confidence)
+    per_class = None if coded.binned else class_figures(coded, confidence)
     whole = {"coverage": (coverage, coverage_interval)}
     whole["majority baseline"] = baseline, Interval(baseline, baseline)
     return Agreement(
@@ -322,7 +319,6 @@ def agreement(
         measured=found,
         confusion=confusion,
         per_class=per_class,
-        class_intervals=ends,
         baseline=baseline,
         confidence=confidence,
         weights=weights,
@@ -334,11 +330,7 @@ def agreement(
         abstentions=int((lost["why"] == "abstained").sum()),
         failures=int((lost["why"] == "failed").sum()),
         undefined=why_undefined(coded, {**found, **whole}) | _undefined_classes(per_class, n),
-        notes=(
-            *_kappa_paradox(coded, found, baseline),
-            *_without_verdict(lost["why"]),
-            *without_contested(pairs),
-        ),
+        notes=(*_kappa_paradox(coded, found, baseline), *without_contested(pairs)),
     )
 
 
@@ -359,13 +351,6 @@ def _undefined_classes(per_class: pd.DataFrame | None, n: int) -> dict[str, str]
         for name, reason in reasons.items()
         if math.isnan(row[name])
     }
-
-
-def _without_verdict(why: pd.Series[str]) -> tuple[str, ...]:
-    """A note on the items with a label on which the judge gave no usable verdict."""
-    missing = [(n, kind) for kind in ("abstained", "failed") if (n := (why == kind).sum())]
-    listed = ", ".join(f"{n} {kind}" for n, kind in missing)
-    return (f"Items with a label but no usable verdict: {listed}.",) if listed else ()
 
 
 def without_contested(pairs: Pairs) -> tuple[str, ...]:
