@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -25,10 +24,9 @@ from workbench.metrics.intervals import (
     figure,
     wilson,
 )
-from workbench.metrics.votes import labels_of, votes_table
+from workbench.metrics.votes import Votes, votes_table
 from workbench.pairing.pairs import Pairs
-from workbench.scale import ABSTAIN, Scale
-from workbench.vocabulary import check_people, fold, is_missing, number, scalar
+from workbench.scale import Scale
 
 Score = Literal["accuracy", "neg_rmse"]
 
@@ -113,14 +111,14 @@ def alternative_annotator_test(
         nan where an item is not labelled. Words such as *unknown* are labels there, but not among
         numbers; a note tells.
     verdicts
-        With a table: a verdict for each row, in the rows' order, a Series or mapping by the
-        table's index, or the name of the column that holds them. Rows without one are left out.
+        With a table: a verdict for each row, in the rows' order, or a Series or mapping by the
+        table's index. Rows without one are left out.
     epsilon
         In [0, 1). The paper advises 0.2 for experts, 0.15 for skilled annotators, 0.1 for a crowd.
     score
         ``"accuracy"``: the share of the remaining labels that equal one's own; ``"neg_rmse"``, for
-        numbers: minus the root of the mean squared difference from them. On an ordinal scale of
-        words it takes their ranks.
+        numbers: minus the root of the mean squared difference from them. Words in an order count
+        by their ranks.
     min_items
         Annotators with fewer items are not tested, since the t-test needs about 30.
     confidence, seed, resamples
@@ -129,7 +127,7 @@ def alternative_annotator_test(
     Raises
     ------
     ArgumentError
-        For arguments out of range or of another kind, values that are no numbers under
+        For arguments out of range or of another kind, values without an order under
         ``"neg_rmse"``, verdicts that do not fit the table, and for pairs from which items were
         left out because annotators differ: without these the judge's chances are better.
     """
@@ -137,11 +135,16 @@ def alternative_annotator_test(
     if not 0 <= epsilon < 1:
         raise ArgumentError(f"epsilon={epsilon!r} must lie in [0, 1), for instance 0.2.")
     labels, judged, scale = _read(pairs_or_table, verdicts)
-    check_people("The table", labels.columns)
-    given = list(map(scalar, [*labels.to_numpy(dtype=object).ravel().tolist(), *judged]))
-    given, notes = labels_of(given) if scale is None else (given, [])
-    codes = _coded(given, score, scale)
-    human, judge = codes[: labels.size].reshape(labels.shape), codes[labels.size :]
+    table = pd.concat([labels, pd.Series(judged, labels.index, object, "the judge")], axis=1)
+    votes = Votes.of(table, scale, many=True)
+    if score == "neg_rmse" and votes.scale.kind == "nominal":
+        raise ArgumentError(
+            f"score='neg_rmse' needs numbers, and the labels are {votes.scale.describe()}. Use "
+            "score='accuracy' for categories."
+        )
+    values = votes.codes if score == "accuracy" else votes.positions[votes.codes]
+    values = np.where(votes.codes < 0, math.nan, values)
+    human, judge = values[:, :-1], values[:, -1]
     usable = (np.isfinite(human).sum(axis=1) >= 2) & np.isfinite(judge)
     human, judge, left_out = human[usable], judge[usable], int((~usable).sum())
     wins, losses = _advantages(human, judge, score)
@@ -151,9 +154,8 @@ def alternative_annotator_test(
     table = _tests(wins, losses, epsilon, min_items, confidence)
     table.index = pd.Index([str(who) for who in labels.columns], name="annotator")
     tested = (table["n"] >= min_items).to_numpy()
-    probability, interval = _mean_advantage(
-        wins[:, tested], confidence=confidence, seed=seed, resamples=resamples
-    )
+    options: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
+    probability, interval = _mean_advantage(wins[:, tested], **options)
     return AlternativeAnnotatorTest(
         winning_rate=float(table.loc[tested, "rejected"].mean()) if tested.any() else math.nan,
         advantage_probability=probability,
@@ -163,7 +165,7 @@ def alternative_annotator_test(
         left_out=left_out,
         score=score,
         epsilon=epsilon,
-        notes=(*_notes(human, judge, tested, left_out), *notes),
+        notes=(*_notes(human, judge, tested, left_out), *votes.notes),
     )
 
 
@@ -182,10 +184,7 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
             )
         labels, judged = given.votes, dict(zip(given.trace_ids, given.table["judge"], strict=True))
         return labels, [judged.get(i) for i in labels.index], given.scale
-    table = votes_table("alternative_annotator_test", given)
-    if isinstance(verdicts, str):
-        one_of("verdicts", verdicts, list(table.columns))
-        return table.drop(columns=verdicts), list(table[verdicts]), None
+    table = votes_table(given)
     if isinstance(verdicts, (pd.Series, Mapping)):
         verdicts = pd.Series(verdicts, dtype=object)
         if twice := verdicts.index[verdicts.index.duplicated()].tolist():
@@ -203,27 +202,6 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
             f"{type(verdicts).__name__} of shape {np.shape(verdicts)}."
         )
     return table, list(verdicts), None
-
-
-def _coded(given: list[Any], score: Score, scale: Scale | None) -> Array:
-    """Labels or verdicts as numbers; nan for none."""
-    codes: dict[str, float] = {}
-
-    @lru_cache(maxsize=None, typed=True)  # each writing once
-    def read(raw: Any) -> float:
-        if is_missing(raw) or raw is ABSTAIN:
-            return math.nan
-        if score == "accuracy":
-            return codes.setdefault(fold(raw), float(len(codes)))
-        size = scale.rank(raw) if scale is not None and scale.ordered else number(raw)
-        if size is None:
-            raise ArgumentError(
-                f"score='neg_rmse' needs numbers, and {raw!r} is none. Use score='accuracy' for "
-                "categories."
-            )
-        return size
-
-    return np.array(list(map(read, given)), dtype=float)
 
 
 def _advantages(human: Array, judge: Array, score: Score) -> tuple[Array, Array]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable, Iterable, Mapping
 from statistics import NormalDist
@@ -100,17 +99,9 @@ def adjusted(p_values: pd.Series[float], method: str) -> pd.Series[float]:
     """Return p-values that hold for all tests together, by statsmodels' name; nan stays nan."""
     tested, found = p_values.notna(), pd.Series(math.nan, index=p_values.index)
     if tested.any():
-        from statsmodels.stats.multitest import multipletests
+        from statsmodels.stats.multitest import multipletests  # takes a second to import
 
-        # Else it looks for garbage in all that is in memory. What the program froze stays so.
-        freezes = gc.get_freeze_count() == 0
-        if freezes:
-            gc.freeze()
-        try:
-            found[tested] = multipletests(p_values[tested], method=method)[1]
-        finally:
-            if freezes:
-                gc.unfreeze()
+        found[tested] = multipletests(p_values[tested], method=method)[1]
     return found
 
 
@@ -234,30 +225,17 @@ def correlation_interval(value: float, n: float, confidence: float, factor: floa
     return Interval(math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half))
 
 
-def full_agreement(by_chance: float, n: int, confidence: float) -> Interval:
-    """Return the interval of a chance-corrected coefficient where all of n items agree.
-
-    No resample can disagree, so its lower end is the coefficient at the most disagreements that
-    Wilson's interval leaves plausible. By chance a share of ``by_chance`` would; undefined for 0.
-    """
-    if by_chance <= 0:
-        return UNDEFINED
-    return Interval(max(-1.0, 1 - wilson(0, n, confidence).high / by_chance), 1.0)
-
-
 # -- the bootstrap --------------------------------------------------------------------------
 
-MOST_DRAWN = 20_000_000  # counts that a bootstrap holds at most
+MOST_DRAWN = 20_000_000  # counts that a bootstrap holds
 
 
 class Bootstrap:
     """Bayesian bootstrap over items that fall into cells, with ``counts`` items in each.
 
-    The cells' shares of each draw follow a Dirichlet distribution, which needs no loop. Source:
-    Rubin (1981), "The Bayesian bootstrap", Annals of Statistics 9, 130-134. ``prior`` is added to
-    every cell, so that what was not seen in few items is not taken as impossible. ``rows`` are the
-    group and the cell of each item; where items belong together, their groups are weighed. Of more
-    than 10,000 cells there are fewer resamples, at least 200.
+    Shares of the cells follow a Dirichlet distribution: Rubin (1981), "The Bayesian bootstrap",
+    Annals of Statistics 9, 130-134. ``prior`` is added to every cell, so that what few items do not
+    show is not taken as impossible. ``rows`` are the group and the cell of each item.
     """
 
     def __init__(
@@ -271,7 +249,7 @@ class Bootstrap:
         prior: float = 0.0,
     ) -> None:
         self.confidence = confidence
-        resamples = min(resamples, max(200, MOST_DRAWN // max(len(counts), 1)))
+        resamples = min(resamples, max(200, MOST_DRAWN // max(len(counts), 1)))  # fit in memory
         # numpy refuses negative seeds.
         rng = np.random.default_rng(seed if seed >= 0 else [-seed, 1])
         self.n = int(counts.sum()) if rows is None else len(np.unique(rows[0]))
