@@ -20,14 +20,7 @@ from workbench.judging.judge import fingerprints_of
 from workbench.judging.verdict_folder import Scored
 from workbench.metrics.agreement import agreement
 from workbench.metrics.figures import Coded
-from workbench.metrics.intervals import (
-    UNDEFINED,
-    Result,
-    check_confidence,
-    effective_share,
-    figure,
-    wilson,
-)
+from workbench.metrics.intervals import Result, check_confidence, figure
 from workbench.metrics.slices import FEW, Slices, adjusted_slices, slice_names, week_of
 from workbench.pairing.consensus import known_scale, name_of
 from workbench.pairing.joining import pair
@@ -53,9 +46,7 @@ class Monitored(Result):
         difference of cumulative shares), and ``shift_p``, whether that is more than luck
         (chi-square, for numbers Kolmogorov-Smirnov; Holm).
     agreement
-        All of that by week, as `workbench.agreement` gives it; None without labels. Where folders
-        were sampled with different probabilities, the accuracy over all weeks counts each week by
-        its verdicts, and kappa is nan.
+        All of that by week, as `workbench.agreement` gives it; None without labels.
     agreement_p, trend, verdict_p
         Whether agreement differs between weeks or has a trend (the smaller p-value, doubled), the
         change of agreement a week by that trend, and whether the verdicts of any week differ.
@@ -149,10 +140,6 @@ def monitor(
         pairs = _paired(judge, labels, sample, folders[0].fingerprint)
         by_week = agreement(pairs, by="week", confidence=confidence)
         trend, trend_p = _trend(pairs)
-        if len({p for one in folders for p in one.sample["probability"]}) > 1:
-            by_week = _weighted(by_week, pairs, verdicts["week"].value_counts())
-            note = "Folders were sampled differently: over all weeks each counts by its verdicts."
-            pairs = replace(pairs, notes=(*pairs.notes, note))
     except NoLabelsError as error:
         undefined["agreement"] = str(error)
     scale = pairs.scale if pairs is not None else known_scale(judge, [], verdicts["verdict"])
@@ -168,8 +155,7 @@ def monitor(
     if math.isnan(verdict_p):
         undefined["verdict_p"] = "no two weeks have enough different verdicts to be compared"
     falling = trend < 0 and trend_p < 1 - confidence
-    traces = int((sample["week"] == table.index[-1]).sum())
-    action, advice = _advised(table, agreement_p, trend, falling, 1 - confidence, traces)
+    action, advice = _advised(table, agreement_p, trend, falling, 1 - confidence)
     return Monitored(
         folders[0].name, folders[0].fingerprint, table, by_week, agreement_p, trend, verdict_p,
         action, advice, undefined, () if pairs is None else pairs.notes, confidence,
@@ -242,19 +228,6 @@ def _joined(judge: Judge | str, labels: pd.DataFrame, sample: pd.DataFrame) -> P
     return Pairs(name_of(judge), table, nothing, scale)
 
 
-def _weighted(by_week: Slices, pairs: Pairs, verdicts: pd.Series[int]) -> Slices:
-    """Let each week count by its number of verdicts; Wilson's interval of Kish's effective size."""
-    week, coded = pairs.table["week"], Coded.of(pairs)
-    weights = (week.map(verdicts) / week.map(week.value_counts())).to_numpy(float)
-    hits = coded.human == coded.judge
-    share = effective_share(hits, coded.groups, by_week.confidence)
-    size = share * float(weights.sum() ** 2 / (weights @ weights))
-    accuracy = float(np.average(hits, weights=weights))
-    ends = wilson(accuracy * size, size, by_week.confidence)
-    whole: dict[str, Any] = {"accuracy": accuracy, "accuracy_interval": ends}
-    return replace(by_week, **whole, kappa=math.nan, kappa_interval=UNDEFINED)
-
-
 def _with_agreement(shifts: pd.DataFrame, by_week: Slices | None) -> pd.DataFrame:
     """The agreement of each week, and its shift of verdicts."""
     figures = ["accuracy"]
@@ -292,22 +265,15 @@ def _shifts(verdicts: pd.DataFrame, *, numeric: bool) -> pd.DataFrame:
 
 
 def _of_counts(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float, str]:
-    """Half the sum of differences of shares, and a chi-square test of equal shares.
-
-    Values that are too rare for it, with fewer than 5 expected on a side, are counted together.
-    """
+    """Half the sum of differences of shares, and a chi-square test of the values common enough."""
     counts = np.array([here.to_numpy(), rest.to_numpy()], dtype=float)
     shares = counts / counts.sum(axis=1, keepdims=True)
     shift = float(np.abs(shares[0] - shares[1]).sum() / 2)
-    rare = expected_freq(counts).min(axis=0) < 5
-    pooled = np.column_stack([counts[:, ~rare], counts[:, rare].sum(axis=1)])
-    pooled = pooled[:, pooled.sum(axis=0) > 0]
-    if expected_freq(pooled).min() < 5:
-        pooled = pooled[:, :-1]
-    if pooled.shape[1] < 2:
+    common = counts[:, expected_freq(counts).min(axis=0) >= 5]
+    if common.shape[1] < 2:
         same = counts.shape[1] == 1
         return shift, math.nan, "one verdict throughout" if same else "too few verdicts"
-    return shift, float(chi2_contingency(pooled).pvalue), ""
+    return shift, float(chi2_contingency(common).pvalue), ""
 
 
 def _trend(pairs: Pairs) -> tuple[float, float]:
@@ -331,7 +297,7 @@ def _trend(pairs: Pairs) -> tuple[float, float]:
 
 
 def _advised(
-    table: pd.DataFrame, agreement_p: float, trend: float, falling: bool, alpha: float, traces: int
+    table: pd.DataFrame, agreement_p: float, trend: float, falling: bool, alpha: float
 ) -> tuple[Literal["realign", "label", "none"], str]:
     last = table.index[-1]
     labelled = int(table["labelled"].iloc[-1])
@@ -343,10 +309,9 @@ def _advised(
             "a week). Align the judge again on labels of the latest weeks."
         )
     if labelled < FEW:
-        more = f" Only {counted(traces, 'row')} of it became traces: draw more by score's sample=."
         return "label", (
             f"Label {FEW - labelled} more of {last}, which has {counted(labelled, 'label')}: with "
-            f"fewer than {FEW} hardly any change would be seen.{more if traces < FEW else ''}"
+            f"fewer than {FEW} hardly any change would be seen."
         )
     shifted = table[(table["shift_p"] < alpha) & (table["shift"] >= SHIFT)]
     if len(shifted):
