@@ -213,17 +213,10 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
     corrected = rogan_gladen(observed, tpr, tnr)
     interval = lang_reiczigel(cells, positive, n, confidence)
     reason = ""
-    if not n:
-        reason = "There is no verdict to correct."
-    elif math.isnan(tpr + tnr):
-        side = "positive" if math.isnan(tpr) else "negative"
+    if not tpr + tnr > 1:  # also where one of the two is nan
         reason = (
-            f"No correction: no pair is labelled {side}, so that one of the rates is not known."
-        )
-    elif tpr + tnr <= 1:
-        reason = (
-            f"No correction: sensitivity {tpr:.3f} and specificity {tnr:.3f} add up to no more "
-            "than 1, so that the verdicts tell no more than chance. Align the judge first."
+            "No correction: that takes a sensitivity and a specificity that add up to more than 1, "
+            f"and the pairs tell of {figure(tpr)} and {figure(tnr)}."
         )
     elif corrected in (0, 1) and math.isnan(interval.low):
         reason = (

@@ -61,20 +61,14 @@ class LabelsNeeded(Result):
         Index aim; ``n`` labels, and ``assuming`` what this rests on.
     """
 
+    shown = ("n",)
+
     table: pd.DataFrame
 
     @property
     def n(self) -> int:
         """Labels that meet all aims."""
         return int(self.table["n"].max())
-
-    @property
-    def notes(self) -> list[str]:
-        return [f"{self.n:,} labels needed"]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that JSON takes."""
-        return {"n": self.n, "aims": super().to_dict()["table"]}
 
     def __repr__(self) -> str:
         return f"<LabelsNeeded {self.n:,} labels>\n{self.table.to_string()}"

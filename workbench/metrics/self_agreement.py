@@ -20,7 +20,6 @@ from workbench.errors import ArgumentError, PairingError, ScaleError
 from workbench.formatting import counted, html_table, with_content
 from workbench.judging.assessment import Assessed, assess
 from workbench.judging.judge import from_options
-from workbench.metrics.annotators import annotator_agreement
 from workbench.metrics.coefficients import numbered
 from workbench.metrics.intervals import (
     Bootstrap,
@@ -47,14 +46,14 @@ class SelfAgreement(Result):
     samples
         Answers to each item.
     table
-        Index figure; ``value`` in [0, 1] (alpha: at most 1), ``low``, ``high``, ``n`` items.
-        *all answers agree*: share of items on which all are equal. *two answers agree*: the
-        probability of that. *alpha*: Krippendorff's, corrected for chance. *ceiling of one
-        answer*: mean share of the most frequent answer, the accuracy of one answer if the majority
-        were always right; somewhat too high with few samples. *accuracy of one answer* and *of the
-        majority*: against people's labels. *changed by reversed options*: share of first answers
-        that are another one when the judge's options are listed in reverse; asking again changes
-        1 - *two answers agree* of them by itself. nan where undefined; ``notes`` say why.
+        Index figure; ``value`` in [0, 1], ``low``, ``high``, ``n`` items. *all answers agree*:
+        share of items on which all are equal. *two answers agree*: the probability of that.
+        *ceiling of one answer*: mean share of the most frequent answer, the accuracy of one answer
+        if the majority were always right; somewhat too high with few samples. *accuracy of one
+        answer* and *of the majority*: against people's labels. *changed by reversed options*: share
+        of first answers that are another one when the judge's options are listed in reverse; asking
+        again changes 1 - *two answers agree* of them by itself. nan where undefined; ``notes`` say
+        why.
     flips
         Items on which the answers differ, the most contested first: ``trace_id``, ``answers``
         (value -> count), ``majority``, ``share`` of it, and ``human``, None without a label.
@@ -71,11 +70,6 @@ class SelfAgreement(Result):
     failures: int
     notes: tuple[str, ...]
     previews: Any
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that JSON takes; what is undefined is None."""
-        data = super().to_dict()
-        return {"figures": data.pop("table"), **data}
 
     def __repr__(self) -> str:
         value, low, high, n = map(float, self.table.to_numpy()[0])
@@ -132,6 +126,7 @@ def self_agreement(
     given, notes = judge_or_assessed, list[str]()
     turned: Judge | None = None
     changed: dict[str, float] = {}
+    how: Any = {"cache": cache, "budget": Budget.of(budget), "progress": progress}
     if isinstance(given, Assessed):
         assessed, samples = given, given.samples["sample"].nunique()
     if samples < 2:
@@ -140,7 +135,6 @@ def self_agreement(
             "agrees with itself. Give samples=5, or what assess(judge, samples=5) returned."
         )
     if not isinstance(given, Assessed):
-        how: Any = {"cache": cache, "budget": Budget.of(budget), "progress": progress}
         assessed = assess(given, pairs_or_traces, samples=samples, log=log, **how)
         turned = _reversed(given) if reverse else None
     if turned is None:
@@ -157,16 +151,17 @@ def self_agreement(
         again = assess(turned, list(assessed.table["trace_id"]), log=False, **how)
         known = _complete(again.samples, 1, scale)
         changed = {i: float(one != answers[i][0]) for i, (one,) in known.items() if i in answers}
-    rest: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
     # Repetitions in inputs and outputs are no more evidence.
     seen = contents(assessed.previews)
     known_groups = pairs_or_traces.group_of if isinstance(pairs_or_traces, Pairs) else {}
     groups = {i: known_groups.get(i, seen.get(i, i)) for i in answers}
-    table = _table(answers, people, changed, scale, groups, notes, **rest)
+    rest: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
+    rows = {**_shares(answers, people), "changed by reversed options": changed}
+    table = figure_table({name: _mean(row, groups, **rest) for name, row in rows.items()}, "n")
     return SelfAgreement(
         name=assessed.name,
         samples=samples,
-        table=table,
+        table=table.rename_axis("figure").astype({"n": int}),
         flips=_flips(answers, people),
         failures=failed,
         notes=tuple(notes),
@@ -208,39 +203,23 @@ def _complete(table: pd.DataFrame, samples: int, scale: Scale | None) -> dict[st
     return {i: given for i, given in by_item.items() if len(given) == samples}
 
 
-def _table(
-    answers: Mapping[str, Sequence[Any]],
-    people: Mapping[str, Any],
-    changed: Mapping[str, float],
-    scale: Scale | None,
-    groups: Mapping[str, Hashable],
-    notes: list[str],
-    **how: Any,
-) -> pd.DataFrame:
-    """The figures of `SelfAgreement.table`; items with the same of ``groups`` belong together."""
+def _shares(
+    answers: Mapping[str, Sequence[Any]], people: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """Name of a figure -> trace id -> share of the item's answers."""
     counts = {i: Counter(given).values() for i, given in answers.items()}
     k = len(next(iter(answers.values()), ()))
     labelled = {i: _right(given, people[i]) for i, given in answers.items() if i in people}
     ratings = {i: one for i, one in labelled.items() if one is not None}
-    rows: dict[str, Mapping[str, float]] = {
+    return {
         "all answers agree": {i: float(len(each) == 1) for i, each in counts.items()},
         "two answers agree": {
             i: sum(c * (c - 1) for c in each) / (k * (k - 1)) for i, each in counts.items()
         },
-        "alpha": {},
         "ceiling of one answer": {i: max(each) / k for i, each in counts.items()},
         "accuracy of one answer": {i: one for i, (one, _) in ratings.items()},
         "accuracy of the majority": {i: most for i, (_, most) in ratings.items()},
-        "changed by reversed options": changed,
     }
-    found = {name: _mean(by_item, groups, **how) for name, by_item in rows.items()}
-    votes = pd.DataFrame.from_dict(dict(answers), orient="index", dtype=object)
-    try:
-        among = annotator_agreement(votes, scale=scale, groups=groups, **how)
-        found["alpha"] = (among.alpha, *among.alpha_interval, len(votes))
-    except ScaleError as error:  # of answers in free text
-        notes.append(f"No alpha: {error}")
-    return figure_table(found, "n").rename_axis("figure").astype({"n": int})
 
 
 def _right(given: Sequence[Any], label: Any) -> tuple[float, float] | None:
