@@ -108,14 +108,15 @@ class Agreement(Result):
         than 20 distinct values is shown in 10 bins of equal width.
     per_class
         Index class; ``precision``, ``recall`` and ``f1``, each with the ends of its interval
-        (``precision_low``, ...; Wilson), and ``support``, the human labels of the class. None on
-        scales with bins.
+        (``precision_low``, ...; Wilson), and ``support``, the human labels of the class. Precision
+        is nan where the judge never says the class, recall without support. None on scales with
+        bins.
     labelled, coverage, abstentions, failures
         Number of items with a label, contested ones not counted; share of these on which the judge
         gave a usable verdict (Wilson); how often it abstained, and how often the call or the answer
         failed; as far as the pairs tell.
     undefined
-        Name of a figure that is nan, or has no interval -> why; of classes ``"recall of 'no'"``.
+        Name of a figure that is nan, or has no interval -> why.
     notes
         What a reader should know beside the figures.
     """
@@ -160,16 +161,6 @@ class Agreement(Result):
         if not self.scale.ordered:  # where no miss is nearer than another it is 1 - accuracy
             names.remove("mean distance")
         return {name: self.measured[name] for name in names if name in self.measured}
-
-    @property
-    def true_positive_rate(self) -> float | None:
-        """Share of human positives that the judge finds (sensitivity); None if not binary."""
-        return None if self.false_negative_rate is None else 1 - self.false_negative_rate
-
-    @property
-    def true_negative_rate(self) -> float | None:
-        """Share of human negatives that the judge finds (specificity); None if not binary."""
-        return None if self.false_positive_rate is None else 1 - self.false_positive_rate
 
     @property
     def confusion_shares(self) -> pd.DataFrame:
@@ -310,8 +301,6 @@ def agreement(
     confusion, baseline = confusion_of(coded), ratio(np.bincount(coded.human).max(initial=0), n)
     cells = confusion.to_numpy()
     per_class = None if coded.binned else class_figures(coded, confidence)
-    whole = {"coverage": (coverage, coverage_interval)}
-    whole["majority baseline"] = baseline, Interval(baseline, baseline)
     return Agreement(
         name=pairs.name,
         scale=coded.scale,
@@ -329,7 +318,7 @@ def agreement(
         false_negatives=int(cells[1, 0]) if coded.scale.kind == "binary" else None,
         abstentions=int((lost["why"] == "abstained").sum()),
         failures=int((lost["why"] == "failed").sum()),
-        undefined=why_undefined(coded, {**found, **whole}) | _undefined_classes(per_class, n),
+        undefined=why_undefined(coded, found),
         notes=(*_kappa_paradox(coded, found, baseline), *without_contested(pairs)),
     )
 
@@ -339,18 +328,6 @@ def _coverage(pairs: Pairs, lost: Iterable[str], confidence: float) -> tuple[flo
     ids = [*pairs.trace_ids, *lost]
     judged, groups = np.arange(len(ids)) < len(pairs), numbered(pairs.clusters_of(ids))
     return proportion(judged, groups, confidence)
-
-
-def _undefined_classes(per_class: pd.DataFrame | None, n: int) -> dict[str, str]:
-    """Why the figures of a class are nan: name -> reason."""
-    reasons = {"precision": "the judge never says {!r}", "recall": "no human label is {!r}"}
-    reasons["f1"] = "neither judge nor people say {!r}"
-    return {
-        f"{name} of {value!r}": reason.format(value) if n else "there are no pairs"
-        for value, row in (() if per_class is None else per_class.iterrows())
-        for name, reason in reasons.items()
-        if math.isnan(row[name])
-    }
 
 
 def without_contested(pairs: Pairs) -> tuple[str, ...]:

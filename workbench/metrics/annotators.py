@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -21,7 +20,6 @@ from workbench.metrics.coefficients import (
     Statistic,
     coincidences,
     distinct_rows,
-    fleiss_kappa,
     interval_alpha,
     krippendorff_alpha,
 )
@@ -71,9 +69,6 @@ class AnnotatorAgreement(Result):
     alpha, alpha_interval, level
         Krippendorff's alpha over all labels (bootstrap over items); ``level`` of measurement
         follows the scale: nominal, ordinal or interval.
-    fleiss, fleiss_interval
-        Fleiss' kappa (bootstrap over items) of at most 20 categories, if all shared items have the
-        same number of labels.
     ceiling, ceiling_interval
         Mean accuracy of one annotator's label against the majority of the others on the same item
         (Wilson); among tied majority values each counts as its share. A judge that agrees with
@@ -94,8 +89,6 @@ class AnnotatorAgreement(Result):
     alpha: float
     alpha_interval: Interval
     level: Level
-    fleiss: float
-    fleiss_interval: Interval
     ceiling: float
     ceiling_interval: Interval
     scale: Scale
@@ -115,7 +108,6 @@ class AnnotatorAgreement(Result):
         """The figures over all annotators: ``value``, ``low``, ``high`` and ``n`` (items)."""
         rows = {
             f"Krippendorff's alpha ({self.level})": (self.alpha, *self.alpha_interval),
-            "Fleiss' kappa": (self.fleiss, *self.fleiss_interval),
             "ceiling (one against the others)": (self.ceiling, *self.ceiling_interval),
         }
         return figure_table(rows).assign(n=self.shared_items)
@@ -177,16 +169,14 @@ def annotator_agreement(
     # Of the items that several labelled; those with equal labels by the same annotators are a cell.
     shared, together = votes.codes[several], votes.groups[several]
     first, times, kind = distinct_rows(shared)
-    bootstrap = Bootstrap(times, rows=(together, kind), **options)
-    statistics = _alpha(shared[first], votes), _fleiss(shared[first], len(votes.positions))
-    alpha, fleiss = (float(statistic(times)) for statistic in statistics)
-    if (within > 0).any():
-        # With so many categories resamples of alpha would take long.
-        are_few = votes.level == "interval" or len(votes.positions) <= MOST_CATEGORIES
-        alpha_interval = bootstrap.around(alpha, statistics[0]) if are_few else UNDEFINED
-        fleiss_interval = bootstrap.around(fleiss, statistics[1])
-    else:
-        alpha_interval = fleiss_interval = _of_full_agreement(shared, bootstrap.n, confidence)
+    statistic = _alpha(shared[first], votes)
+    alpha, alpha_interval = float(statistic(times)), UNDEFINED
+    if not (within > 0).any():
+        alpha_interval = _of_full_agreement(shared, together, confidence)
+    elif votes.level == "interval" or len(votes.positions) <= MOST_CATEGORIES:
+        # With more categories its resamples would take long.
+        bootstrap = Bootstrap(times, rows=(together, kind), **options)
+        alpha_interval = bootstrap.around(alpha, statistic)
     ceiling, ceiling_interval = _accuracy(credits, votes.groups, confidence)
     return AnnotatorAgreement(
         annotators=votes.annotators,
@@ -198,23 +188,19 @@ def annotator_agreement(
         alpha=alpha,
         alpha_interval=alpha_interval,
         level=votes.level,
-        fleiss=fleiss,
-        fleiss_interval=fleiss_interval,
         ceiling=ceiling,
         ceiling_interval=ceiling_interval,
         scale=votes.scale,
-        notes=(*_why_undefined(shared, fleiss), *votes.notes),
+        notes=(*_why_undefined(shared), *votes.notes),
     )
 
 
-def _why_undefined(shared: Array, fleiss: float) -> list[str]:
+def _why_undefined(shared: Array) -> list[str]:
     """Why a figure over all annotators is nan; ``shared`` are items with several labels."""
     if not len(shared):
         return ["No figure is defined: no item has two labels or more."]
-    if np.isin(shared, [-1, shared.max()]).all():
-        return ["Alpha and kappa are undefined: all labels are equal."]
-    why = "Fleiss' kappa needs as many labels on each item, and at most 20 categories: see alpha."
-    return [why] * math.isnan(fleiss)
+    are_equal = np.isin(shared, [-1, shared.max()]).all()
+    return ["Alpha and kappa are undefined: all labels are equal."] * bool(are_equal)
 
 
 def _within(codes: Array) -> Array:
@@ -255,13 +241,6 @@ def _accuracy(credits: Array, groups: Array, confidence: float) -> tuple[float, 
     return share, wilson(share * size, size, confidence)
 
 
-def _fleiss(codes: Array, size: int) -> Statistic:
-    """Fleiss' kappa as a statistic of how often each row occurs; nan where it is not defined."""
-    if len(np.unique((codes >= 0).sum(axis=1))) > 1 or size > MOST_CATEGORIES:
-        return lambda times: np.full(times.shape[:-1], math.nan)
-    return partial(fleiss_kappa, _counts(codes, size))
-
-
 def _alpha(codes: Array, votes: Votes) -> Statistic:
     """Krippendorff's alpha as a statistic of how often each row occurs."""
     level, positions = votes.level, votes.positions
@@ -271,17 +250,18 @@ def _alpha(codes: Array, votes: Votes) -> Statistic:
     return lambda times: krippendorff_alpha(coincidences(counts, times), level)
 
 
-def _of_full_agreement(codes: Array, n: int, confidence: float) -> Interval:
-    """The interval of alpha and kappa on n items whose labels are all equal.
+def _of_full_agreement(codes: Array, groups: Array, confidence: float) -> Interval:
+    """The interval of alpha on items whose labels are all equal.
 
-    No resample can disagree, so its lower end is the coefficient at the most disagreements that
-    Wilson's interval leaves plausible.
+    No resample can disagree, so its lower end is alpha at the most disagreements that Wilson's
+    interval leaves plausible.
     """
     shares = np.bincount(codes[codes >= 0]) / max((codes >= 0).sum(), 1)
     by_chance = 1 - float(shares @ shares)
     if not len(codes) or by_chance <= 0:
         return UNDEFINED
-    return Interval(max(-1.0, 1 - wilson(0, n, confidence).high / by_chance), 1.0)
+    most = wilson(0, len(np.unique(groups)), confidence).high
+    return Interval(max(-1.0, 1 - most / by_chance), 1.0)
 
 
 def _pairwise(votes: Votes, options: dict[str, Any]) -> pd.DataFrame:

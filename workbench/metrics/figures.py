@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,7 @@ from workbench.metrics.intervals import (
     wilson,
     with_ends,
 )
+from workbench.pairing.pairs import Pairs
 from workbench.scale import MOST_CATEGORIES, Scale
 
 Figures = Mapping[str, tuple[float, Interval]]
@@ -44,17 +45,6 @@ ROUNDING = 1e-9  # what sums of the same numbers in another order may differ by
 
 # Name of a figure -> code of the human label that it is about.
 ERROR_RATES = {"false positive rate": 0, "false negative rate": 1}
-
-
-class Rated(Protocol):
-    """What can be coded, such as `Pairs`; rows that are equal in ``clusters`` belong together."""
-
-    @property
-    def scale(self) -> Scale: ...
-    @property
-    def table(self) -> pd.DataFrame: ...  # with the columns trace_id, human and judge
-    @property
-    def clusters(self) -> Sequence[Hashable]: ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +59,7 @@ class Coded:
     positions: Array  # rank of each value from worst to best; a number is its own rank
 
     @classmethod
-    def of(cls, pairs: Rated, *more: Rated) -> Coded:
+    def of(cls, pairs: Pairs, *more: Pairs) -> Coded:
         """Code ``pairs`` by the values that they and ``more`` hold."""
         sides = ("human", "judge")
         seen = [value for p in (pairs, *more) for side in sides for value in p.table[side]]
