@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from mlflow.genai.judges import Judge
-from scipy.stats import chi2_contingency, ks_2samp, linregress
+from scipy.stats import chi2_contingency, linregress
 from scipy.stats.contingency import expected_freq
 
 from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError
@@ -42,9 +42,8 @@ class Monitored(Result):
         Index week (ISO, UTC); ``verdicts``, ``labelled`` (pairs of verdict and label),
         ``accuracy`` with its interval, ``difference`` to all other weeks and ``p_adjusted``, which
         are those of the ``mean_distance`` on numeric scales; ``shift``, the share of verdicts that
-        would have to be others for this week to be like all others (for numbers the largest
-        difference of cumulative shares), and ``shift_p``, whether that is more than luck
-        (chi-square, for numbers Kolmogorov-Smirnov; Holm).
+        would have to be others for this week to be like all others, and ``shift_p``, whether that
+        is more than luck (chi-square; Holm). Numbers are counted by tenths of all verdicts.
     agreement
         All of that by week, as `workbench.agreement` gives it; None without labels.
     agreement_p, trend, verdict_p
@@ -143,10 +142,7 @@ def monitor(
     except NoLabelsError as error:
         undefined["agreement"] = str(error)
     scale = pairs.scale if pairs is not None else known_scale(judge, [], verdicts["verdict"])
-    if numeric := scale is not None and scale.kind == "numeric":
-        read = {value: scale.normalise(value) for value in set(verdicts["verdict"])}
-        verdicts["verdict"] = verdicts["verdict"].map(read).astype(float)
-    table = _with_agreement(_shifts(verdicts, numeric=numeric), by_week)
+    table = _with_agreement(_shifts(_counts(verdicts, scale)), by_week)
     tested = [p for p in (trend_p, *table["p_adjusted"]) if not math.isnan(p)]
     agreement_p = min(1.0, 2 * min(tested)) if tested else math.nan
     verdict_p = float(table["shift_p"].min())
@@ -241,32 +237,32 @@ def _with_agreement(shifts: pd.DataFrame, by_week: Slices | None) -> pd.DataFram
     return table[["verdicts", "labelled", *names, "shift", "shift_p", "note"]]
 
 
-def _shifts(verdicts: pd.DataFrame, *, numeric: bool) -> pd.DataFrame:
+def _counts(verdicts: pd.DataFrame, scale: Scale | None) -> pd.DataFrame:
+    """How often each verdict was given in each week; numbers are counted by tenths."""
+    distinct = verdicts["verdict"].unique()
+    if scale is None or scale.kind != "numeric":
+        kinds = dict(zip(distinct, slice_names(distinct), strict=True))
+    else:
+        sizes = {value: float(scale.normalise(value)) for value in distinct}
+        tenths = verdicts["verdict"].map(sizes).quantile(np.arange(1, 10) / 10)
+        kinds = {value: np.searchsorted(tenths, size) for value, size in sizes.items()}
+    return pd.crosstab(verdicts["week"], verdicts["verdict"].map(kinds))
+
+
+def _shifts(counts: pd.DataFrame) -> pd.DataFrame:
     """How far the verdicts of each week are from those of all others, with Holm's p-values."""
-    values, week = verdicts["verdict"], verdicts["week"]
-    if not numeric:
-        distinct = values.unique()
-        names = dict(zip(distinct, slice_names(distinct), strict=True))
-        counts = pd.crosstab(week, values.map(names))
-    rows = {}
-    for one, own in values.groupby(week):
-        rest = values[week != one]
-        if rest.empty:
-            found = math.nan, math.nan, "no other week to compare with"
-        elif numeric:
-            test = ks_2samp(own, rest)
-            found = float(test.statistic), float(test.pvalue), ""
-        else:
-            found = _of_counts(counts.loc[one], counts.drop(one).sum())
-        rows[one] = (len(own), *found)
+    every = counts.sum()
+    rows = {week: (own.sum(), *_shift(own, every - own)) for week, own in counts.iterrows()}
     columns = ["verdicts", "shift", "shift_p", "note"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("week")
     return table.assign(shift_p=adjusted_slices(table["shift_p"]))
 
 
-def _of_counts(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float, str]:
+def _shift(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float, str]:
     """Half the sum of differences of shares, and a chi-square test of the values common enough."""
-    counts = np.array([here.to_numpy(), rest.to_numpy()], dtype=float)
+    if not rest.any():
+        return math.nan, math.nan, "no other week to compare with"
+    counts = np.array([here, rest], dtype=float)
     shares = counts / counts.sum(axis=1, keepdims=True)
     shift = float(np.abs(shares[0] - shares[1]).sum() / 2)
     common = counts[:, expected_freq(counts).min(axis=0) >= 5]
@@ -299,19 +295,18 @@ def _trend(pairs: Pairs) -> tuple[float, float]:
 def _advised(
     table: pd.DataFrame, agreement_p: float, trend: float, falling: bool, alpha: float
 ) -> tuple[Literal["realign", "label", "none"], str]:
-    last = table.index[-1]
-    labelled = int(table["labelled"].iloc[-1])
+    last = table.iloc[-1]
     falls = -1 if "mean_distance" in table else 1  # which way the difference of the last week is
-    worse = table["p_adjusted"].iloc[-1] < alpha and falls * table["difference"].iloc[-1] < 0
+    worse = last["p_adjusted"] < alpha and falls * last["difference"] < 0
     if agreement_p < alpha and (worse or falling):
         return "realign", (
             f"Agreement with people has changed for the worse (p = {agreement_p:.2g}; {trend:+.1%} "
             "a week). Align the judge again on labels of the latest weeks."
         )
-    if labelled < FEW:
+    if (labelled := last["labelled"]) < FEW:
         return "label", (
-            f"Label {FEW - labelled} more of {last}, which has {counted(labelled, 'label')}: with "
-            f"fewer than {FEW} hardly any change would be seen."
+            f"Label {FEW - labelled} more of {last.name}, which has {counted(labelled, 'label')}: "
+            f"with fewer than {FEW} hardly any change would be seen."
         )
     shifted = table[(table["shift_p"] < alpha) & (table["shift"] >= SHIFT)]
     if len(shifted):
