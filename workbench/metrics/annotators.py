@@ -31,10 +31,10 @@ from workbench.metrics.intervals import (
     Interval,
     Result,
     check_confidence,
-    effective_share,
     figure,
     figure_table,
     mean_interval,
+    proportion,
     wilson,
     with_ends,
 )
@@ -229,16 +229,9 @@ def _against_others(within: Array) -> Array:
 
 
 def _accuracy(credits: Array, groups: Array, confidence: float) -> tuple[float, Interval]:
-    """The mean of the credits that are not nan, of an item in a row, with Wilson's interval."""
+    """The mean of the credits that are not nan, of which each item has a row."""
     items, among = np.nonzero(np.isfinite(credits))
-    credit, groups = credits[items, among], groups[items]
-    if not len(credit):
-        return math.nan, UNDEFINED
-    share, spread = float(credit.mean()), float(credit.var())
-    # A tie counts as half, so that credits vary less than what is only right or wrong.
-    size = len(credit) * share * (1 - share) / spread if spread else len(credit)
-    size *= effective_share(credit, groups, confidence)
-    return share, wilson(share * size, size, confidence)
+    return proportion(credits[items, among], groups[items], confidence)
 
 
 def _alpha(codes: Array, votes: Votes) -> Statistic:

@@ -126,35 +126,27 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> Interval:
     return Interval(low, high)
 
 
-def effective_size(values: Array, groups: Array) -> float:
-    """Return how many independent values are worth as much as these, of which some belong together.
-
-    Their number over the design effect of their mean: Rao and Scott (1992), Biometrics 48, 577-585.
-    One group is worth one.
-    """
-    n, among = len(values), len(np.unique(groups))
-    away = values - values.mean() if n else values
-    apart = float(away @ away)
-    if among == n or among < 2 or apart < 1e-12:
-        return float(among)
-    together = float((np.bincount(groups, away) ** 2).sum())
-    return n * min(1.0, apart / together) if together else float(n)
-
-
 def proportion(hits: Array, groups: Array, confidence: float) -> tuple[float, Interval]:
-    """Return the share of ``hits`` with Wilson's interval of as many as `effective_size` says."""
+    """Return the mean of shares, mostly 0 and 1, with Wilson's interval.
+
+    It takes them for as many as they are worth: see `effective_share`, and shares between 0 and 1
+    vary less than hits.
+    """
     if not len(hits):
         return math.nan, UNDEFINED
-    share, size = float(hits.mean()), effective_share(hits, groups, confidence) * len(hits)
+    share, spread = float(hits.mean()), float(hits.var())
+    size = len(hits) * effective_share(hits, groups, confidence)
+    size *= share * (1 - share) / spread if spread else 1
     return share, wilson(share * size, size, confidence)
 
 
 def effective_share(values: Array, groups: Array, confidence: float) -> float:
-    """Return `effective_size` as a share of the values, less what few groups leave uncertain.
+    """Return the share of the values that independent ones would be worth as much as.
 
-    A variance that is estimated from G groups is G / (G - 1) times as large, and known no better
-    than by Student's distribution with G - 1 degrees of freedom. It is no less than if all values
-    of a group were one (Kish 1965, Survey Sampling, section 11.7).
+    That is one over the design effect of their mean (Rao and Scott 1992, Biometrics 48, 577-585),
+    less what few groups leave uncertain: a variance estimated from G groups is G / (G - 1) times as
+    large, and known no better than by Student's distribution. It is no less than if all values of a
+    group were one (Kish 1965, Survey Sampling, section 11.7).
     """
     n, members = len(values), np.unique(groups, return_counts=True)[1]
     free = len(members) - 1
@@ -162,9 +154,17 @@ def effective_share(values: Array, groups: Array, confidence: float) -> float:
         return 1.0
     if not free:
         return 1 / n
+    apart, together = _spreads(values, groups)
+    share = apart / together if apart > 1e-12 else len(members) / n
     wider = float(t.ppf((1 + confidence) / 2, free)) / normal_quantile(confidence)
-    size = effective_size(values.astype(float), groups) * free / (free + 1) / wider**2
-    return max(size / n, n / float((members**2).sum()))
+    return max(share * free / (free + 1) / wider**2, n / float((members**2).sum()))
+
+
+def _spreads(values: Array, groups: Array) -> tuple[float, float]:
+    """Sums of squared deviations from the mean: of the values, and of groups if that is more."""
+    away = values - values.mean()
+    apart = float(away @ away)
+    return apart, max(apart, float((np.bincount(groups, away) ** 2).sum()))
 
 
 def mean_interval(values: Array, confidence: float, groups: Array | None = None) -> Interval:
@@ -176,8 +176,7 @@ def mean_interval(values: Array, confidence: float, groups: Array | None = None)
     among = len(np.unique(groups))
     if among < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return UNDEFINED
-    # A variance that is estimated from G groups is G / (G - 1) times as large.
-    error = values.std() * math.sqrt(among / (among - 1) / effective_size(values, groups))
+    error = math.sqrt(among / (among - 1) * _spreads(values, groups)[1]) / len(values)
     half = t.ppf((1 + confidence) / 2, among - 1) * error
     return Interval(float(values.mean() - half), float(values.mean() + half))
 
