@@ -352,6 +352,5 @@ def _kappa_paradox(coded: Coded, figures: Figures, baseline: float) -> tuple[str
     return (
         f"Kappa is {low} although judge and people agree on {accuracy:.0%} of the items: "
         f"{baseline:.0%} of the labels are {most!r}, so that chance alone agrees on nearly as "
-        f"many. Gwet's AC1 ({ac1:.2f}) does not collapse so. Neither tells whether the judge finds "
-        "the rare classes: look at the recall of each.",
+        f"many. Gwet's AC1 ({ac1:.2f}) does not collapse so. See the recall of each class as well.",
     )

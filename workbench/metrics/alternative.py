@@ -187,13 +187,10 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
     table = votes_table(given)
     if isinstance(verdicts, (pd.Series, Mapping)):
         verdicts = pd.Series(verdicts, dtype=object)
-        if twice := verdicts.index[verdicts.index.duplicated()].tolist():
-            raise ArgumentError(f"The verdicts' index holds {twice[0]!r} twice: one a row.")
-        if len(table) and not verdicts.index.isin(table.index).any():
+        if verdicts.index.has_duplicates or not verdicts.index.isin([*table.index]).any():
             raise ArgumentError(
-                "The verdicts' index has no row in common with the table's: "
-                f"{next(iter(verdicts.index), None)!r} and {table.index[0]!r}, for instance. "
-                "Give them the same index, or verdicts as a list in the rows' order."
+                "The verdicts' index must hold rows of the table, each once. Give them the table's "
+                "index, or verdicts as a list in the rows' order."
             )
         verdicts = verdicts.reindex(table.index)
     elif np.ndim(verdicts) != 1 or len(verdicts) != len(table):
@@ -281,11 +278,8 @@ def _notes(human: Array, judge: Array, tested: Array, left_out: int) -> list[str
         notes.append("No verdict equals any label: see whether both are written in the same way.")
     if not tested.any():
         notes.append("No annotator has enough items that others labelled too: no test.")
-    elif 0 < tested.sum() < 3:
-        notes.append(
-            "With fewer than three annotators there is no consensus to compare with: the test then "
-            "tells little more than which of them the judge agrees with."
-        )
+    elif tested.sum() < 3:
+        notes.append("With fewer than three annotators there is no consensus to compare with.")
     if left_out:
         notes.append(f"Left out: {counted(left_out, 'item')} without a verdict or two labels.")
     return notes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from mlflow.genai.judges import Judge
-from scipy.stats import chi2_contingency, linregress
+from scipy.stats import chi2_contingency
 from scipy.stats.contingency import expected_freq
 
 from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError
@@ -19,7 +19,6 @@ from workbench.formatting import counted, html_lines, html_table
 from workbench.judging.judge import fingerprints_of
 from workbench.judging.verdict_folder import Scored
 from workbench.metrics.agreement import agreement
-from workbench.metrics.figures import Coded
 from workbench.metrics.intervals import Result, check_confidence, figure
 from workbench.metrics.slices import FEW, Slices, adjusted_slices, slice_names, week_of
 from workbench.pairing.consensus import known_scale, name_of
@@ -46,10 +45,9 @@ class Monitored(Result):
         is more than luck (chi-square; Holm). Numbers are counted by tenths of all verdicts.
     agreement
         All of that by week, as `workbench.agreement` gives it; None without labels.
-    agreement_p, trend, verdict_p
-        Whether agreement differs between weeks or has a trend (the smaller p-value, doubled), the
-        change of agreement a week by that trend, and whether the verdicts of any week differ.
-        nan where `undefined` says why.
+    agreement_p, verdict_p
+        Whether the agreement, and the verdicts, of any week differ from those of the others: the
+        smallest of the table's p-values; nan where no two weeks can be compared.
     action, advice
         ``"realign"``, ``"label"`` or ``"none"``, and why.
     """
@@ -59,11 +57,9 @@ class Monitored(Result):
     table: pd.DataFrame
     agreement: Slices | None
     agreement_p: float
-    trend: float
     verdict_p: float
     action: Literal["realign", "label", "none"]
     advice: str
-    undefined: Mapping[str, str]
     notes: tuple[str, ...]
     confidence: float = 0.95
 
@@ -80,8 +76,7 @@ class Monitored(Result):
         )
 
     def _repr_html_(self) -> str:
-        lines = [self.advice, *(f"{k}: {why}" for k, why in self.undefined.items()), *self.notes]
-        return html_table(self.table) + html_lines(lines)
+        return html_table(self.table) + html_lines([self.advice, *self.notes])
 
 
 def monitor(
@@ -131,30 +126,21 @@ def monitor(
         )
     # What is equal in several months is one trace.
     sample = verdicts[verdicts["trace_id"].notna()].drop_duplicates("trace_id", keep="last")
-    undefined: dict[str, str] = {}
-    pairs: Pairs | None = None
     by_week: Slices | None = None
-    trend, trend_p = math.nan, math.nan
+    scale: Scale | None
     try:
         pairs = _paired(judge, labels, sample, folders[0].fingerprint)
+        scale, notes = pairs.scale, pairs.notes
         by_week = agreement(pairs, by="week", confidence=confidence)
-        trend, trend_p = _trend(pairs)
     except NoLabelsError as error:
-        undefined["agreement"] = str(error)
-    scale = pairs.scale if pairs is not None else known_scale(judge, [], verdicts["verdict"])
+        scale = known_scale(judge, [], verdicts["verdict"])
+        notes = (f"No agreement with people: {error}",)
     table = _with_agreement(_shifts(_counts(verdicts, scale)), by_week)
-    tested = [p for p in (trend_p, *table["p_adjusted"]) if not math.isnan(p)]
-    agreement_p = min(1.0, 2 * min(tested)) if tested else math.nan
-    verdict_p = float(table["shift_p"].min())
-    if not tested:
-        undefined["agreement_p"] = "fewer than two weeks have labels to be compared"
-    if math.isnan(verdict_p):
-        undefined["verdict_p"] = "no two weeks have enough different verdicts to be compared"
-    falling = trend < 0 and trend_p < 1 - confidence
-    action, advice = _advised(table, agreement_p, trend, falling, 1 - confidence)
+    agreement_p, verdict_p = (float(table[name].min()) for name in ("p_adjusted", "shift_p"))
+    action, advice = _advised(table, 1 - confidence)
     return Monitored(
-        folders[0].name, folders[0].fingerprint, table, by_week, agreement_p, trend, verdict_p,
-        action, advice, undefined, () if pairs is None else pairs.notes, confidence,
+        folders[0].name, folders[0].fingerprint, table, by_week, agreement_p, verdict_p,
+        action, advice, notes, confidence,
     )  # fmt: skip
 
 
@@ -272,38 +258,15 @@ def _shift(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float, st
     return shift, float(chi2_contingency(common).pvalue), ""
 
 
-def _trend(pairs: Pairs) -> tuple[float, float]:
-    """Change of agreement a week, and its p-value, by regression (Cochran and Armitage's test).
-
-    Rows of a week that belong together are one. nan for fewer than three, where all are of one
-    week, and where agreement does not vary.
-    """
-    coded = Coded.of(pairs)
-    mondays = pd.to_datetime(pairs.table["week"] + " 1", format="%G, week %V %u")
-    at = (mondays - mondays.min()).dt.days // 7
-    credit = (coded.human == coded.judge).astype(float)
-    if coded.scale.kind == "numeric":
-        credit = 1.0 - coded.distances(coded.human, coded.judge)
-    means = pd.Series(credit).groupby([at.to_numpy(), coded.groups]).mean()
-    weeks = means.index.get_level_values(0)
-    if len(means) < 3 or weeks.nunique() < 2 or means.nunique() < 2:
-        return math.nan, math.nan
-    found = linregress(weeks, means)
-    return float(found.slope), float(found.pvalue)
-
-
-def _advised(
-    table: pd.DataFrame, agreement_p: float, trend: float, falling: bool, alpha: float
-) -> tuple[Literal["realign", "label", "none"], str]:
-    last = table.iloc[-1]
+def _advised(table: pd.DataFrame, alpha: float) -> tuple[Literal["realign", "label", "none"], str]:
+    last, labelled = table.iloc[-1], int(table["labelled"].iloc[-1])
     falls = -1 if "mean_distance" in table else 1  # which way the difference of the last week is
-    worse = last["p_adjusted"] < alpha and falls * last["difference"] < 0
-    if agreement_p < alpha and (worse or falling):
+    if last["p_adjusted"] < alpha and falls * last["difference"] < 0:
         return "realign", (
-            f"Agreement with people has changed for the worse (p = {agreement_p:.2g}; {trend:+.1%} "
-            "a week). Align the judge again on labels of the latest weeks."
+            f"Agreement with people is worse in {last.name} than in the other weeks (p = "
+            f"{last['p_adjusted']:.2g}). Align the judge again on labels of the latest weeks."
         )
-    if (labelled := last["labelled"]) < FEW:
+    if labelled < FEW:
         return "label", (
             f"Label {FEW - labelled} more of {last.name}, which has {counted(labelled, 'label')}: "
             f"with fewer than {FEW} hardly any change would be seen."
@@ -316,6 +279,6 @@ def _advised(
             f"{shifted['shift'].max():.0%}, and the labels do not tell why. Label more of that "
             "week: either the answers have changed, or the judge has."
         )
-    if math.isnan(agreement_p):
+    if table["p_adjusted"].isna().all():
         return "none", "There is nothing to compare with yet: score and label another week."
     return "none", "Neither agreement nor the verdicts have changed enough to act on."

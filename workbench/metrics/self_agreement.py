@@ -17,7 +17,7 @@ from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench.compat import options
 from workbench.errors import ArgumentError, PairingError, ScaleError
-from workbench.formatting import counted, html_table, with_content
+from workbench.formatting import counted
 from workbench.judging.assessment import Assessed, assess
 from workbench.judging.judge import from_options
 from workbench.metrics.coefficients import numbered
@@ -61,15 +61,12 @@ class SelfAgreement(Result):
         Items that are left out, since a call for them failed or an answer is not on the scale.
     """
 
-    hidden = ("previews",)
-
     name: str
     samples: int
     table: pd.DataFrame
     flips: pd.DataFrame
     failures: int
     notes: tuple[str, ...]
-    previews: Any
 
     def __repr__(self) -> str:
         value, low, high, n = map(float, self.table.to_numpy()[0])
@@ -78,10 +75,6 @@ class SelfAgreement(Result):
             f"{figure(value, Interval(low, high))} of {counted(int(n), 'item')}, "
             f"{counted(len(self.flips), 'flip')}>\n{self.table.to_string(na_rep='')}"
         )
-
-    def _repr_html_(self) -> str:
-        flips = with_content(self.flips.head(10), self.previews)
-        return super()._repr_html_() + html_table(flips, index=False) * bool(len(flips))
 
 
 def self_agreement(
@@ -165,7 +158,6 @@ def self_agreement(
         flips=_flips(answers, people),
         failures=failed,
         notes=tuple(notes),
-        previews=assessed.previews,
     )
 
 
