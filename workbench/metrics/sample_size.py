@@ -172,13 +172,11 @@ def _for_improvement(
             "improvement and the sum of what either judge can have right or wrong alone."
         )
 
-    def is_enough(n: int) -> bool:
-        return mcnemar_power(n, gain, apart, confidence=confidence) >= power
-
     low, high = 1, 2
-    while not is_enough(high):
+    while mcnemar_power(high, gain, apart, confidence=confidence) < power:
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if is_enough(middle) else (middle, high)
+        enough = mcnemar_power(middle, gain, apart, confidence=confidence) >= power
+        low, high = (low, middle) if enough else (middle, high)
     return high, f"accuracy {before:.3g} to {after:.3g}, {apart:.1%} of items differ"
