@@ -101,8 +101,7 @@ class Agreement(Result):
         error; mean of verdict minus label, positive where the judge rates higher than people
         (Student); share of verdicts at most one off (Wilson).
     pearson, spearman
-        On numeric scales: correlations, which are blind to a constant offset (Fisher's interval,
-        widened for ranks and for numbers that are not normal).
+        On numeric scales: correlations, which are blind to a constant offset (bootstrap).
     confusion
         ``confusion.loc[human, judge]``: counts, in the scale's order. A numeric scale with more
         than 20 distinct values is shown in 10 bins of equal width.

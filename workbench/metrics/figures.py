@@ -29,7 +29,6 @@ from workbench.metrics.intervals import (
     Array,
     Bootstrap,
     Interval,
-    correlation_interval,
     mean_interval,
     proportion,
     wilson,
@@ -200,7 +199,7 @@ class Sample:
             elif name in means:
                 found[name] = self._mean(name, means[name])
             else:
-                found[name] = self._figure(name, statistics[name])
+                found[name] = self._figure(statistics[name])
         return found
 
     def _mean(self, name: str, values: Array) -> tuple[float, Interval]:
@@ -215,27 +214,9 @@ class Sample:
         low = low if name == "bias" else max(low, 0.0)  # which keeps nan
         return float(values.mean()), Interval(low, high)
 
-    def _figure(self, name: str, statistic: Statistic) -> tuple[float, Interval]:
+    def _figure(self, statistic: Statistic) -> tuple[float, Interval]:
         value = float(statistic(self.counts)) if self.counts.sum() else math.nan
-        if math.isnan(value):
-            return value, UNDEFINED
-        if name in ("Pearson correlation", "Spearman correlation"):
-            n, confidence = self.bootstrap.n, self.bootstrap.confidence
-            return value, correlation_interval(value, n, confidence, self._spread(name, value))
-        return value, self.bootstrap.around(value, statistic)
-
-    def _spread(self, name: str, value: float) -> float:
-        """How much more a correlation varies than that of normal numbers.
-
-        Sources: Steiger and Hakstian (1982), British Journal of Mathematical and Statistical
-        Psychology 35, 208-215; of ranks Bonett and Wright (2000), Psychometrika 65, 23-28.
-        """
-        if name == "Spearman correlation":
-            return math.sqrt(1 + value**2 / 2)
-        sides = (self.coded.positions[side] for side in (self.coded.human, self.coded.judge))
-        u, v = ((side - side.mean()) / side.std() for side in sides)
-        spread = float((u * v - value * (u**2 + v**2) / 2).std())
-        return max(1.0, spread / max(1 - value**2, 1e-12))
+        return value, UNDEFINED if math.isnan(value) else self.bootstrap.around(value, statistic)
 
 
 def why_undefined(coded: Coded, figures: Figures) -> dict[str, str]:
