@@ -182,8 +182,8 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
                 "without these any judge looks better. Keep them: workbench.pair(judge, "
                 "ties='latest')."
             )
-        labels, judged = given.votes, dict(zip(given.trace_ids, given.table["judge"], strict=True))
-        return labels, [judged.get(i) for i in labels.index], given.scale
+        judged = given.table.set_index("trace_id")["judge"].reindex(given.votes.index)
+        return given.votes, list(judged), given.scale
     table = votes_table(given)
     if isinstance(verdicts, (pd.Series, Mapping)):
         verdicts = pd.Series(verdicts, dtype=object)

@@ -35,7 +35,6 @@ from workbench.metrics.intervals import (
     figure_table,
     mean_interval,
     proportion,
-    wilson,
     with_ends,
 )
 from workbench.metrics.votes import Votes
@@ -67,8 +66,8 @@ class AnnotatorAgreement(Result):
         The items on which annotators differ, the most contested first: ``item``, ``labels``,
         ``disagreement`` (mean distance of two labels, in [0, 1]) and ``votes`` as text.
     alpha, alpha_interval, level
-        Krippendorff's alpha over all labels (bootstrap over items); ``level`` of measurement
-        follows the scale: nominal, ordinal or interval.
+        Krippendorff's alpha over all labels (bootstrap over items; undefined where all agree);
+        ``level`` of measurement follows the scale: nominal, ordinal or interval.
     ceiling, ceiling_interval
         Mean accuracy of one annotator's label against the majority of the others on the same item
         (Wilson); among tied majority values each counts as its share. A judge that agrees with
@@ -167,15 +166,13 @@ def annotator_agreement(
     credits = _against_others(within)
     options: Any = {"resamples": resamples, "seed": seed, "confidence": confidence}
     # Of the items that several labelled; those with equal labels by the same annotators are a cell.
-    shared, together = votes.codes[several], votes.groups[several]
+    shared = votes.codes[several]
     first, times, kind = distinct_rows(shared)
     statistic = _alpha(shared[first], votes)
     alpha, alpha_interval = float(statistic(times)), UNDEFINED
-    if not (within > 0).any():
-        alpha_interval = _of_full_agreement(shared, together, confidence)
-    elif votes.level == "interval" or len(votes.positions) <= MOST_CATEGORIES:
+    if votes.level == "interval" or len(votes.positions) <= MOST_CATEGORIES:
         # With more categories its resamples would take long.
-        bootstrap = Bootstrap(times, rows=(together, kind), **options)
+        bootstrap = Bootstrap(times, rows=(votes.groups[several], kind), **options)
         alpha_interval = bootstrap.around(alpha, statistic)
     ceiling, ceiling_interval = _accuracy(credits, votes.groups, confidence)
     return AnnotatorAgreement(
@@ -243,20 +240,6 @@ def _alpha(codes: Array, votes: Votes) -> Statistic:
     return lambda times: krippendorff_alpha(coincidences(counts, times), level)
 
 
-def _of_full_agreement(codes: Array, groups: Array, confidence: float) -> Interval:
-    """The interval of alpha on items whose labels are all equal.
-
-    No resample can disagree, so its lower end is alpha at the most disagreements that Wilson's
-    interval leaves plausible.
-    """
-    shares = np.bincount(codes[codes >= 0]) / max((codes >= 0).sum(), 1)
-    by_chance = 1 - float(shares @ shares)
-    if not len(codes) or by_chance <= 0:
-        return UNDEFINED
-    most = wilson(0, len(np.unique(groups)), confidence).high
-    return Interval(max(-1.0, 1 - most / by_chance), 1.0)
-
-
 def _pairwise(votes: Votes, options: dict[str, Any]) -> pd.DataFrame:
     """The table of `AnnotatorAgreement`, of each two as of a judge and people."""
     names, rows = votes.annotators, []
@@ -279,14 +262,14 @@ def _by_annotator(votes: Votes, credits: Array, confidence: float) -> pd.DataFra
     has_bias, rows = votes.level != "nominal" or len(votes.values) <= 2, []
     for a, name in enumerate(votes.annotators):
         shared = np.isfinite(credits[:, a])
-        n, groups = int(shared.sum()), votes.groups[shared]
+        n = int(shared.sum())
         row = {"annotator": name, "labels": int((votes.codes[:, a] >= 0).sum()), "n": n}
         row |= with_ends("accuracy", *_accuracy(credits[:, [a]], votes.groups, confidence))
         if has_bias:
             own, total = at[shared, a], at[shared].sum(axis=1)
             gap = own - (total - own) / (votes.labels[shared] - 1)
             bias = float(gap.mean()) if n else math.nan
-            row |= with_ends("bias", bias, mean_interval(gap, confidence, groups))
+            row |= with_ends("bias", bias, mean_interval(gap, confidence, votes.groups[shared]))
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["annotator", "labels", "n", "accuracy"])
 

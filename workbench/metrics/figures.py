@@ -222,15 +222,15 @@ class Sample:
 def why_undefined(coded: Coded, figures: Figures) -> dict[str, str]:
     """Return why figures are nan or have no interval: name -> reason."""
     return {
-        name: _why(coded, name)
-        if math.isnan(value)
-        else "no interval: it takes several items, not all of them alike"
+        name: _why(coded, name, value)
         for name, (value, interval) in figures.items()
         if math.isnan(interval.low)
     }
 
 
-def _why(coded: Coded, name: str) -> str:
+def _why(coded: Coded, name: str, value: float) -> str:
+    if not math.isnan(value):
+        return "no interval: it takes several items, not all of them alike"
     if not coded.human.size:
         return "there are no pairs"
     if name == "within one":

@@ -214,7 +214,7 @@ def paired_difference(
 
 # -- the bootstrap --------------------------------------------------------------------------
 
-MOST_DRAWN = 20_000_000  # counts that a bootstrap holds
+MOST_DRAWN = 20_000_000  # weights of cells or groups, in all resamples together
 
 
 class Bootstrap:
@@ -236,26 +236,23 @@ class Bootstrap:
         prior: float = 0.0,
     ) -> None:
         self.confidence = confidence
-        resamples = min(resamples, max(200, MOST_DRAWN // max(len(counts), 1)))  # fit in memory
-        # numpy refuses negative seeds.
-        rng = np.random.default_rng(seed if seed >= 0 else [-seed, 1])
         self.n = int(counts.sum()) if rows is None else len(np.unique(rows[0]))
         self.draws: Array = np.empty((0, len(counts)))
         if not counts.sum():
             return
+        resamples = min(resamples, max(200, MOST_DRAWN // max(len(counts), self.n)))
+        # numpy refuses negative seeds.
+        rng = np.random.default_rng(seed if seed >= 0 else [-seed, 1])
         if rows is None or self.n == len(rows[0]):
             self.draws = self.n * rng.dirichlet(counts + prior, size=resamples)
             return
         group, place = np.unique(rows[0], return_inverse=True)[1], (self.n, len(counts))
         members = coo_array((np.ones_like(group), (group, rows[1])), place).tocsr()
-        # Groups with the same counts are drawn together; random numbers tell them apart.
-        marks = members @ np.random.default_rng(0).integers(1 << 48, size=len(counts))
-        _, first, times = np.unique(marks, return_index=True, return_counts=True)
-        weights = np.concatenate([times, np.full(len(counts) if prior else 0, prior)])
+        weights = np.concatenate([np.ones(self.n), np.full(len(counts) if prior else 0, prior)])
         drawn = self.n * rng.dirichlet(weights, size=resamples)
-        self.draws = drawn[:, : len(first)] @ members[first]
+        self.draws = drawn[:, : self.n] @ members
         if prior:
-            self.draws += drawn[:, len(first) :]
+            self.draws += drawn[:, self.n :]
 
     def interval(self, statistic: Callable[[Array], Array]) -> Interval:
         """Return the interval of a statistic of counts: (resamples, cells) -> (resamples,).

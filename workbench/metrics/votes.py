@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ class Votes:
         """The level of measurement."""
         return LEVELS.get(self.scale.kind, "nominal")
 
-    @property
+    @cached_property
     def positions(self) -> Array:
         """Rank of each value from worst to best; a number is its own rank."""
         return np.array([self.scale.rank(v) for v in self.values] or [0.0])
