@@ -109,7 +109,7 @@ def alternative_annotator_test(
     pairs_or_table
         Pairs with the annotators' votes; or a table with a row an item and a column an annotator,
         nan where an item is not labelled. Words such as *unknown* are labels there, but not among
-        numbers; a note tells.
+        numbers.
     verdicts
         With a table: a verdict for each row, in the rows' order, or a Series or mapping by the
         table's index. Rows without one are left out.
@@ -136,7 +136,7 @@ def alternative_annotator_test(
         raise ArgumentError(f"epsilon={epsilon!r} must lie in [0, 1), for instance 0.2.")
     labels, judged, scale = _read(pairs_or_table, verdicts)
     table = pd.concat([labels, pd.Series(judged, labels.index, object, "the judge")], axis=1)
-    votes = Votes.of(table, scale, many=True)
+    votes = Votes.of(table, scale)
     if score == "neg_rmse" and votes.scale.kind == "nominal":
         raise ArgumentError(
             f"score='neg_rmse' needs numbers, and the labels are {votes.scale.describe()}. Use "

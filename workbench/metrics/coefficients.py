@@ -22,9 +22,6 @@ Level = Literal["nominal", "ordinal", "interval"]
 Statistic = Callable[[Array], Array]
 """Takes counts of cells, shape (..., cells), returns values of shape (...)."""
 
-# Cells times categories up to which categories are compared one by one.
-MOST_COMPARED = 20_000_000
-
 
 def numbered(keys: Iterable[Any]) -> Array:
     """Return a number for each key, the same for equal ones."""

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.errors import ArgumentError
 from workbench.metrics.coefficients import (
     Statistic,
     Weights,
@@ -65,12 +64,6 @@ class Coded:
         scale = pairs.scale.with_range(seen)
         values = list(scale.values) or sorted(set(seen))
         position = {value: k for k, value in enumerate(values)}
-        off = [(side, v) for side in sides for v in pairs.table[side] if v not in position]
-        if off:
-            raise ArgumentError(
-                f"The pairs hold the {off[0][0]} value {off[0][1]!r}, which is "
-                f"not on their scale ({scale.describe()}). workbench.pair gives canonical values."
-            )
         human, judge = (
             np.array([position[v] for v in pairs.table[side]], dtype=int) for side in sides
         )

@@ -19,8 +19,8 @@ from workbench.formatting import counted, html_lines, html_table
 from workbench.judging.judge import fingerprints_of
 from workbench.judging.verdict_folder import Scored
 from workbench.metrics.agreement import agreement
-from workbench.metrics.intervals import Result, check_confidence, figure
-from workbench.metrics.slices import FEW, Slices, adjusted_slices, slice_names, week_of
+from workbench.metrics.intervals import Result, adjusted, check_confidence, figure
+from workbench.metrics.slices import FEW, Slices, slice_names, week_of
 from workbench.pairing.consensus import known_scale, name_of
 from workbench.pairing.joining import pair
 from workbench.pairing.pairs import Pairs
@@ -241,7 +241,7 @@ def _shifts(counts: pd.DataFrame) -> pd.DataFrame:
     rows = {week: (own.sum(), *_shift(own, every - own)) for week, own in counts.iterrows()}
     columns = ["verdicts", "shift", "shift_p", "note"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("week")
-    return table.assign(shift_p=adjusted_slices(table["shift_p"]))
+    return table.assign(shift_p=adjusted(table["shift_p"], "holm"))
 
 
 def _shift(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float, str]:

@@ -50,10 +50,9 @@ class Slices(Result):
     table
         Index slice; ``n``, ``accuracy`` and ``kappa`` with the ends of their intervals
         (``accuracy_low``, ...), ``difference`` (accuracy here minus accuracy on all other pairs),
-        ``p_value`` of that, ``p_adjusted`` (Holm; two slices are one test) and ``note``. Slices of
-        fewer than 10 pairs are pooled in one row, ``other (k slices)``, but weeks are not. On a
-        numeric scale ``mean_distance`` is there as well, and the difference and its test are in
-        that.
+        ``p_value`` of that, ``p_adjusted`` (Holm) and ``note``. Slices of fewer than 10 pairs are
+        pooled in one row, ``other (k slices)``, but weeks are not. On a numeric scale
+        ``mean_distance`` is there as well, and the difference and its test are in that.
     accuracy, accuracy_interval, kappa, kappa_interval, mean_distance, mean_distance_interval
         Over all pairs; the last two are None unless the scale is numeric.
     """
@@ -105,19 +104,13 @@ def sliced(pairs: Pairs, by: By, **options: Any) -> Slices:
     if by == "annotator" and (left_out := pairs.contested):
         lacking = f"without {counted(left_out, 'item')} on which annotators differ"
         table["note"] = [f"{note}; {lacking}" if note else lacking for note in table["note"]]
-    table.insert(len(table.columns) - 1, "p_adjusted", adjusted_slices(table["p_value"]))
+    table.insert(len(table.columns) - 1, "p_adjusted", adjusted(table["p_value"], "holm"))
     whole = _figures(Coded.of(pairs), options)
     by = by if isinstance(by, str) else "group"
     return Slices(
         pairs.name, by, len(pairs), table, *whole["accuracy"], *whole["kappa"],
         options["confidence"], *whole.get("mean distance", (None, None)),
     )  # fmt: skip
-
-
-def adjusted_slices(p_values: pd.Series[float]) -> pd.Series[float]:
-    """Return Holm's p-values; each of two slices against the other is one and the same test."""
-    is_one = len(p_values) == 2 and np.ptp(p_values) < 1e-9
-    return p_values if is_one else adjusted(p_values, "holm")
 
 
 def by_annotator(pairs: Pairs) -> Pairs:

@@ -30,6 +30,8 @@ from workbench.vocabulary import (
 LEVELS: dict[str, Level] = {"ordinal": "ordinal", "numeric": "interval"}
 """Kind of scale -> level of measurement, where it is not nominal."""
 
+MOST_WORDS = 100  # more different ones in a table are texts and no labels
+
 
 @dataclass(frozen=True)
 class Votes:
@@ -44,18 +46,8 @@ class Votes:
     notes: list[str]
 
     @classmethod
-    def of(
-        cls,
-        given: Pairs | pd.DataFrame,
-        scale: Scale | None,
-        groups: Groups = None,
-        *,
-        many: bool = False,
-    ) -> Votes:
-        """Read pairs or a table; by default on the scale of the pairs, or of the values seen.
-
-        ``many`` allows for more words than a scale has.
-        """
+    def of(cls, given: Pairs | pd.DataFrame, scale: Scale | None, groups: Groups = None) -> Votes:
+        """Read pairs or a table; by default on the scale of the pairs, or of the values seen."""
         if isinstance(given, Pairs):
             table, scale = given.votes, scale or given.scale
             together = given.grouped(groups).clusters_of(table.index)
@@ -68,7 +60,7 @@ class Votes:
         check_people("The table", table.columns)
         cells = list(map(scalar, table.to_numpy(dtype=object).ravel().tolist()))
         cells, notes = (cells, []) if scale else _labels_of(cells)
-        known = scale or _scale_of([cell for cell in cells if cell is not ABSTAIN], many)
+        known = scale or _scale_of([cell for cell in cells if cell is not ABSTAIN])
 
         @lru_cache(maxsize=None, typed=True)  # each writing once
         def read(raw: Any) -> Any:
@@ -108,30 +100,29 @@ def votes_table(given: Any) -> pd.DataFrame:
 
 
 def _labels_of(cells: list[Any]) -> tuple[list[Any], list[str]]:
-    """The cells, `ABSTAIN` where there is no label, and notes on words such as *unknown*.
+    """The cells, `ABSTAIN` where there is no label, and a note on the words that say so.
 
-    Among words they are labels, as nobody says that they are none; pandas writes nan for no cell.
+    Words such as *unknown* do so among numbers; among words they are labels like others, but for
+    nan, which pandas writes.
     """
     words = ["" if is_missing(v) or v is ABSTAIN else fold(v) for v in cells]
     times = Counter(filter(None, words))
     doubtful = no_ratings(times) | ABSTENTIONS & times.keys()
     none = doubtful if as_numbers(times.keys() - doubtful) else doubtful & {"nan"}
-    notes = []
-    for said, found in (("Counted as labels", doubtful - none), ("Left out", none)):
-        listed = ", ".join(f"{word!r} ({times[word]:,})" for word in sorted(found))
-        notes += [f"{said}: {listed}. Leave a cell empty where there is no label."] * bool(found)
+    listed = ", ".join(f"{word!r} ({times[word]:,})" for word in sorted(none))
+    notes = [f"Left out, since they are no labels: {listed}."] * bool(none)
     without = none | {""}
     return [ABSTAIN if w in without else v for v, w in zip(cells, words, strict=True)], notes
 
 
-def _scale_of(seen: list[Any], many: bool) -> Scale:
-    """The scale of the values seen, of which there may be one."""
+def _scale_of(seen: list[Any]) -> Scale:
+    """The scale of the values seen: also of one alone, and of more words than a judge may have."""
     by_word = {fold(value): value for value in seen}
     sides = set(map(truth_side, by_word))
     if len(sides) < 2 and None not in sides:
         return Scale.of(["no", "yes"])
     if len(by_word) == 1:
         return Scale("nominal", (seen[0], f"not {seen[0]}"))
-    if many and len(by_word) > MOST_CATEGORIES and not as_numbers(by_word):
+    if MOST_CATEGORIES < len(by_word) <= MOST_WORDS and not as_numbers(by_word):
         return Scale("nominal", tuple(by_word.values()))
     return Scale.from_values(seen, every=True)
