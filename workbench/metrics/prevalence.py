@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted, plain
@@ -23,6 +22,7 @@ from workbench.metrics.intervals import (
     effective_share,
     figure,
     figure_table,
+    mean_interval,
     normal_quantile,
     ratio,
     wilson,
@@ -305,13 +305,10 @@ def _sampled_share(labels: pd.DataFrame, is_so: Mapping[str, bool], confidence: 
     if not random or not answered:
         return Estimate(math.nan, UNDEFINED, n, random)
     value = float(totals["so"].mean() / answered)
-    if random < 2:
-        return Estimate(value, UNDEFINED, n, random)
     # The ratio's deviations; where all are answered they are those of the totals themselves.
     error = ((totals["so"] - value * totals["answered"]) / answered).to_numpy()
-    spread = math.sqrt(float(error @ error) / (random * (random - 1)))
-    half = float(t.ppf((1 + confidence) / 2, random - 1)) * spread
-    return Estimate(value, Interval(max(0.0, value - half), min(1.0, value + half)), n, random)
+    low, high = mean_interval(value + error, confidence)
+    return Estimate(value, Interval(max(low, 0.0), min(high, 1.0)), n, random)
 
 
 def _in_order_of_draws(labels: pd.DataFrame) -> pd.DataFrame:

@@ -36,6 +36,9 @@ from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN, Scale, scale_of
 from workbench.store.traces import contents
 
+FIGURES = ["all answers agree", "two answers agree", "ceiling of one answer"]
+FIGURES += ["accuracy of one answer", "accuracy of the majority"]
+
 
 @dataclass(frozen=True, repr=False)
 class SelfAgreement(Result):
@@ -149,8 +152,10 @@ def self_agreement(
     known_groups = pairs_or_traces.group_of if isinstance(pairs_or_traces, Pairs) else {}
     groups = {i: known_groups.get(i, seen.get(i, i)) for i in answers}
     rest: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
-    rows = {**_shares(answers, people), "changed by reversed options": changed}
-    table = figure_table({name: _mean(row, groups, **rest) for name, row in rows.items()}, "n")
+    shares = [_shares(given, people.get(i)) for i, given in answers.items()]
+    found = pd.DataFrame(shares, index=list(answers), columns=FIGURES, dtype=float)
+    found["changed by reversed options"] = pd.Series(changed, dtype=float)
+    table = figure_table({name: _mean(found[name].dropna(), groups, **rest) for name in found}, "n")
     return SelfAgreement(
         name=assessed.name,
         samples=samples,
@@ -195,40 +200,23 @@ def _complete(table: pd.DataFrame, samples: int, scale: Scale | None) -> dict[st
     return {i: given for i, given in by_item.items() if len(given) == samples}
 
 
-def _shares(
-    answers: Mapping[str, Sequence[Any]], people: Mapping[str, Any]
-) -> dict[str, dict[str, float]]:
-    """Name of a figure -> trace id -> share of the item's answers."""
-    counts = {i: Counter(given).values() for i, given in answers.items()}
-    k = len(next(iter(answers.values()), ()))
-    labelled = {i: _right(given, people[i]) for i, given in answers.items() if i in people}
-    ratings = {i: one for i, one in labelled.items() if one is not None}
-    return {
-        "all answers agree": {i: float(len(each) == 1) for i, each in counts.items()},
-        "two answers agree": {
-            i: sum(c * (c - 1) for c in each) / (k * (k - 1)) for i, each in counts.items()
-        },
-        "ceiling of one answer": {i: max(each) / k for i, each in counts.items()},
-        "accuracy of one answer": {i: one for i, (one, _) in ratings.items()},
-        "accuracy of the majority": {i: most for i, (_, most) in ratings.items()},
-    }
-
-
-def _right(given: Sequence[Any], label: Any) -> tuple[float, float] | None:
-    """How right one answer and the majority are, a tie by half; None where all abstain."""
+def _shares(given: Sequence[Any], label: Any) -> list[float]:
+    """`FIGURES` of one item's answers; nan for those against people without label or rating."""
+    counts, k = Counter(given).values(), len(given)
+    pairs = sum(count * (count - 1) for count in counts) / (k * (k - 1))
     rated = [value for value in given if value is not ABSTAIN]
-    if not rated:
-        return None
-    most = multimode(rated)
-    return rated.count(label) / len(rated), (label in most) / len(most)
+    right = [math.nan, math.nan]
+    if rated and label is not None:
+        most = multimode(rated)  # a tie is half right
+        right = [rated.count(label) / len(rated), (label in most) / len(most)]
+    return [float(len(counts) == 1), pairs, max(counts) / k, *right]
 
 
 def _mean(
-    by_item: Mapping[str, float], groups: Mapping[str, Hashable], *, confidence: float, **how: Any
+    shares: pd.Series[float], groups: Mapping[str, Hashable], *, confidence: float, **how: Any
 ) -> tuple[float, float, float, int]:
     """A mean of shares with its interval: Wilson's for yes and no, else a bootstrap's."""
-    values = np.array([*by_item.values()], dtype=float)
-    together = numbered(groups[i] for i in by_item)
+    values, together = shares.to_numpy(float), numbered(groups[i] for i in shares.index)
     mean, interval = proportion(values, together, confidence)
     levels, at, counts = np.unique(values, return_inverse=True, return_counts=True)
     if not {*levels} <= {0.0, 1.0}:
