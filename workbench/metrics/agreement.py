@@ -70,10 +70,8 @@ def figures_as_data(figures: Figures) -> dict[str, Any]:
 class Agreement(Result):
     """How well a judge agrees with the human labels.
 
-    Every rate lies in [0, 1], every kappa in [-1, 1]; what is undefined (no items, a class that was
-    never predicted, one value throughout) is nan, and what the scale does not have is None.
-
-    A name with ``_interval`` is its confidence interval.
+    Every rate lies in [0, 1], every kappa in [-1, 1]; what is undefined is nan, and what the scale
+    does not have is None. A name with ``_interval`` is the figure's confidence interval.
 
     Attributes
     ----------
@@ -92,8 +90,8 @@ class Agreement(Result):
         On binary scales: positive verdicts on human negatives, of all human negatives; negative
         verdicts on human positives, of all human positives (Wilson).
     ac1, ac2
-        Gwet's coefficients, which kappa's collapse under skewed classes does not touch; ac2 counts
-        near misses less, on ordinal and numeric scales (bootstrap). None on scales with bins.
+        Gwet's coefficients (bootstrap), which do not collapse as kappa does under skewed classes;
+        ac2 counts near misses less, on ordinal and numeric scales. None on scales with bins.
     matthews
         On binary scales: Matthews' correlation coefficient, in [-1, 1] (bootstrap).
     mae, bias, within_one
@@ -111,9 +109,8 @@ class Agreement(Result):
         is nan where the judge never says the class, recall without support. None on scales with
         bins.
     labelled, coverage, abstentions, failures
-        Number of items with a label, contested ones not counted; share of these on which the judge
-        gave a usable verdict (Wilson); how often it abstained, and how often the call or the answer
-        failed; as far as the pairs tell.
+        Items with a label, but for contested ones; share of these on which the judge gave a usable
+        verdict (Wilson); how often it abstained, and how often the call or the answer failed.
     undefined
         Name of a figure that is nan, or has no interval -> why.
     notes
@@ -174,10 +171,7 @@ class Agreement(Result):
 
     @property
     def table(self) -> pd.DataFrame:
-        """The figures as a table: index statistic; ``value``, ``low``, ``high``, ``n``, ``note``.
-
-        ``n`` counts the items that a figure is of.
-        """
+        """Index statistic; ``value``, ``low``, ``high``, ``n`` (items that it is of), ``note``."""
         figures = self.figures | {
             "majority baseline": (self.baseline, UNDEFINED),
             "coverage": (self.coverage, self.coverage_interval),
@@ -337,10 +331,7 @@ def without_contested(pairs: Pairs) -> tuple[str, ...]:
 
 
 def _kappa_paradox(coded: Coded, figures: Figures, baseline: float) -> tuple[str, ...]:
-    """A note where kappa collapses under skewed classes though raw agreement is high.
-
-    Source: Feinstein and Cicchetti (1990), Journal of Clinical Epidemiology 43, 543-549.
-    """
+    """A note where kappa collapses (Feinstein and Cicchetti 1990, J Clin Epidemiol 43, 543-549)."""
     ac1 = figures.get("AC1", (math.nan, UNDEFINED))[0]
     accuracy, kappa = (figures[name][0] for name in ("accuracy", "kappa"))
     collapsed = math.isnan(kappa) or ac1 - kappa >= 0.2

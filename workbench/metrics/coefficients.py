@@ -42,10 +42,9 @@ def distinct_rows(codes: Array) -> tuple[Array, Array, Array]:
 def mcnemar(gains: Array) -> float:
     """Return the exact two-sided p-value of McNemar's test: are items fixed as often as broken?
 
-    ``gains`` has an integer for each item, or each group of items that belong together: fixed minus
-    broken. If two judges are equally good, each would as often have gone the other way. In (0, 1];
-    1 where nothing changed. Sources: McNemar (1947), Psychometrika 12, 153-157; for groups Fisher
-    (1935), The Design of Experiments, section 21.
+    ``gains`` has fixed minus broken of each item, or each group of items that belong together. In
+    (0, 1]; 1 where nothing changed. Sources: McNemar (1947), Psychometrika 12, 153-157; for groups
+    Fisher (1935), The Design of Experiments, section 21.
     """
     sizes, times = np.unique(np.abs(gains), return_counts=True)
     chances, total = np.ones(1), int(np.abs(gains).sum())
@@ -60,11 +59,7 @@ def mcnemar(gains: Array) -> float:
 
 
 def disagreement(values: Array, weights: Weights | None = None) -> Array:
-    """Return the matrix of how much each two categories disagree.
-
-    ``values`` are the categories' ranks in worst-to-best order, or their numbers. None: 1 for
-    any two different ones; ``"linear"``: their distance; ``"quadratic"``: its square.
-    """
+    """Return how much each two categories disagree: by 1, their ranks' distance, or its square."""
     gap = np.abs(np.subtract.outer(values, values)).astype(float)
     if weights is None:
         return (gap > 0).astype(float)
@@ -141,8 +136,7 @@ def correlation(rows: Array, columns: Array, counts: Array) -> Array:
 def coincidences(counts: Array, times: Array) -> Array:
     """Return Krippendorff's matrix of coincidences o_ck over all units, shape (..., K, K).
 
-    ``counts[unit, category]`` is how many raters gave the unit that category. A unit with m ratings
-    gives each ordered pair of them the weight 1 / (m - 1), one with fewer than two none.
+    ``counts[unit, category]`` is how many raters gave the unit that category.
     """
     ratings = counts.sum(axis=1, keepdims=True)
     pairable = np.where(ratings < 2, 0.0, counts / np.maximum(ratings - 1, 1))

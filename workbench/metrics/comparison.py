@@ -293,10 +293,7 @@ def _change_of_share(old: Array, new: Array, groups: Array, confidence: float) -
 
 
 def _power_note(gains: Array, items: int, alpha: float) -> str:
-    """Why there is too little to tell the two judges apart; "" where there is enough.
-
-    ``gains`` are those of the groups that the test exchanges, which may be single items.
-    """
+    """Why there is too little to tell the two judges apart; ``gains`` are those of groups."""
     n, differing = len(gains), np.count_nonzero(gains)
     pairs = counted(n, "pair") if n == items else counted(n, "group of pairs", "groups of pairs")
     # k items that all changed one way have the two-sided p-value 2 * 0.5**k.

@@ -77,11 +77,6 @@ class Coded:
         )
 
     @property
-    def errors(self) -> Array:
-        """Verdict minus label of each row, in steps or in the numbers' unit."""
-        return np.asarray(self.positions[self.judge] - self.positions[self.human])
-
-    @property
     def shares(self) -> dict[str, tuple[Array, Array]]:
         """Name of each proportion -> masks of the rows that it is about, and of its hits."""
         right = self.human == self.judge
@@ -90,22 +85,20 @@ class Coded:
         if self.scale.kind == "binary":
             found |= {name: (self.human == side, ~right) for name, side in ERROR_RATES.items()}
         if self.scale.ordered:
-            found["within one"] = every & (self.span > 1), np.abs(self.errors) <= 1 + ROUNDING
+            near = self.means["mean absolute error"] <= 1 + ROUNDING
+            found["within one"] = every & (self.span > 1), near
         else:  # where no miss is nearer than another
             found["mean distance"] = every, ~right
         return found
 
     @property
     def means(self) -> dict[str, Array]:
-        """Name of each mean, on a scale with an order -> the value of each row."""
+        """Name of each mean -> the value of each row, in steps or in the numbers' unit."""
         if not self.scale.ordered:
             return {}
-        distances = self.distances(self.human, self.judge)
-        return {
-            "mean absolute error": np.abs(self.errors),
-            "bias": self.errors,
-            "mean distance": distances,
-        }
+        errors = self.positions[self.judge] - self.positions[self.human]
+        found = {"mean absolute error": np.abs(errors), "bias": errors}
+        return found | {"mean distance": self.distances(self.human, self.judge)}
 
     @property
     def span(self) -> float:

@@ -120,10 +120,6 @@ def labels_needed(
     """
     check_confidence(confidence)
     check_confidence(power, "power")
-    if not isinstance(classes, (Mapping, pd.Series, type(None))):
-        raise ArgumentError(
-            f"classes={classes!r} must map each class to its share: {{'yes': 0.2}}."
-        )
     classes = {} if classes is None else dict(classes)
     given = {"width": width, "improvement": improvement, "accuracy": accuracy}
     for name, value in {**given, "differing": differing, **classes}.items():
@@ -171,7 +167,6 @@ def _for_improvement(
             f"cannot be: at most {1 - before:g} can be gained, and differing must lie between the "
             "improvement and the sum of what either judge can have right or wrong alone."
         )
-
     low, high = 1, 2
     while mcnemar_power(high, gain, apart, confidence=confidence) < power:
         low, high = high, high * 2
