@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -290,7 +290,10 @@ def agreement(
     weights = (weights or "quadratic") if coded.scale.ordered else None
     found, n = Sample(coded, **options).figures(weights=weights), len(coded.human)
     lost = pairs.excluded.assign(why=pairs.excluded["reason"].map(why_unusable)).dropna()
-    coverage, coverage_interval = _coverage(pairs, lost["trace_id"], confidence)
+    labelled = [*pairs.trace_ids, *lost["trace_id"]]
+    coverage, coverage_interval = proportion(
+        np.arange(len(labelled)) < n, numbered(pairs.clusters_of(labelled)), confidence
+    )
     confusion, baseline = confusion_of(coded), ratio(np.bincount(coded.human).max(initial=0), n)
     cells = confusion.to_numpy()
     per_class = None if coded.binned else class_figures(coded, confidence)
@@ -304,7 +307,7 @@ def agreement(
         baseline=baseline,
         confidence=confidence,
         weights=weights,
-        labelled=n + len(lost),
+        labelled=len(labelled),
         coverage=coverage,
         coverage_interval=coverage_interval,
         false_positives=int(cells[0, 1]) if coded.scale.kind == "binary" else None,
@@ -314,13 +317,6 @@ def agreement(
         undefined=why_undefined(coded, found),
         notes=(*_kappa_paradox(coded, found, baseline), *without_contested(pairs)),
     )
-
-
-def _coverage(pairs: Pairs, lost: Iterable[str], confidence: float) -> tuple[float, Interval]:
-    """The share of labelled items with a usable verdict, where ``lost`` are those without."""
-    ids = [*pairs.trace_ids, *lost]
-    judged, groups = np.arange(len(ids)) < len(pairs), numbered(pairs.clusters_of(ids))
-    return proportion(judged, groups, confidence)
 
 
 def without_contested(pairs: Pairs) -> tuple[str, ...]:

@@ -30,8 +30,7 @@ from workbench.scale import Scale
 
 Score = Literal["accuracy", "neg_rmse"]
 
-# The rate of false discoveries that Benjamini and Yekutieli's procedure holds.
-FALSE_DISCOVERIES = 0.05
+FALSE_DISCOVERIES = 0.05  # the rate that Benjamini and Yekutieli's procedure holds
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,8 +50,7 @@ class AlternativeAnnotatorTest(Result):
         shares of them on which the one is at least as near to the remaining annotators as the
         other; ``p_value`` of the hypothesis that the annotator's advantage is greater by
         ``epsilon`` or more; ``p_adjusted`` (Benjamini and Yekutieli); ``rejected``: whether the
-        judge wins; ``note``. ``plot_slices(test.table.drop(columns="p_adjusted"),
-        metric="judge_advantage")`` draws it.
+        judge wins; ``note``.
     items, left_out
         Items with a verdict and two labels or more; items without.
     """

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.formatting import counted, html_lines, html_table, plain
+from workbench.formatting import counted, html_lines, html_table
 from workbench.metrics.coefficients import (
     Level,
     Statistic,
@@ -110,10 +110,6 @@ class AnnotatorAgreement(Result):
             "ceiling (one against the others)": (self.ceiling, *self.ceiling_interval),
         }
         return figure_table(rows).assign(n=self.shared_items)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that JSON takes, of the contested items 20; what is undefined is None."""
-        return super().to_dict() | plain({"contested": self.contested.head(20)})
 
     def __repr__(self) -> str:
         people = counted(len(self.annotators), "annotator")

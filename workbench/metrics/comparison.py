@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -208,7 +207,7 @@ def compare(
         still_wrong=items[wrong].reset_index(drop=True),
         p_value=mcnemar(gains),
         improved=improved,
-        power_note=_power_note(gains, len(items), 1 - confidence),
+        power_note=_power_note(len(gains), len(items)),
         only_before=tuple(sorted(ids[0] - ids[1])),
         only_after=tuple(sorted(ids[1] - ids[0])),
         confidence=confidence,
@@ -275,13 +274,13 @@ def _changes(
         elif name in differences:
             interval = mean_interval(differences[name], options["confidence"], groups)
         elif not math.isnan(change):
-            interval = sample.bootstrap.interval(partial(_difference, old[name], new[name]))
+            interval = sample.bootstrap.interval(_difference(old[name], new[name]))
         changes[name] = (change, interval)
     return changes
 
 
-def _difference(old: Statistic, new: Statistic, counts: Array) -> Array:
-    return new(counts) - old(counts)
+def _difference(old: Statistic, new: Statistic) -> Statistic:
+    return lambda counts: new(counts) - old(counts)
 
 
 def _change_of_share(old: Array, new: Array, groups: Array, confidence: float) -> Interval:
@@ -292,20 +291,12 @@ def _change_of_share(old: Array, new: Array, groups: Array, confidence: float) -
     return paired_difference(both, only_old, only_new, neither, confidence)
 
 
-def _power_note(gains: Array, items: int, alpha: float) -> str:
-    """Why there is too little to tell the two judges apart; ``gains`` are those of groups."""
-    n, differing = len(gains), np.count_nonzero(gains)
+def _power_note(n: int, items: int) -> str:
+    """Why ``n`` groups of items, or items, tell too little; "" where they are enough."""
+    if n >= ENOUGH_PAIRS:
+        return ""
     pairs = counted(n, "pair") if n == items else counted(n, "group of pairs", "groups of pairs")
-    # k items that all changed one way have the two-sided p-value 2 * 0.5**k.
-    needed = math.ceil(math.log2(2 / alpha) + 1e-9)
-    if n < ENOUGH_PAIRS:
-        return (
-            f"{pairs} {'is' if n == 1 else 'are'} too few to tell: with fewer than {ENOUGH_PAIRS}, "
-            "the size of a gain or a loss is very uncertain, and it may be luck."
-        )
-    if differing < needed:
-        return (
-            f"The two judges differ on {differing} of {pairs} only; even if all of them "
-            f"went one way, fewer than {needed} cannot show a difference at p < {alpha:.2g}."
-        )
-    return ""
+    return (
+        f"{pairs} {'is' if n == 1 else 'are'} too few to tell: with fewer than {ENOUGH_PAIRS}, the "
+        "size of a gain or a loss is very uncertain, and it may be luck."
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -69,12 +69,6 @@ class Coded:
         )
         ranks = np.array([scale.rank(v) for v in values] or [0.0])
         return cls(scale, values, human, judge, numbered(pairs.clusters), ranks)
-
-    def where(self, rows: Array) -> Coded:
-        """Return some of the rows."""
-        return replace(
-            self, human=self.human[rows], judge=self.judge[rows], groups=self.groups[rows]
-        )
 
     @property
     def shares(self) -> dict[str, tuple[Array, Array]]:

@@ -212,8 +212,6 @@ def paired_difference(
     )
 
 
-# -- the bootstrap --------------------------------------------------------------------------
-
 MOST_DRAWN = 20_000_000  # weights of cells or groups, in all resamples together
 
 

@@ -19,7 +19,7 @@ from workbench.formatting import counted, html_lines, html_table
 from workbench.judging.judge import fingerprints_of
 from workbench.judging.verdict_folder import Scored
 from workbench.metrics.agreement import agreement
-from workbench.metrics.intervals import Result, adjusted, check_confidence, figure
+from workbench.metrics.intervals import Result, adjusted, check_confidence
 from workbench.metrics.slices import FEW, Slices, slice_names, week_of
 from workbench.pairing.consensus import known_scale, name_of
 from workbench.pairing.joining import pair
@@ -64,15 +64,10 @@ class Monitored(Result):
     confidence: float = 0.95
 
     def __repr__(self) -> str:
-        found = "no labels"
-        if self.agreement is not None:
-            found = (
-                f"accuracy {figure(self.agreement.accuracy, self.agreement.accuracy_interval)} on "
-                f"{counted(self.agreement.n, 'pair')}"
-            )
+        verdicts, labelled = map(int, self.table[["verdicts", "labelled"]].sum())
         return (
-            f"<Monitored {self.name!r}: {counted(int(self.table['verdicts'].sum()), 'verdict')} in "
-            f"{counted(len(self.table), 'week')}, {found}. {self.advice}>"
+            f"<Monitored {self.name!r}: {counted(verdicts, 'verdict')} in "
+            f"{counted(len(self.table), 'week')}, {counted(labelled, 'label')}. {self.advice}>"
         )
 
     def _repr_html_(self) -> str:
@@ -196,9 +191,8 @@ def _joined(judge: Judge | str, labels: pd.DataFrame, sample: pd.DataFrame) -> P
     """One label a trace joined with the verdict on it."""
     if labels["trace_id"].duplicated().any():
         raise ArgumentError(
-            "labels holds several labels of one trace. Give one, or log them "
-            "(workbench.log_labels) and give workbench.pair(judge, scored), which finds their "
-            "consensus."
+            "labels holds several labels of one trace. Log them (workbench.log_labels) and give "
+            "workbench.pair(judge, scored), which finds their consensus."
         )
     scale = known_scale(judge, []) or Scale.from_values([*labels["value"], *sample["verdict"]])
     table = labels.merge(sample[["trace_id", "verdict"]], on="trace_id")
@@ -217,8 +211,8 @@ def _with_agreement(shifts: pd.DataFrame, by_week: Slices | None) -> pd.DataFram
         figures.append("mean_distance")
     names = [f"{name}{end}" for name in figures for end in ("", "_low", "_high")]
     names += ["difference", "p_adjusted"]
-    found = pd.DataFrame(columns=["n", *names], dtype=float) if by_week is None else by_week.table
-    table = shifts.join(found[["n", *names]])
+    found = pd.DataFrame(dtype=float) if by_week is None else by_week.table
+    table = shifts.join(found.reindex(columns=["n", *names]))
     table["labelled"] = table["n"].fillna(0).astype(int)
     return table[["verdicts", "labelled", *names, "shift", "shift_p", "note"]]
 

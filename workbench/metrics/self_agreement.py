@@ -23,10 +23,8 @@ from workbench.judging.judge import from_options
 from workbench.metrics.coefficients import numbered
 from workbench.metrics.intervals import (
     Bootstrap,
-    Interval,
     Result,
     check_confidence,
-    figure,
     figure_table,
     proportion,
 )
@@ -72,11 +70,10 @@ class SelfAgreement(Result):
     notes: tuple[str, ...]
 
     def __repr__(self) -> str:
-        value, low, high, n = map(float, self.table.to_numpy()[0])
+        asked = f"{counted(int(self.table['n'].iloc[0]), 'item')} asked {self.samples} times"
         return (
-            f"<SelfAgreement of {self.name!r}: all {self.samples} answers agree on "
-            f"{figure(value, Interval(low, high))} of {counted(int(n), 'item')}, "
-            f"{counted(len(self.flips), 'flip')}>\n{self.table.to_string(na_rep='')}"
+            f"<SelfAgreement of {self.name!r}: {asked}, {counted(len(self.flips), 'flip')}>\n"
+            f"{self.table.to_string(na_rep='')}"
         )
 
 
@@ -229,12 +226,10 @@ def _mean(
 def _flips(answers: Mapping[str, Sequence[Any]], people: Mapping[str, Any]) -> pd.DataFrame:
     rows = []
     for trace_id, given in answers.items():
-        counts = Counter(given).most_common()
+        counts = Counter("N/A" if one is ABSTAIN else one for one in given).most_common()
         if len(counts) > 1:
-            shown = [("N/A" if value is ABSTAIN else value, count) for value, count in counts]
-            value, count = shown[0]
-            label = people.get(trace_id)
-            rows.append((trace_id, dict(shown), value, count / len(given), label))
+            value, count = counts[0]
+            rows.append((trace_id, dict(counts), value, count / len(given), people.get(trace_id)))
     columns = ["trace_id", "answers", "majority", "share", "human"]
     return pd.DataFrame(rows, columns=columns).sort_values(
         "share", kind="stable", ignore_index=True

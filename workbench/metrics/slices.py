@@ -69,18 +69,14 @@ class Slices(Result):
     mean_distance: float | None = None
     mean_distance_interval: Interval | None = None
 
-    @property
-    def differing(self) -> pd.DataFrame:
-        """Rows of `table` that differ from the rest, with all slices looked at counted in."""
-        return self.table[self.table["p_adjusted"] < 1 - self.confidence]
-
     def __repr__(self) -> str:
         said = f"accuracy {figure(self.accuracy, self.accuracy_interval)}"
         if self.mean_distance is not None and self.mean_distance_interval is not None:
             said = f"mean distance {figure(self.mean_distance, self.mean_distance_interval)}"
+        differing = int((self.table["p_adjusted"] < 1 - self.confidence).sum())
         return (
             f"<Slices of {self.name!r} by {self.by}: {counted(len(self.table), 'slice')}, "
-            f"{counted(self.n, 'pair')}, {said}, {len(self.differing)} differing from the rest>"
+            f"{counted(self.n, 'pair')}, {said}, {differing} differing from the rest>"
         )
 
 
@@ -235,7 +231,9 @@ def _figures(coded: Coded, options: dict[str, Any]) -> Figures:
 def _row(coded: Coded, here: Array, options: dict[str, Any]) -> dict[str, Any]:
     """A row of `Slices.table`."""
     n, row = int(here.sum()), dict[str, Any]()
-    for name, (value, interval) in _figures(coded.where(here), options).items():
+    human, judge, groups = (side[here] for side in (coded.human, coded.judge, coded.groups))
+    part = replace(coded, human=human, judge=judge, groups=groups)
+    for name, (value, interval) in _figures(part, options).items():
         row |= with_ends(name.replace(" ", "_"), value, interval)
     difference, p_value = _from_rest(coded, here, options["confidence"])
     notes = [f"fewer than {FEW} pairs"] * (n < FEW)
