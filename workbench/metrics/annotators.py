@@ -42,6 +42,8 @@ from workbench.pairing.pairs import Pairs
 from workbench.pairing.splits import Groups
 from workbench.scale import MOST_CATEGORIES, Scale
 
+UNDEFINED_ALPHA = "Alpha is undefined: it takes items with two labels, and not all labels equal."
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AnnotatorAgreement(Result):
@@ -184,16 +186,8 @@ def annotator_agreement(
         ceiling=ceiling,
         ceiling_interval=ceiling_interval,
         scale=votes.scale,
-        notes=(*_why_undefined(shared), *votes.notes),
+        notes=(*[UNDEFINED_ALPHA] * math.isnan(alpha), *votes.notes),
     )
-
-
-def _why_undefined(shared: Array) -> list[str]:
-    """Why a figure over all annotators is nan; ``shared`` are items with several labels."""
-    if not len(shared):
-        return ["No figure is defined: no item has two labels or more."]
-    are_equal = np.isin(shared, [-1, shared.max()]).all()
-    return ["Alpha and kappa are undefined: all labels are equal."] * bool(are_equal)
 
 
 def _within(codes: Array) -> Array:

@@ -166,13 +166,13 @@ def krippendorff_alpha(together: Array, level: Level = "nominal") -> Array:
 def interval_alpha(numbers: Array) -> Statistic:
     """Return `krippendorff_alpha` of numbers, from their moments: times of each unit -> alpha.
 
-    ``numbers`` has a row a unit and a column a rater, nan for none. The squared distances of m
-    ratings, over both orders, sum up to ``2 m sum x^2 - 2 (sum x)^2``.
+    ``numbers`` has a row a unit and a column a rater, nan for none.
     """
     there = np.isfinite(numbers) & (np.isfinite(numbers).sum(axis=1, keepdims=True) >= 2)
     low, high = (function(numbers[there], initial=0) for function in (np.min, np.max))
     x = np.where(there, (numbers - low) / ((high - low) or 1.0), 0.0)
     m, s, squares = there.sum(axis=1), x.sum(axis=1), (x**2).sum(axis=1)
+    # Squared distances of m ratings, over both orders, sum up to 2 m sum x^2 - 2 (sum x)^2.
     apart = 2 * (m * squares - s**2) / np.maximum(m - 1, 1)
 
     def alpha(times: Array) -> Array:

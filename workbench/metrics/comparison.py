@@ -124,10 +124,8 @@ class Comparison(Result):
         """What a reader should know beside the figures."""
         found = [self.power_note] if self.power_note else []
         if self.enough and self.improved and not self.certain:
-            why = f"p = {self.p_value:.2g} is not below {1 - self.confidence:.2g}."
-            if self.significant:
-                why = "it rests on few items, and more moved away from their label than towards it."
-            found.append(f"The gain may be luck: {why}")
+            counts = f"{len(self.fixed)} items are better and {len(self.broken)} worse"
+            found.append(f"The gain may be luck: {counts}, p = {self.p_value:.2g}.")
         sides = (("before", "after", self.only_before), ("after", "before", self.only_after))
         return found + [
             f"Left out: {counted(len(ids), 'item')} judged only {judged}, not {other}."
@@ -297,6 +295,6 @@ def _power_note(n: int, items: int) -> str:
         return ""
     pairs = counted(n, "pair") if n == items else counted(n, "group of pairs", "groups of pairs")
     return (
-        f"{pairs} {'is' if n == 1 else 'are'} too few to tell: with fewer than {ENOUGH_PAIRS}, the "
-        "size of a gain or a loss is very uncertain, and it may be luck."
+        f"Too few to tell: with {pairs}, fewer than {ENOUGH_PAIRS}, the size of a gain or a loss "
+        "is very uncertain, and it may be luck."
     )

@@ -25,9 +25,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return "" if math.isnan(self.low) else f"[{self.low:.3f}, {self.high:.3f}]"
-
     def __contains__(self, value: object) -> bool:
         return isinstance(value, (int, float)) and self.low <= value <= self.high
 
