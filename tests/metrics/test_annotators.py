@@ -149,7 +149,7 @@ def test_one_annotator_or_one_value_leaves_agreement_undefined() -> None:
     empty = annotator_agreement(pd.DataFrame())
     assert empty.items == 0
     assert math.isnan(empty.alpha)
-    with pytest.raises(ArgumentError, match="takes Pairs"):
+    with pytest.raises(ArgumentError, match="as Pairs or a table"):
         annotator_agreement(["yes"])  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="confidence"):
         annotator_agreement(pd.DataFrame(), confidence=2)

@@ -18,9 +18,7 @@ from scipy.stats import binom
 Array = npt.NDArray[Any]
 Weights = Literal["linear", "quadratic"]
 Level = Literal["nominal", "ordinal", "interval"]
-
-Statistic = Callable[[Array], Array]
-"""Takes counts of cells, shape (..., cells), returns values of shape (...)."""
+Statistic = Callable[[Array], Array]  # counts of cells, shape (..., cells) -> values, shape (...)
 
 
 def numbered(keys: Iterable[Any]) -> Array:

@@ -194,7 +194,6 @@ def compare(
     items = before.table[["trace_id", "human"]].assign(
         before=before.table["judge"], after=after.table["judge"]
     )
-    wrong = (gap_before > 0) & (gap_after > 0)
     return Comparison(
         n=len(items),
         before=first,
@@ -202,7 +201,7 @@ def compare(
         changes=changes,
         fixed=items[fixed].reset_index(drop=True),
         broken=items[broken].reset_index(drop=True),
-        still_wrong=items[wrong].reset_index(drop=True),
+        still_wrong=items[(gap_before > 0) & (gap_after > 0)].reset_index(drop=True),
         p_value=mcnemar(gains),
         improved=improved,
         power_note=_power_note(len(gains), len(items)),

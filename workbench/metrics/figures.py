@@ -36,8 +36,7 @@ from workbench.metrics.intervals import (
 from workbench.pairing.pairs import Pairs
 from workbench.scale import MOST_CATEGORIES, Scale
 
-Figures = Mapping[str, tuple[float, Interval]]
-"""Name of a figure -> (value, interval)."""
+Figures = Mapping[str, tuple[float, Interval]]  # by name
 
 ROUNDING = 1e-9  # what sums of the same numbers in another order may differ by
 

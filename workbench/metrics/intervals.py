@@ -35,10 +35,8 @@ UNDEFINED = Interval(math.nan, math.nan)
 class Result:
     """A table of figures with notes: plain data, and HTML for notebooks."""
 
-    shown: ClassVar[tuple[str, ...]] = ()
-    """Properties that are part of the data."""
-    hidden: ClassVar[tuple[str, ...]] = ()
-    """Fields that are not."""
+    shown: ClassVar[tuple[str, ...]] = ()  # properties that are part of the data
+    hidden: ClassVar[tuple[str, ...]] = ()  # fields that are not
 
     if TYPE_CHECKING:  # a field or a property
 
@@ -236,8 +234,7 @@ class Bootstrap:
         if not counts.sum():
             return
         resamples = min(resamples, max(200, MOST_DRAWN // max(len(counts), self.n)))
-        # numpy refuses negative seeds.
-        rng = np.random.default_rng(seed if seed >= 0 else [-seed, 1])
+        rng = np.random.default_rng(seed if seed >= 0 else [-seed, 1])  # which takes none below 0
         if rows is None or self.n == len(rows[0]):
             self.draws = self.n * rng.dirichlet(counts + prior, size=resamples)
             return

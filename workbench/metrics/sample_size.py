@@ -18,8 +18,7 @@ CLASS_WIDTH = 0.2  # of the interval of a class where none is given
 
 
 def labels_for_width(width: float, share: float = 0.5, confidence: float = 0.95) -> int:
-    """Return the fewest items on which Wilson's interval of a share is no wider than ``width``."""
-    # The formula of `wilson`, solved for n.
+    """Return the fewest items for a ``width`` of the interval: the formula of `wilson` for n."""
     z2, spread = normal_quantile(confidence) ** 2, share * (1 - share)
     root = math.sqrt(4 * spread**2 + width**2 * (1 - 4 * spread))
     # The tolerance is for what rounding adds to a whole number.

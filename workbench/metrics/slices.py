@@ -102,10 +102,9 @@ def sliced(pairs: Pairs, by: By, **options: Any) -> Slices:
         table["note"] = [f"{note}; {lacking}" if note else lacking for note in table["note"]]
     table.insert(len(table.columns) - 1, "p_adjusted", adjusted(table["p_value"], "holm"))
     whole = _figures(Coded.of(pairs), options)
-    by = by if isinstance(by, str) else "group"
     return Slices(
-        pairs.name, by, len(pairs), table, *whole["accuracy"], *whole["kappa"],
-        options["confidence"], *whole.get("mean distance", (None, None)),
+        pairs.name, by if isinstance(by, str) else "group", len(pairs), table, *whole["accuracy"],
+        *whole["kappa"], options["confidence"], *whole.get("mean distance", (None, None)),
     )  # fmt: skip
 
 
@@ -237,7 +236,7 @@ def _row(coded: Coded, here: Array, options: dict[str, Any]) -> dict[str, Any]:
         row |= with_ends(name.replace(" ", "_"), value, interval)
     difference, p_value = _from_rest(coded, here, options["confidence"])
     notes = [f"fewer than {FEW} pairs"] * (n < FEW)
-    notes += ["kappa undefined"] * math.isnan(row["kappa"])
+    notes += ["kappa undefined"] * (math.isnan(row["kappa"]) and coded.scale.kind != "numeric")
     notes += ["no test: too little to compare"] * math.isnan(p_value)
     return {"n": n} | row | {"difference": difference, "p_value": p_value, "note": "; ".join(notes)}
 

@@ -27,9 +27,6 @@ from workbench.vocabulary import (
     truth_side,
 )
 
-LEVELS: dict[str, Level] = {"ordinal": "ordinal", "numeric": "interval"}
-"""Kind of scale -> level of measurement, where it is not nominal."""
-
 MOST_WORDS = 100  # more different ones in a table are texts and no labels
 
 
@@ -76,7 +73,8 @@ class Votes:
     @property
     def level(self) -> Level:
         """The level of measurement."""
-        return LEVELS.get(self.scale.kind, "nominal")
+        levels: dict[str, Level] = {"ordinal": "ordinal", "numeric": "interval"}
+        return levels.get(self.scale.kind, "nominal")
 
     @cached_property
     def positions(self) -> Array:
@@ -93,8 +91,8 @@ def votes_table(given: Any) -> pd.DataFrame:
     """Return a table of votes by item, as a user gives it."""
     if not isinstance(given, pd.DataFrame):
         raise ArgumentError(
-            f"Votes are Pairs or a table with a column an annotator, not {type(given).__name__}. "
-            "workbench.pair(judge) gives Pairs."
+            f"Labels are given as Pairs or a table with a column an annotator, not as "
+            f"{type(given).__name__}. workbench.pair(judge) gives Pairs."
         )
     return given.set_index("trace_id") if "trace_id" in given.columns else given
 
@@ -111,8 +109,8 @@ def _labels_of(cells: list[Any]) -> tuple[list[Any], list[str]]:
     none = doubtful if as_numbers(times.keys() - doubtful) else doubtful & {"nan"}
     listed = ", ".join(f"{word!r} ({times[word]:,})" for word in sorted(none))
     notes = [f"Left out, since they are no labels: {listed}."] * bool(none)
-    without = none | {""}
-    return [ABSTAIN if w in without else v for v, w in zip(cells, words, strict=True)], notes
+    pairs = zip(cells, words, strict=True)
+    return [ABSTAIN if not word or word in none else cell for cell, word in pairs], notes
 
 
 def _scale_of(seen: list[Any]) -> Scale:
