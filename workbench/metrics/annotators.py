@@ -1,7 +1,4 @@
-"""Agreement of the annotators among themselves: the ceiling that any judge can be held to.
-
-Nothing here allocates by items times values, of which there are many where people give numbers.
-"""
+"""Agreement of the annotators among themselves: the ceiling that any judge can be held to."""
 
 from __future__ import annotations
 

@@ -40,8 +40,7 @@ Figures = Mapping[str, tuple[float, Interval]]  # by name
 
 ROUNDING = 1e-9  # what sums of the same numbers in another order may differ by
 
-# Name of a figure -> code of the human label that it is about.
-ERROR_RATES = {"false positive rate": 0, "false negative rate": 1}
+ERROR_RATES = {"false positive rate": 0, "false negative rate": 1}  # code of the label
 
 
 @dataclass(frozen=True)
