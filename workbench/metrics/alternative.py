@@ -133,8 +133,8 @@ def alternative_annotator_test(
     if not 0 <= epsilon < 1:
         raise ArgumentError(f"epsilon={epsilon!r} must lie in [0, 1), for instance 0.2.")
     labels, judged, scale = _read(pairs_or_table, verdicts)
-    table = pd.concat([labels, pd.Series(judged, labels.index, object, "the judge")], axis=1)
-    votes = Votes.of(table, scale)
+    verdict = pd.Series(judged, index=labels.index, dtype=object, name="the judge")
+    votes = Votes.of(pd.concat([labels, verdict], axis=1), scale)
     if score == "neg_rmse" and votes.scale.kind == "nominal":
         raise ArgumentError(
             f"score='neg_rmse' needs numbers, and the labels are {votes.scale.describe()}. Use "

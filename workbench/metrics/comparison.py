@@ -259,7 +259,8 @@ def _changes(
     """The change of every figure with the interval that fits it."""
     sample, groups = Sample(before, after, **options), before.groups
     old, new = (sample.statistics(first.weights, judge) for judge in (0, 1))
-    shares, later, changes = before.shares, after.shares, {}
+    shares, later = before.shares, after.shares
+    changes: dict[str, tuple[float, Interval]] = {}
     differences = {name: after.means[name] - values for name, values in before.means.items()}
     for name, (value, _) in first.figures.items():
         if name.startswith("AC") and first.scale.kind == "numeric":

@@ -245,8 +245,9 @@ def class_figures(coded: Coded, confidence: float) -> pd.DataFrame:
         labelled, judged, row = coded.human == k, coded.judge == k, dict[str, float]()
         for name, among in (("precision", judged), ("recall", labelled), ("f1", labelled | judged)):
             share, ends = proportion((labelled & judged)[among], coded.groups[among], confidence)
+            found = [share, *ends]
             if name == "f1":
-                share, *ends = (2 * each / (1 + each) for each in (share, *ends))
-            row |= with_ends(name, share, Interval(*ends))
+                found = [2 * each / (1 + each) for each in found]
+            row |= with_ends(name, found[0], Interval(*found[1:]))
         rows.append({**row, "support": labelled.sum()})
     return pd.DataFrame(rows, index=pd.Index(coded.values, name="class"))

@@ -206,12 +206,10 @@ def _joined(judge: Judge | str, labels: pd.DataFrame, sample: pd.DataFrame) -> P
 
 def _with_agreement(shifts: pd.DataFrame, by_week: Slices | None) -> pd.DataFrame:
     """The agreement of each week, and its shift of verdicts."""
-    figures = ["accuracy"]
-    if by_week is not None and "mean_distance" in by_week.table:
-        figures.append("mean_distance")
+    found = pd.DataFrame(dtype=float) if by_week is None else by_week.table
+    figures = ["accuracy", *["mean_distance"] * ("mean_distance" in found)]
     names = [f"{name}{end}" for name in figures for end in ("", "_low", "_high")]
     names += ["difference", "p_adjusted"]
-    found = pd.DataFrame(dtype=float) if by_week is None else by_week.table
     table = shifts.join(found.reindex(columns=["n", *names]))
     table["labelled"] = table["n"].fillna(0).astype(int)
     return table[["verdicts", "labelled", *names, "shift", "shift_p", "note"]]

@@ -152,11 +152,11 @@ def self_agreement(
     shares = [_shares(given, people.get(i)) for i, given in answers.items()]
     found = pd.DataFrame(shares, index=list(answers), columns=FIGURES, dtype=float)
     found["changed by reversed options"] = pd.Series(changed, dtype=float)
-    table = figure_table({name: _mean(found[name].dropna(), groups, **rest) for name in found}, "n")
+    rows = {str(name): _mean(row.dropna(), groups, **rest) for name, row in found.items()}
     return SelfAgreement(
         name=assessed.name,
         samples=samples,
-        table=table.rename_axis("figure").astype({"n": int}),
+        table=figure_table(rows, "n").rename_axis("figure").astype({"n": int}),
         flips=_flips(answers, people),
         failures=failed,
         notes=tuple(notes),
