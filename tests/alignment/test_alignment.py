@@ -216,7 +216,7 @@ def test_any_optimizer_is_held_to_the_same_gate(store: str, judge: Any) -> None:
     same = workbench.align(judge, optimizer=Proposing(TEXT), progress=False)
     assert same.status == "unchanged"
     assert same.judge is judge
-    assert same.comparison.accuracy_change == 0
+    assert same.comparison.changes["accuracy"][0] == 0
 
 
 def test_gates(store: str, judge: Any) -> None:

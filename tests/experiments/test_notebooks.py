@@ -276,7 +276,7 @@ def test_the_agreement_notebook_walks_through_all_that_can_be_asked(runs: dict[s
     said = {
         "agreement = workbench.agreement(pairs)": "kappa (quadratic)",
         'filter(regex="accuracy|baseline': "AC1",
-        "per_class.join": "recall_low",
+        "per_class.round": "recall_low",
         "plot_ratings": "mean absolute error",
         "annotator_agreement(": "Krippendorff",
         "alternative_annotator_test(": "of 3 annotators, advantage probability",

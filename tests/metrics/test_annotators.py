@@ -42,11 +42,10 @@ def test_pairwise_kappa_and_the_ceiling_by_hand() -> None:
     assert by.to_dict() == pytest.approx({"ana": 3.5 / 4, "ben": 3 / 4, "cid": 2.5 / 3})
     assert found.ceiling == pytest.approx((3.5 + 3 + 2.5) / 11)
     assert found.ceiling in found.ceiling_interval
-    assert found.fleiss in found.fleiss_interval
     matrix = found.matrix()
     assert matrix.loc["ana", "ben"] == matrix.loc["ben", "ana"] == pytest.approx(0.5)
     assert math.isnan(matrix.loc["ana", "ana"])
-    assert found.table["n"].tolist() == [4, 3, 4]  # Fleiss leaves out what cid did not label
+    assert found.table["n"].tolist() == [4, 4]
     json.dumps(found.to_dict(), allow_nan=False)
     assert "\n" not in repr(found)
 
@@ -95,27 +94,6 @@ def test_the_level_of_alpha_is_that_of_the_scale() -> None:
     assert "weighted_kappa" in found.pairwise
 
 
-def test_fleiss_covers_all_items_where_all_have_as_many_labels() -> None:
-    votes = pd.DataFrame([[1, 2, 2], [3, 3, 3], [1, 1, 2]])
-    found = annotator_agreement(votes, scale=Scale.of([1, 2, 3]))
-    assert (found.fleiss_items, found.fleiss_raters) == (3, 3)
-    assert found.fleiss == pytest.approx(1 - (4 / 9) / (1 - np.sum([1 / 9] * 3)))
-
-
-def test_fleiss_does_not_pick_items_by_how_many_labels_they_needed() -> None:
-    """A third label is asked for only where two differ; those two must not look unanimous."""
-    votes = pd.DataFrame(
-        {
-            "a": ["yes"] * 10 + ["no"] * 10,
-            "b": ["yes"] * 8 + ["no"] * 12,
-            "c": [None] * 8 + ["yes", "no"] + [None] * 10,
-        }
-    )
-    found = annotator_agreement(votes)
-    assert (found.fleiss_items, found.fleiss_raters) == (20, 2)
-    assert found.fleiss < 0.9
-
-
 def test_abstentions_are_neither_right_nor_wrong() -> None:
     votes: list[dict[str, Any]] = [
         {"a": "yes", "b": "yes"}, {"a": "no", "b": ABSTAIN}, {"a": "no", "b": "no"},
@@ -127,19 +105,17 @@ def test_abstentions_are_neither_right_nor_wrong() -> None:
 
 
 def test_a_word_for_none_is_a_label_unless_it_stands_among_numbers() -> None:
-    """Nobody says that it is none; the figures are those of any other word, and a note names it."""
+    """Nobody says that it is none; the figures are those of any other word."""
     words = pd.DataFrame({"a": ["yes", "no", "unknown"] * 9, "b": ["yes", "unknown", "no"] * 9})
     found, other = (
         annotator_agreement(words.replace("unknown", to)) for to in ("unknown", "maybe")
     )
     assert (found.shared_items, found.alpha) == (27, pytest.approx(other.alpha))
-    assert "'unknown' (18)" in found.notes[0]
-    assert other.notes == ()
     single = annotator_agreement(pd.DataFrame({"a": ["x", "unknown"] * 5, "b": ["x"] * 10}))
     assert single.pairwise["accuracy"].item() == 0.5
     numbers = annotator_agreement(pd.DataFrame({"a": [1, 2, "N/A"] * 5, "b": [1, 2, 3] * 5}))
     assert (numbers.shared_items, numbers.level) == (10, "ordinal")
-    assert "Left out: 'n/a' (5)" in numbers.notes[0]
+    assert numbers.notes == ("Left out, since they are no labels: 'n/a' (5).",)
 
 
 def test_items_with_a_single_label_change_no_interval() -> None:
@@ -163,17 +139,17 @@ def test_items_without_a_verdict_count_for_annotators() -> None:
 def test_one_annotator_or_one_value_leaves_agreement_undefined() -> None:
     single = annotator_agreement(pd.DataFrame({"a": ["yes", "no"]}))
     assert len(single.pairwise) == 0
-    assert all(map(math.isnan, (single.alpha, single.fleiss, single.ceiling)))
-    assert single.notes == ("No figure is defined: no item has two labels or more.",)
+    assert all(map(math.isnan, (single.alpha, single.ceiling)))
+    assert "items with two labels, and not all labels equal" in single.notes[0]
     same = annotator_agreement(pd.DataFrame({"a": ["yes", "yes"], "b": ["yes", "yes"]}))
     assert math.isnan(same.alpha)
-    assert "all labels are equal" in same._repr_html_()
+    assert "not all labels equal" in same._repr_html_()
     assert same.ceiling == 1
     assert same.ceiling_interval.low < 0.5
     empty = annotator_agreement(pd.DataFrame())
     assert empty.items == 0
     assert math.isnan(empty.alpha)
-    with pytest.raises(ArgumentError, match="takes Pairs"):
+    with pytest.raises(ArgumentError, match="as Pairs or a table"):
         annotator_agreement(["yes"])  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="confidence"):
         annotator_agreement(pd.DataFrame(), confidence=2)
@@ -186,7 +162,7 @@ def test_an_item_that_repeats_itself_is_one() -> None:
     same = {i: (str(k % 3), "") for k, i in enumerate(pairs.trace_ids)}
     loose, tied = (annotator_agreement(p) for p in (pairs, replace(pairs, content=same)))
     assert (tied.alpha, tied.ceiling) == (loose.alpha, loose.ceiling)
-    for name in ("alpha_interval", "ceiling_interval", "fleiss_interval"):
+    for name in ("alpha_interval", "ceiling_interval"):
         wide, narrow = getattr(tied, name), getattr(loose, name)
         assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low), name
     table = annotator_agreement(pairs.votes.reset_index(), scale=YES_NO)
@@ -206,11 +182,8 @@ def test_full_disagreement_is_no_certainty() -> None:
     found = annotator_agreement(pd.DataFrame({"a": ["x", "y"] * 5, "b": ["y", "x"] * 5}))
     assert (found.ceiling, found.ceiling_interval.low) == (0, 0)
     assert found.ceiling_interval.high == pytest.approx(0.2775, abs=1e-4)
-    for value, interval in (
-        (found.alpha, found.alpha_interval),
-        (found.fleiss, found.fleiss_interval),
-    ):
-        assert math.isnan(interval.low) or (value in interval and interval.high > interval.low)
+    interval = found.alpha_interval
+    assert math.isnan(interval.low) or (found.alpha in interval and interval.high > interval.low)
     missing = pd.DataFrame({"a": ["x", "y", "nan"] * 5, "b": ["x", "y", "x"] * 5})
     assert annotator_agreement(missing).shared_items == 10
 
@@ -258,4 +231,3 @@ def test_numbers_that_all_differ_cost_no_more_than_their_number() -> None:
     assert small.alpha in small.alpha_interval
     assert found.alpha == pytest.approx(400 / 425, abs=0.01)  # the share of the truth's variance
     assert found.pairwise["weighted_kappa"].tolist() == pytest.approx([400 / 425] * 3, abs=0.02)
-    assert math.isnan(found.fleiss)

@@ -32,10 +32,10 @@ COLOURED = [[200, 40, 10], [30, 300, 20], [15, 10, 150]]
 def figures_of(found: Agreement) -> Figures:
     """The figures, and precision, recall and F1 of the first class."""
     figures: Figures = dict(found.figures)
-    if found.per_class is not None and found.class_intervals is not None:
-        value, ends = found.per_class.iloc[0], found.class_intervals.iloc[0]
+    if found.per_class is not None:
+        row = found.per_class.iloc[0]
         for name in ("precision", "recall", "f1"):
-            figures[name] = (value[name], (ends[f"{name}_low"], ends[f"{name}_high"]))
+            figures[name] = (row[name], (row[f"{name}_low"], row[f"{name}_high"]))
     return figures
 
 

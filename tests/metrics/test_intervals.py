@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,10 +17,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 from workbench.metrics.intervals import (
     Bootstrap,
     Interval,
-    adjusted,
-    effective_size,
     figure,
-    full_agreement,
     mean_interval,
     paired_difference,
     proportion,
@@ -96,24 +91,23 @@ def test_groups_are_weighed_as_wholes() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), min_size=2, max_size=40))
-def test_the_effective_size_follows_from_a_cluster_robust_variance(
+def test_the_interval_of_a_mean_follows_from_a_cluster_robust_variance(
     rows: list[tuple[int, int]],
 ) -> None:
+    """It is no shorter than if rows of a group were independent."""
     values = np.array([value for value, _ in rows], dtype=float)
     groups = np.array([group for _, group in rows])
-    size = effective_size(values, groups)
-    assert 0 < size <= len(rows)
-    if np.ptp(values) == 0:
-        assert size == len(set(groups.tolist()))
+    among = len(set(groups.tolist()))
+    if np.ptp(values) == 0 or among < 2:
+        assert math.isnan(mean_interval(values, 0.95, groups).low)
         return
     fit = OLS(values, np.ones(len(values)))
     kwargs = {"groups": groups, "use_correction": False}
-    clustered = fit.fit(cov_type="cluster", cov_kwds=kwargs).bse[0] if len(set(groups)) > 1 else 0
-    if clustered > 1e-9:
-        ratio = (fit.fit(cov_type="HC0").bse[0] / clustered) ** 2
-        assert size == pytest.approx(len(rows) * min(1.0, ratio))
-    alone = effective_size(values, np.arange(len(values)))
-    assert alone == len(rows)
+    clustered = fit.fit(cov_type="cluster", cov_kwds=kwargs).bse[0]
+    error = max(clustered, fit.fit(cov_type="HC0").bse[0]) * math.sqrt(among / (among - 1))
+    half = student.ppf(0.975, among - 1) * error
+    ends = values.mean() - half, values.mean() + half
+    assert mean_interval(values, 0.95, groups) == pytest.approx(ends)
 
 
 @pytest.mark.parametrize(("among", "least"), [(2, 0.9), (4, 0.93), (10, 0.92)])
@@ -148,16 +142,6 @@ def test_the_interval_of_a_mean_is_students() -> None:
     assert math.isnan(mean_interval(np.array([0.3 - 0.1, 0.4 - 0.2]), 0.95).low)  # but for rounding
 
 
-def test_what_a_program_has_frozen_stays_so() -> None:
-    """The garbage collector is the program's."""
-    gc.freeze()
-    try:
-        adjusted(pd.Series([0.01, 0.2]), "holm")
-        assert gc.get_freeze_count()
-    finally:
-        gc.unfreeze()
-
-
 def test_a_bootstrap_is_undefined_where_resamples_say_nothing() -> None:
     """Without items, with half of the resamples undefined, and without spread."""
     options = {"resamples": 100, "seed": 0, "confidence": 0.95}
@@ -166,13 +150,6 @@ def test_a_bootstrap_is_undefined_where_resamples_say_nothing() -> None:
     bootstrap = Bootstrap(np.array([5, 5]), **options)  # type: ignore[arg-type]
     assert math.isnan(bootstrap.interval(lambda counts: counts[:, 0] * np.nan).low)
     assert math.isnan(bootstrap.interval(lambda counts: counts.sum(axis=1)).low)
-
-
-def test_full_agreement_on_few_items_is_not_certainty() -> None:
-    """Ten items without a disagreement leave 28 % open, of the half that chance explains."""
-    low, high = full_agreement(0.5, 10, 0.95)
-    assert (low, high) == pytest.approx((1 - wilson(0, 10).high / 0.5, 1))
-    assert math.isnan(full_agreement(0.0, 10, 0.95).low)
 
 
 def test_figures_are_written_with_three_digits() -> None:

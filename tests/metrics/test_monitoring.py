@@ -86,7 +86,7 @@ def test_a_judge_that_stays_as_it_is_needs_nothing(tmp_path: Path) -> None:
     assert found.agreement_p > 0.05
     assert found.verdict_p == 1.0
     assert json.loads(json.dumps(found.to_dict()))["action"] == "none"
-    assert "4 weeks, accuracy 0." in repr(found)
+    assert "1,600 verdicts in 4 weeks, 400 labels. Neither" in repr(found)
     assert "<table" in found._repr_html_()
 
 
@@ -95,7 +95,7 @@ def test_agreement_that_falls_asks_for_an_alignment(tmp_path: Path, right: list[
     """Whether it falls at once or week by week."""
     scored = folder(tmp_path / "v", [HALF] * 4, every=4)
     found = workbench.monitor(JUDGE, scored, labels(scored, right))
-    assert (found.action, found.agreement_p < 0.01, found.trend < 0) == ("realign", True, True)
+    assert (found.action, found.agreement_p < 0.01) == ("realign", True)
     assert "Align the judge again" in found.advice
 
 
@@ -108,22 +108,13 @@ def test_agreement_that_rises_asks_for_nothing(tmp_path: Path) -> None:
 
 
 def test_one_better_week_is_no_change_for_the_worse(tmp_path: Path) -> None:
-    """However sure it is, and whatever the sign of a trend that is none."""
+    """However sure it is."""
     scored = folder(tmp_path / "v", [HALF] * 4, every=2)
     found = workbench.monitor(JUDGE, scored, labels(scored, [0.75, 0.98, 0.75, 0.72]))
-    assert (found.agreement_p < 0.01, found.trend < 0) == (True, True)
-    assert found.action == "none"
+    assert (found.agreement_p < 0.01, found.action) == (True, "none")
 
 
-def test_the_trend_is_one_of_calendar_weeks(tmp_path: Path) -> None:
-    """Also where a week in between has no verdicts."""
-    scored = folder(tmp_path / "v", [HALF, [], [], [], HALF], every=4)
-    found = workbench.monitor(JUDGE, scored, labels(scored, [1.0, 0, 0, 0, 0.6]))
-    change = found.table["accuracy"].iloc[-1] - found.table["accuracy"].iloc[0]
-    assert found.trend == pytest.approx(change / 4)
-
-
-def test_copies_of_an_answer_are_no_trend(tmp_path: Path) -> None:
+def test_copies_of_an_answer_are_no_change(tmp_path: Path) -> None:
     """Four answers, of each week one, tell no more if each was given 40 times."""
     scored = folder(tmp_path / "v", [["yes"] * 40] * 4)
     ids = [f"t{n}" for n in range(160)]
@@ -131,7 +122,6 @@ def test_copies_of_an_answer_are_no_trend(tmp_path: Path) -> None:
     loose = replace(made, table=made.table.assign(trace_id=ids))
     tied = replace(loose, content={i: (f"week {n // 40}", "") for n, i in enumerate(ids)})
     many, few = (workbench.monitor(JUDGE, scored, pairs) for pairs in (loose, tied))
-    assert few.trend == pytest.approx(many.trend)
     assert many.agreement_p < 0.01 < 0.05 < few.agreement_p
 
 
@@ -155,7 +145,6 @@ def test_too_few_labels_of_the_latest_week_ask_for_more(tmp_path: Path) -> None:
     table = labels(scored, [0.9] * 3)
     found = workbench.monitor(JUDGE, scored, table.head(220))
     assert (found.action, "has 20 labels" in found.advice) == ("label", True)
-    assert "Only" not in found.advice
 
 
 def test_weeks_with_few_labels_keep_their_own(tmp_path: Path) -> None:
@@ -165,7 +154,6 @@ def test_weeks_with_few_labels_keep_their_own(tmp_path: Path) -> None:
     assert list(found.table["labelled"]) == [10, 9, 9, 9]
     assert list(found.table["accuracy"]) == [1.0] * 4
     assert "Label 21 more of 2026, week 05, which has 9 labels" in found.advice
-    assert "Only 9 rows of it became traces: draw more by score's sample=" in found.advice
 
 
 def test_the_agreement_is_that_of_the_version_that_scored(
@@ -212,7 +200,7 @@ def test_percentages_are_numbers(tmp_path: Path) -> None:
     table = scored.verdicts.set_index("row").loc[scored.sample["row"]]
     made = pd.DataFrame({"trace_id": scored.trace_ids, "value": list(table["verdict"])})
     found = workbench.monitor("q", scored, made)
-    assert list(found.table["shift"]) == [1.0, 1.0]
+    assert list(found.table["shift"]) == pytest.approx([1.0, 1.0])
     assert list(found.table["mean_distance"]) == [0.0, 0.0]
 
 
@@ -222,20 +210,19 @@ def test_what_is_undefined_is_nan_with_its_reason(tmp_path: Path) -> None:
     found = workbench.monitor(JUDGE, one, labels(one, [0.9]))
     assert math.isnan(found.agreement_p)
     assert math.isnan(found.verdict_p)
-    assert {"agreement_p", "verdict_p"} <= found.undefined.keys()
     assert found.table["note"].iloc[0] == "no other week to compare with"
     assert (found.action, "another week" in found.advice) == ("none", True)
     same = folder(tmp_path / "same", [["yes"] * 50] * 2)
     (tmp_path / "same" / "_sample.json").unlink()
     found = workbench.monitor(JUDGE, same)
     assert found.agreement is None
-    assert "No row was imported" in found.undefined["agreement"]
+    assert "No row was imported" in found.notes[0]
     assert list(found.table["note"]) == ["one verdict throughout"] * 2
-    assert (found.action, "Only 0 rows of it became traces" in found.advice) == ("label", True)
+    assert found.action == "label"
 
 
 def test_numbers_are_compared_by_their_distribution(tmp_path: Path) -> None:
-    """Kolmogorov and Smirnov's distance: a shift of a standard deviation is one of 38 %."""
+    """By tenths: a shift of a standard deviation is one of nearly 38 % of the verdicts."""
     rng = np.random.default_rng(0)
     weeks = [list(rng.normal(at, 1.0, 4000)) for at in (5, 5, 6)]
     scored = folder(tmp_path / "v", weeks, NUMBERS, "m", every=40)
@@ -294,27 +281,6 @@ def test_folders_of_several_months_are_one_and_of_several_judges_none(tmp_path: 
     found = workbench.monitor(JUDGE, [one, tmp_path / "two"], labels(one, [0.9]))
     assert list(found.table["verdicts"]) == [400, 400]
     assert two.rows == 400
-
-
-def test_over_all_weeks_each_counts_by_its_verdicts(tmp_path: Path) -> None:
-    """However many of them were drawn: one in 2 of the first month's, one in 20 of the second's."""
-    often = folder(tmp_path / "often", [HALF], every=2)
-    seldom = folder(tmp_path / "seldom", [[], HALF * 5], every=20)
-    sample = seldom.sample.assign(trace_id=[f"u{n}" for n in seldom.sample["row"]])
-    VerdictFolder(tmp_path / "seldom").write_sample(sample)
-    made = pd.concat([labels(often, [1.0]), labels(seldom, [0, 0.5])])
-    found = workbench.monitor(JUDGE, [often, seldom], made)
-    weeks = found.table
-    assert list(weeks["labelled"]) == [200, 100]
-    expected = (weeks["accuracy"] * weeks["verdicts"]).sum() / weeks["verdicts"].sum()
-    assert found.agreement is not None
-    assert found.agreement.accuracy == pytest.approx(expected)
-    low, high = found.agreement.accuracy_interval
-    assert low < expected < high
-    assert 0.12 < high - low < 0.2  # it stands on the 100 labels of the second month
-    assert math.isnan(found.agreement.kappa)
-    assert "over all weeks each counts by its verdicts" in found.notes[0]
-    assert workbench.monitor(JUDGE, often, labels(often, [1.0])).notes == ()
 
 
 def test_the_picture_shows_each_week(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from made_pairs import GRADES, from_confusion, make_pairs
 
 from workbench.errors import ArgumentError, ScaleError
 from workbench.metrics.prevalence import (
-    lang_reiczigel,
     prediction_powered,
     prevalence,
     rogan_gladen,
@@ -22,17 +21,17 @@ from workbench.metrics.prevalence import (
 
 
 def test_rogan_gladen_by_hand_and_its_limits() -> None:
-    assert rogan_gladen(0.29, tpr=0.8, tnr=0.9) == pytest.approx(0.19 / 0.7)
-    assert rogan_gladen(0.01, tpr=0.8, tnr=0.9) == 0
-    assert rogan_gladen(0.99, tpr=0.8, tnr=0.9) == 1
-    assert math.isnan(rogan_gladen(0.3, tpr=0.5, tnr=0.5))
-    assert math.isnan(rogan_gladen(0.3, tpr=math.nan, tnr=0.9))
+    cells = np.array([[90, 10], [20, 80]])  # tnr 0.9, tpr 0.8
+    found = [rogan_gladen(cells, positive, 100)[0] for positive in (29, 1, 99)]
+    assert found == pytest.approx([0.19 / 0.7, 0, 1])
+    assert math.isnan(rogan_gladen(np.full((2, 2), 50), 30, 100)[0])
+    assert math.isnan(rogan_gladen(np.array([[90, 10], [0, 0]]), 30, 100)[0])
 
 
 def test_lang_reiczigel_gives_the_published_interval() -> None:
     """Example 1 of Lang and Reiczigel 2014: 0.349 to 0.372."""
     cells = np.array([[358, 1], [1, 178]])
-    assert lang_reiczigel(cells, 4060, 11284) == pytest.approx((0.349, 0.372), abs=5e-4)
+    assert rogan_gladen(cells, 4060, 11284)[1] == pytest.approx((0.349, 0.372), abs=5e-4)
 
 
 def test_the_corrected_interval_covers_the_truth() -> None:
@@ -43,7 +42,7 @@ def test_the_corrected_interval_covers_the_truth() -> None:
         positive = int(rng.binomial(800, truth * tpr + (1 - truth) * (1 - tnr)))
         found, passed = rng.binomial(60, tpr), rng.binomial(90, tnr)
         cells = np.array([[passed, 90 - passed], [60 - found, found]])
-        hits += truth in lang_reiczigel(cells, positive, 800)
+        hits += truth in rogan_gladen(cells, positive, 800)[1]
     assert 0.92 < hits / 400 <= 0.99
 
 
@@ -150,17 +149,14 @@ def test_rogan_gladen_is_refused_with_the_reason_and_the_rest_stands() -> None:
     """A judge that tells nothing leaves what the labels alone say."""
     useless = prevalence(from_confusion([[20, 30], [30, 20]]), ["yes"] * 3 + ["no"] * 7)
     assert math.isnan(useless.corrected)
-    assert "add up to no more than 1" in useless.reason
+    assert "more than 1, and the pairs tell of 0.400 and 0.400" in useless.reason
     assert useless.reason in repr(useless)
     assert useless.reason in useless._repr_html_()
     assert useless.prediction_powered == pytest.approx(0.5)
     assert useless.table["value"].isna().tolist() == [False, True, False]
     assert useless.table[["n", "labelled"]].to_numpy().tolist() == [[10, 0], [10, 100], [10, 100]]
     one_sided = prevalence(from_confusion([[5, 5], [0, 0]]), ["yes", "no"])
-    assert "no pair is labelled positive" in one_sided.reason
-    assert (
-        prevalence(from_confusion([[5, 0], [0, 5]]), []).reason == "There is no verdict to correct."
-    )
+    assert "tell of undefined and 0.500" in one_sided.reason
     json.dumps(one_sided.to_dict(), allow_nan=False)
 
 

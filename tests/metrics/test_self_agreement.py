@@ -7,7 +7,6 @@ import json
 import math
 from typing import Any, Literal
 
-import krippendorff
 import mlflow
 import numpy as np
 import pandas as pd
@@ -111,8 +110,6 @@ def test_figures_by_hand() -> None:
     assert value["ceiling of one answer"] == pytest.approx((1 + 3 / 4 + 1) / 3)
     assert value["accuracy of one answer"] == pytest.approx((1 + 3 / 4 + 0) / 3)
     assert value["accuracy of the majority"] == pytest.approx(2 / 3)
-    # Krippendorff's alpha by his formula: 3 of 48 coincidences differ, each way.
-    assert value["alpha"] == pytest.approx(1 - 11 * (2 * 3 * 1 / 3) / (2 * 11 * 1))
     assert math.isnan(value["changed by reversed options"])
     assert (found.failures, found.table.loc["all answers agree", "n"]) == (1, 3)
     (flip,) = found.flips.to_dict("records")
@@ -123,12 +120,11 @@ def test_figures_by_hand() -> None:
     )
     assert any("on the scale: 1 item" in note for note in found.notes)
     json.dumps(found.to_dict(), allow_nan=False)
-    assert "t001" in found._repr_html_()
-    assert "all 4 answers agree on 0.667" in repr(found)
+    assert "3 items asked 4 times, 1 flip>" in repr(found)
 
 
 def test_figures_are_those_of_other_programs() -> None:
-    """Alpha of the package krippendorff; of two answers the share that scikit-learn counts."""
+    """Of two answers the share that scikit-learn counts."""
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 3, 80)
     wavers = rng.random((4, 80)) < 0.3
@@ -136,8 +132,6 @@ def test_figures_are_those_of_other_programs() -> None:
     words = np.array(["red", "green", "blue"])[codes]
     labels = make_pairs(words[0].tolist(), words[0].tolist(), COLOURS)
     table = self_agreement(assessed(*words.T.tolist()), labels, resamples=50).table["value"]
-    known = krippendorff.alpha(codes, level_of_measurement="nominal")
-    assert table["alpha"] == pytest.approx(known)
     shares = [accuracy_score(one, two) for one, two in itertools.combinations(codes, 2)]
     assert table["two answers agree"] == pytest.approx(np.mean(shares))
     right = [accuracy_score(codes[0], each) for each in codes]
@@ -146,14 +140,12 @@ def test_figures_are_those_of_other_programs() -> None:
 
 @given(st.lists(st.lists(st.sampled_from("ab"), min_size=3, max_size=3), min_size=1, max_size=9))
 def test_neither_order_nor_names_of_answers_matter(answers: list[list[str]]) -> None:
-    """Alpha, and shares with their intervals, are of the answers as sets; none leaves its range."""
+    """Shares and their intervals are of the answers as sets; none leaves its range."""
     table = self_agreement(assessed(*answers), resamples=50).table
     turned = [[{"a": "b", "b": "a"}[one] for one in reversed(given)] for given in answers]
     other = self_agreement(assessed(*turned), resamples=50).table
-    pd.testing.assert_frame_equal(other.drop(index="alpha"), table.drop(index="alpha"))
-    # The order of the names decides which random numbers its interval is drawn by.
-    assert other.loc["alpha", "value"] == pytest.approx(table.loc["alpha", "value"], nan_ok=True)
-    shares = table.drop(index="alpha").dropna()
+    pd.testing.assert_frame_equal(other, table)
+    shares = table.dropna()
     assert (shares["low"] >= 0).all()
     assert (shares["high"] <= 1).all()
     assert ((shares["low"] <= shares["value"]) & (shares["value"] <= shares["high"])).all()
@@ -171,7 +163,6 @@ def test_what_is_undefined_is_nan_with_its_reason() -> None:
     constant = self_agreement(assessed(["yes", "yes"], ["yes", "yes"])).table
     assert constant.loc["all answers agree", "value"] == 1
     assert constant.loc["all answers agree", "low"] < 0.5
-    assert math.isnan(constant.loc["alpha", "value"])
     silent = self_agreement(
         assessed(["N/A", "N/A"], ["N/A", "yes"]), make_pairs(["yes"] * 2, ["yes"] * 2)
     )
@@ -179,10 +170,7 @@ def test_what_is_undefined_is_nan_with_its_reason() -> None:
     assert silent.flips.iloc[0]["answers"] == {"N/A": 1, "yes": 1}
     labels = make_pairs(["yes", "no", "yes"], ["yes"] * 3)
     strange = self_agreement(assessed(["yes"] * 2, ["no", "maybe"], ["no", "no"]), labels)
-    assert (strange.failures, strange.table.loc["alpha", "n"], len(strange.flips)) == (1, 2, 0)
-    texts = self_agreement(assessed(*[[f"text {n}", f"text {n}."] for n in range(25)]))
-    assert math.isnan(texts.table.loc["alpha", "value"])
-    assert "No alpha" in " ".join(texts.notes)
+    assert (strange.failures, len(strange.flips)) == (1, 0)
     json.dumps(silent.to_dict(), allow_nan=False)
 
 
@@ -226,12 +214,12 @@ def test_repetitions_are_no_more_evidence() -> None:
     row = "all answers agree"
     assert wide.loc[row, "low"] == pytest.approx(one.loc[row, "low"])
     assert wide.loc[row, "low"] < self_agreement(many).table.loc[row, "low"]
-    # Of what pairs keep together, and for alpha, whose resamples draw items.
+    # Of what pairs keep together as well.
     given = assessed(*[["yes", "yes"], ["yes", "no"], ["no", "no"]] * 10)
     pairs = make_pairs(["yes"] * 30, ["yes"] * 30)
     tied = pairs.grouped({i: str(k % 3) for k, i in enumerate(pairs.trace_ids)})
     loose, wide = (self_agreement(given, one).table for one in (pairs, tied))
-    for row in ("all answers agree", "alpha", "accuracy of one answer"):
+    for row in ("all answers agree", "accuracy of one answer"):
         assert wide.loc[row, "value"] == pytest.approx(loose.loc[row, "value"])
         width = wide.loc[row, "high"] - wide.loc[row, "low"]
         assert width > 1.5 * (loose.loc[row, "high"] - loose.loc[row, "low"]), row

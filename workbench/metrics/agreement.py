@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -18,9 +18,9 @@ from workbench.metrics.figures import (
     ERROR_RATES,
     Coded,
     Figures,
+    Sample,
     class_figures,
     confusion_of,
-    figures_of,
     why_undefined,
 )
 from workbench.metrics.intervals import (
@@ -69,10 +69,8 @@ def figures_as_data(figures: Figures) -> dict[str, Any]:
 class Agreement(Result):
     """How well a judge agrees with the human labels.
 
-    Every rate lies in [0, 1], every kappa in [-1, 1]; what is undefined (no items, a class that was
-    never predicted, one value throughout) is nan, and what the scale does not have is None.
-
-    A name with ``_interval`` is its confidence interval.
+    Every rate lies in [0, 1], every kappa in [-1, 1]; what is undefined is nan, and what the scale
+    does not have is None. A name with ``_interval`` is the figure's confidence interval.
 
     Attributes
     ----------
@@ -82,18 +80,17 @@ class Agreement(Result):
         Share of pairs with equal values (Wilson), and that of always answering the most frequent
         human label.
     kappa, weighted_kappa, weights
-        Cohen's kappa, which corrects accuracy for chance (bootstrap), and one that counts near
-        misses less, on ordinal and numeric scales. Where all items agree, the lower end is the
-        kappa at the lower end of the accuracy's interval.
+        Cohen's kappa, which corrects accuracy for chance (bootstrap; nan on scales with bins), and
+        one that counts near misses less, on ordinal and numeric scales.
     mean_distance
-        Mean `Scale.distance` of verdict and label: 0 is full agreement (bootstrap). On binary and
+        Mean `Scale.distance` of verdict and label: 0 is full agreement (Student). On binary and
         nominal scales it is 1 - accuracy (Wilson).
     false_positives, false_negatives, false_positive_rate, false_negative_rate
         On binary scales: positive verdicts on human negatives, of all human negatives; negative
         verdicts on human positives, of all human positives (Wilson).
     ac1, ac2
-        Gwet's coefficients, which kappa's collapse under skewed classes does not touch; ac2 counts
-        near misses less, on ordinal and numeric scales (bootstrap). None on scales with bins.
+        Gwet's coefficients (bootstrap), which do not collapse as kappa does under skewed classes;
+        ac2 counts near misses less, on ordinal and numeric scales. None on scales with bins.
     matthews
         On binary scales: Matthews' correlation coefficient, in [-1, 1] (bootstrap).
     mae, bias, within_one
@@ -101,25 +98,25 @@ class Agreement(Result):
         error; mean of verdict minus label, positive where the judge rates higher than people
         (Student); share of verdicts at most one off (Wilson).
     pearson, spearman
-        On numeric scales: correlations, which are blind to a constant offset (Fisher's interval,
-        widened for ranks and for numbers that are not normal).
+        On numeric scales: correlations, which are blind to a constant offset (bootstrap).
     confusion
         ``confusion.loc[human, judge]``: counts, in the scale's order. A numeric scale with more
         than 20 distinct values is shown in 10 bins of equal width.
-    per_class, class_intervals
-        Index class; ``precision``, ``recall``, ``f1``, ``support`` (human labels of the class);
-        and ``precision_low``, ``precision_high`` and so on (Wilson). None on scales with bins.
+    per_class
+        Index class; ``precision``, ``recall`` and ``f1``, each with the ends of its interval
+        (``precision_low``, ...; Wilson), and ``support``, the human labels of the class. Precision
+        is nan where the judge never says the class, recall without support. None on scales with
+        bins.
     labelled, coverage, abstentions, failures
-        Number of items with a label, contested ones not counted; share of these on which the judge
-        gave a usable verdict (Wilson); how often it abstained, and how often the call or the answer
-        failed; as far as the pairs tell.
+        Items with a label, but for contested ones; share of these on which the judge gave a usable
+        verdict (Wilson); how often it abstained, and how often the call or the answer failed.
     undefined
-        Name of a figure that is nan, or has no interval -> why; of classes ``"recall of 'no'"``.
+        Name of a figure that is nan, or has no interval -> why.
     notes
         What a reader should know beside the figures.
     """
 
-    hidden = ("scale", "measured", "weights", "class_intervals", "coverage_interval")
+    hidden = ("scale", "measured", "weights", "coverage_interval")
 
     name: str
     scale: Scale
@@ -127,7 +124,6 @@ class Agreement(Result):
     measured: Figures = field(repr=False)
     confusion: pd.DataFrame
     per_class: pd.DataFrame | None
-    class_intervals: pd.DataFrame | None
     baseline: float
     confidence: float
     weights: Weights | None
@@ -162,16 +158,6 @@ class Agreement(Result):
         return {name: self.measured[name] for name in names if name in self.measured}
 
     @property
-    def true_positive_rate(self) -> float | None:
-        """Share of human positives that the judge finds (sensitivity); None if not binary."""
-        return None if self.false_negative_rate is None else 1 - self.false_negative_rate
-
-    @property
-    def true_negative_rate(self) -> float | None:
-        """Share of human negatives that the judge finds (specificity); None if not binary."""
-        return None if self.false_positive_rate is None else 1 - self.false_positive_rate
-
-    @property
     def confusion_shares(self) -> pd.DataFrame:
         """`confusion` as shares of its rows: of the items with a label, those with a verdict."""
         return self.confusion.div(self.confusion.sum(axis=1).replace(0, 1), axis=0)
@@ -184,10 +170,7 @@ class Agreement(Result):
 
     @property
     def table(self) -> pd.DataFrame:
-        """The figures as a table: index statistic; ``value``, ``low``, ``high``, ``n``, ``note``.
-
-        ``n`` counts the items that a figure is of.
-        """
+        """Index statistic; ``value``, ``low``, ``high``, ``n`` (items that it is of), ``note``."""
         figures = self.figures | {
             "majority baseline": (self.baseline, UNDEFINED),
             "coverage": (self.coverage, self.coverage_interval),
@@ -220,10 +203,8 @@ class Agreement(Result):
         return "\n".join([head, *self.notes])
 
     def _repr_html_(self) -> str:
-        classes = self.per_class
-        if classes is not None and self.class_intervals is not None:
-            classes = classes.join(self.class_intervals)
-        tables = [html_table(t) for t in (self.table, self.confusion, classes) if t is not None]
+        shown = self.table, self.confusion, self.per_class
+        tables = [html_table(table) for table in shown if table is not None]
         head = html_lines([f"{self.name}: {counted(self.n, 'pair')}"])
         return "".join([head, *tables, html_lines(self.notes)])
 
@@ -278,7 +259,7 @@ def agreement(
         `Pairs.split`. Traces with the same inputs and outputs always do.
     weights
         Of the weighted kappa on ordinal and numeric scales: ``"quadratic"`` (the default there)
-        or ``"linear"``. Plain kappa is always given.
+        or ``"linear"``, nan on scales with bins. Plain kappa is always given.
     confidence
         Of the intervals, in (0, 1).
     seed, resamples
@@ -306,14 +287,15 @@ def agreement(
         return sliced(pairs, by, **options)
     coded = Coded.of(pairs)
     weights = (weights or "quadratic") if coded.scale.ordered else None
-    found, n = figures_of(coded, weights, **options), len(coded.human)
+    found, n = Sample(coded, **options).figures(weights=weights), len(coded.human)
     lost = pairs.excluded.assign(why=pairs.excluded["reason"].map(why_unusable)).dropna()
-    coverage, coverage_interval = _coverage(pairs, lost["trace_id"], confidence)
+    labelled = [*pairs.trace_ids, *lost["trace_id"]]
+    coverage, coverage_interval = proportion(
+        np.arange(len(labelled)) < n, numbered(pairs.clusters_of(labelled)), confidence
+    )
     confusion, baseline = confusion_of(coded), ratio(np.bincount(coded.human).max(initial=0), n)
     cells = confusion.to_numpy()
-    per_class, ends = (None, None) if coded.binned else class_figures(coded, confidence)
-    whole = {"coverage": (coverage, coverage_interval)}
-    whole["majority baseline"] = baseline, Interval(baseline, baseline)
+    per_class = None if coded.binned else class_figures(coded, confidence)
     return Agreement(
         name=pairs.name,
         scale=coded.scale,
@@ -321,50 +303,19 @@ def agreement(
         measured=found,
         confusion=confusion,
         per_class=per_class,
-        class_intervals=ends,
         baseline=baseline,
         confidence=confidence,
         weights=weights,
-        labelled=n + len(lost),
+        labelled=len(labelled),
         coverage=coverage,
         coverage_interval=coverage_interval,
         false_positives=int(cells[0, 1]) if coded.scale.kind == "binary" else None,
         false_negatives=int(cells[1, 0]) if coded.scale.kind == "binary" else None,
         abstentions=int((lost["why"] == "abstained").sum()),
         failures=int((lost["why"] == "failed").sum()),
-        undefined=why_undefined(coded, {**found, **whole}) | _undefined_classes(per_class, n),
-        notes=(
-            *_kappa_paradox(coded, found, baseline),
-            *_without_verdict(lost["why"]),
-            *without_contested(pairs),
-        ),
+        undefined=why_undefined(coded, found),
+        notes=(*_kappa_paradox(coded, found, baseline), *without_contested(pairs)),
     )
-
-
-def _coverage(pairs: Pairs, lost: Iterable[str], confidence: float) -> tuple[float, Interval]:
-    """The share of labelled items with a usable verdict, where ``lost`` are those without."""
-    ids = [*pairs.trace_ids, *lost]
-    judged, groups = np.arange(len(ids)) < len(pairs), numbered(pairs.clusters_of(ids))
-    return proportion(judged, groups, confidence)
-
-
-def _undefined_classes(per_class: pd.DataFrame | None, n: int) -> dict[str, str]:
-    """Why the figures of a class are nan: name -> reason."""
-    reasons = {"precision": "the judge never says {!r}", "recall": "no human label is {!r}"}
-    reasons["f1"] = "neither judge nor people say {!r}"
-    return {
-        f"{name} of {value!r}": reason.format(value) if n else "there are no pairs"
-        for value, row in (() if per_class is None else per_class.iterrows())
-        for name, reason in reasons.items()
-        if math.isnan(row[name])
-    }
-
-
-def _without_verdict(why: pd.Series[str]) -> tuple[str, ...]:
-    """A note on the items with a label on which the judge gave no usable verdict."""
-    missing = [(n, kind) for kind in ("abstained", "failed") if (n := (why == kind).sum())]
-    listed = ", ".join(f"{n} {kind}" for n, kind in missing)
-    return (f"Items with a label but no usable verdict: {listed}.",) if listed else ()
 
 
 def without_contested(pairs: Pairs) -> tuple[str, ...]:
@@ -375,10 +326,7 @@ def without_contested(pairs: Pairs) -> tuple[str, ...]:
 
 
 def _kappa_paradox(coded: Coded, figures: Figures, baseline: float) -> tuple[str, ...]:
-    """A note where kappa collapses under skewed classes though raw agreement is high.
-
-    Source: Feinstein and Cicchetti (1990), Journal of Clinical Epidemiology 43, 543-549.
-    """
+    """A note where kappa collapses (Feinstein and Cicchetti 1990, J Clin Epidemiol 43, 543-549)."""
     ac1 = figures.get("AC1", (math.nan, UNDEFINED))[0]
     accuracy, kappa = (figures[name][0] for name in ("accuracy", "kappa"))
     collapsed = math.isnan(kappa) or ac1 - kappa >= 0.2
@@ -389,6 +337,5 @@ def _kappa_paradox(coded: Coded, figures: Figures, baseline: float) -> tuple[str
     return (
         f"Kappa is {low} although judge and people agree on {accuracy:.0%} of the items: "
         f"{baseline:.0%} of the labels are {most!r}, so that chance alone agrees on nearly as "
-        f"many. Gwet's AC1 ({ac1:.2f}) does not collapse so. Neither tells whether the judge finds "
-        "the rare classes: look at the recall of each.",
+        f"many. Gwet's AC1 ({ac1:.2f}) does not collapse so. See the recall of each class as well.",
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -25,15 +24,13 @@ from workbench.metrics.intervals import (
     figure,
     wilson,
 )
-from workbench.metrics.votes import labels_of, votes_table
+from workbench.metrics.votes import Votes, votes_table
 from workbench.pairing.pairs import Pairs
-from workbench.scale import ABSTAIN, Scale
-from workbench.vocabulary import check_people, fold, is_missing, number, scalar
+from workbench.scale import Scale
 
 Score = Literal["accuracy", "neg_rmse"]
 
-# The rate of false discoveries that Benjamini and Yekutieli's procedure holds.
-FALSE_DISCOVERIES = 0.05
+FALSE_DISCOVERIES = 0.05  # the rate that Benjamini and Yekutieli's procedure holds
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,8 +50,7 @@ class AlternativeAnnotatorTest(Result):
         shares of them on which the one is at least as near to the remaining annotators as the
         other; ``p_value`` of the hypothesis that the annotator's advantage is greater by
         ``epsilon`` or more; ``p_adjusted`` (Benjamini and Yekutieli); ``rejected``: whether the
-        judge wins; ``note``. ``plot_slices(test.table.drop(columns="p_adjusted"),
-        metric="judge_advantage")`` draws it.
+        judge wins; ``note``.
     items, left_out
         Items with a verdict and two labels or more; items without.
     """
@@ -111,16 +107,16 @@ def alternative_annotator_test(
     pairs_or_table
         Pairs with the annotators' votes; or a table with a row an item and a column an annotator,
         nan where an item is not labelled. Words such as *unknown* are labels there, but not among
-        numbers; a note tells.
+        numbers.
     verdicts
-        With a table: a verdict for each row, in the rows' order, a Series or mapping by the
-        table's index, or the name of the column that holds them. Rows without one are left out.
+        With a table: a verdict for each row, in the rows' order, or a Series or mapping by the
+        table's index. Rows without one are left out.
     epsilon
         In [0, 1). The paper advises 0.2 for experts, 0.15 for skilled annotators, 0.1 for a crowd.
     score
         ``"accuracy"``: the share of the remaining labels that equal one's own; ``"neg_rmse"``, for
-        numbers: minus the root of the mean squared difference from them. On an ordinal scale of
-        words it takes their ranks.
+        numbers: minus the root of the mean squared difference from them. Words in an order count
+        by their ranks.
     min_items
         Annotators with fewer items are not tested, since the t-test needs about 30.
     confidence, seed, resamples
@@ -129,7 +125,7 @@ def alternative_annotator_test(
     Raises
     ------
     ArgumentError
-        For arguments out of range or of another kind, values that are no numbers under
+        For arguments out of range or of another kind, values without an order under
         ``"neg_rmse"``, verdicts that do not fit the table, and for pairs from which items were
         left out because annotators differ: without these the judge's chances are better.
     """
@@ -137,11 +133,16 @@ def alternative_annotator_test(
     if not 0 <= epsilon < 1:
         raise ArgumentError(f"epsilon={epsilon!r} must lie in [0, 1), for instance 0.2.")
     labels, judged, scale = _read(pairs_or_table, verdicts)
-    check_people("The table", labels.columns)
-    given = list(map(scalar, [*labels.to_numpy(dtype=object).ravel().tolist(), *judged]))
-    given, notes = labels_of(given) if scale is None else (given, [])
-    codes = _coded(given, score, scale)
-    human, judge = codes[: labels.size].reshape(labels.shape), codes[labels.size :]
+    verdict = pd.Series(judged, index=labels.index, dtype=object, name="the judge")
+    votes = Votes.of(pd.concat([labels, verdict], axis=1), scale)
+    if score == "neg_rmse" and votes.scale.kind == "nominal":
+        raise ArgumentError(
+            f"score='neg_rmse' needs numbers, and the labels are {votes.scale.describe()}. Use "
+            "score='accuracy' for categories."
+        )
+    values = votes.codes if score == "accuracy" else votes.positions[votes.codes]
+    values = np.where(votes.codes < 0, math.nan, values)
+    human, judge = values[:, :-1], values[:, -1]
     usable = (np.isfinite(human).sum(axis=1) >= 2) & np.isfinite(judge)
     human, judge, left_out = human[usable], judge[usable], int((~usable).sum())
     wins, losses = _advantages(human, judge, score)
@@ -151,9 +152,8 @@ def alternative_annotator_test(
     table = _tests(wins, losses, epsilon, min_items, confidence)
     table.index = pd.Index([str(who) for who in labels.columns], name="annotator")
     tested = (table["n"] >= min_items).to_numpy()
-    probability, interval = _mean_advantage(
-        wins[:, tested], confidence=confidence, seed=seed, resamples=resamples
-    )
+    options: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
+    probability, interval = _mean_advantage(wins[:, tested], **options)
     return AlternativeAnnotatorTest(
         winning_rate=float(table.loc[tested, "rejected"].mean()) if tested.any() else math.nan,
         advantage_probability=probability,
@@ -163,7 +163,7 @@ def alternative_annotator_test(
         left_out=left_out,
         score=score,
         epsilon=epsilon,
-        notes=(*_notes(human, judge, tested, left_out), *notes),
+        notes=(*_notes(human, judge, tested, left_out), *votes.notes),
     )
 
 
@@ -180,21 +180,15 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
                 "without these any judge looks better. Keep them: workbench.pair(judge, "
                 "ties='latest')."
             )
-        labels, judged = given.votes, dict(zip(given.trace_ids, given.table["judge"], strict=True))
-        return labels, [judged.get(i) for i in labels.index], given.scale
-    table = votes_table("alternative_annotator_test", given)
-    if isinstance(verdicts, str):
-        one_of("verdicts", verdicts, list(table.columns))
-        return table.drop(columns=verdicts), list(table[verdicts]), None
+        judged = given.table.set_index("trace_id")["judge"].reindex(given.votes.index)
+        return given.votes, list(judged), given.scale
+    table = votes_table(given)
     if isinstance(verdicts, (pd.Series, Mapping)):
         verdicts = pd.Series(verdicts, dtype=object)
-        if twice := verdicts.index[verdicts.index.duplicated()].tolist():
-            raise ArgumentError(f"The verdicts' index holds {twice[0]!r} twice: one a row.")
-        if len(table) and not verdicts.index.isin(table.index).any():
+        if verdicts.index.has_duplicates or not verdicts.index.isin([*table.index]).any():
             raise ArgumentError(
-                "The verdicts' index has no row in common with the table's: "
-                f"{next(iter(verdicts.index), None)!r} and {table.index[0]!r}, for instance. "
-                "Give them the same index, or verdicts as a list in the rows' order."
+                "The verdicts' index must hold rows of the table, each once. Give them the table's "
+                "index, or verdicts as a list in the rows' order."
             )
         verdicts = verdicts.reindex(table.index)
     elif np.ndim(verdicts) != 1 or len(verdicts) != len(table):
@@ -203,27 +197,6 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
             f"{type(verdicts).__name__} of shape {np.shape(verdicts)}."
         )
     return table, list(verdicts), None
-
-
-def _coded(given: list[Any], score: Score, scale: Scale | None) -> Array:
-    """Labels or verdicts as numbers; nan for none."""
-    codes: dict[str, float] = {}
-
-    @lru_cache(maxsize=None, typed=True)  # each writing once
-    def read(raw: Any) -> float:
-        if is_missing(raw) or raw is ABSTAIN:
-            return math.nan
-        if score == "accuracy":
-            return codes.setdefault(fold(raw), float(len(codes)))
-        size = scale.rank(raw) if scale is not None and scale.ordered else number(raw)
-        if size is None:
-            raise ArgumentError(
-                f"score='neg_rmse' needs numbers, and {raw!r} is none. Use score='accuracy' for "
-                "categories."
-            )
-        return size
-
-    return np.array(list(map(read, given)), dtype=float)
 
 
 def _advantages(human: Array, judge: Array, score: Score) -> tuple[Array, Array]:
@@ -303,11 +276,8 @@ def _notes(human: Array, judge: Array, tested: Array, left_out: int) -> list[str
         notes.append("No verdict equals any label: see whether both are written in the same way.")
     if not tested.any():
         notes.append("No annotator has enough items that others labelled too: no test.")
-    elif 0 < tested.sum() < 3:
-        notes.append(
-            "With fewer than three annotators there is no consensus to compare with: the test then "
-            "tells little more than which of them the judge agrees with."
-        )
+    elif tested.sum() < 3:
+        notes.append("With fewer than three annotators there is no consensus to compare with.")
     if left_out:
         notes.append(f"Left out: {counted(left_out, 'item')} without a verdict or two labels.")
     return notes

@@ -1,31 +1,24 @@
-"""Agreement of the annotators among themselves: the ceiling that any judge can be held to.
-
-Nothing here allocates by items times values, of which there are many where people give numbers.
-"""
+"""Agreement of the annotators among themselves: the ceiling that any judge can be held to."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from workbench.formatting import counted, html_lines, html_table, plain
+from workbench.formatting import counted, html_lines, html_table
 from workbench.metrics.coefficients import (
-    MOST_COMPARED,
     Level,
     Statistic,
     coincidences,
     distinct_rows,
-    fleiss_kappa,
     interval_alpha,
     krippendorff_alpha,
-    numbered,
 )
 from workbench.metrics.figures import Coded, Sample
 from workbench.metrics.intervals import (
@@ -35,18 +28,17 @@ from workbench.metrics.intervals import (
     Interval,
     Result,
     check_confidence,
-    effective_share,
     figure,
     figure_table,
-    full_agreement,
     mean_interval,
-    ratio,
-    wilson,
+    proportion,
     with_ends,
 )
-from workbench.metrics.votes import Votes, counts_of, equally_rated
+from workbench.metrics.votes import Votes
 from workbench.pairing.pairs import Groups, Pairs
 from workbench.scale import MOST_CATEGORIES, Scale
+
+UNDEFINED_ALPHA = "Alpha is undefined: it takes items with two labels, and not all labels equal."
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,15 +64,11 @@ class AnnotatorAgreement(Result):
         The items on which annotators differ, the most contested first: ``item``, ``labels``,
         ``disagreement`` (mean distance of two labels, in [0, 1]) and ``votes`` as text.
     alpha, alpha_interval, level
-        Krippendorff's alpha over all labels (bootstrap over items); ``level`` of measurement
-        follows the scale: nominal, ordinal or interval.
-    fleiss, fleiss_interval, fleiss_items, fleiss_raters
-        Fleiss' kappa (bootstrap over items), defined only for items with the same number of labels.
-        Where not all have that, it covers the items that each of the ``fleiss_raters`` most active
-        annotators labelled, as many annotators as leave most labels.
+        Krippendorff's alpha over all labels (bootstrap over items; undefined where all agree);
+        ``level`` of measurement follows the scale: nominal, ordinal or interval.
     ceiling, ceiling_interval
-        Mean accuracy of one annotator's label against the majority of the others on the same
-        item; among tied majority values each counts as its share. A judge that agrees with
+        Mean accuracy of one annotator's label against the majority of the others on the same item
+        (Wilson); among tied majority values each counts as its share. A judge that agrees with
         people more than this agrees with them better than they do with each other, if both are of
         the same items: this counts those too that are not among the pairs since annotators tie.
     notes
@@ -98,10 +86,6 @@ class AnnotatorAgreement(Result):
     alpha: float
     alpha_interval: Interval
     level: Level
-    fleiss: float
-    fleiss_interval: Interval
-    fleiss_items: int
-    fleiss_raters: int
     ceiling: float
     ceiling_interval: Interval
     scale: Scale
@@ -119,19 +103,11 @@ class AnnotatorAgreement(Result):
     @property
     def table(self) -> pd.DataFrame:
         """The figures over all annotators: ``value``, ``low``, ``high`` and ``n`` (items)."""
-        of_all = self.shared_items
         rows = {
-            f"Krippendorff's alpha ({self.level})": (self.alpha, *self.alpha_interval, of_all),
-            f"Fleiss' kappa ({self.fleiss_raters} labels an item)": (
-                self.fleiss, *self.fleiss_interval, self.fleiss_items,
-            ),
-            "ceiling (one against the others)": (self.ceiling, *self.ceiling_interval, of_all),
-        }  # fmt: skip
-        return figure_table(rows, "n")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that JSON takes, of the contested items 20; what is undefined is None."""
-        return super().to_dict() | plain({"contested": self.contested.head(20)})
+            f"Krippendorff's alpha ({self.level})": (self.alpha, *self.alpha_interval),
+            "ceiling (one against the others)": (self.ceiling, *self.ceiling_interval),
+        }
+        return figure_table(rows).assign(n=self.shared_items)
 
     def __repr__(self) -> str:
         people = counted(len(self.annotators), "annotator")
@@ -180,55 +156,50 @@ def annotator_agreement(
     """
     check_confidence(confidence)
     votes = Votes.of(pairs_or_votes, scale, groups)
-    codes, together, several = votes.codes, votes.groups, votes.labels >= 2
-    credits = _against_others(votes.within)
-    # Of the items that several labelled; those with equal labels by the same annotators are a cell.
-    shared = codes[several]
-    first, times, kind = distinct_rows(shared)
-    alpha = _alpha(shared[first], votes.positions, votes.level)
+    within, several = _within(votes.codes), votes.labels >= 2
+    credits = _against_others(within)
     options: Any = {"resamples": resamples, "seed": seed, "confidence": confidence}
-    if (votes.within > 0).any():
-        # With so many categories its resamples would take long.
-        are_few = votes.level == "interval" or len(votes.positions) <= MOST_CATEGORIES
-        bootstrap = Bootstrap(times, rows=(together[several], kind), **options)
-        credit = credits[several][first]
-        intervals = _intervals(credit, times, alpha if are_few else None, bootstrap)
-    else:
-        intervals = _of_full_agreement(shared, together[several], confidence)
-    equal, those = equally_rated(codes)
-    fleiss = _fleiss(equal, together[those], len(votes.positions), options)
+    # Of the items that several labelled; those with equal labels by the same annotators are a cell.
+    shared = votes.codes[several]
+    first, times, kind = distinct_rows(shared)
+    statistic = _alpha(shared[first], votes)
+    alpha, alpha_interval = float(statistic(times)), UNDEFINED
+    if votes.level == "interval" or len(votes.positions) <= MOST_CATEGORIES:
+        # With more categories its resamples would take long.
+        bootstrap = Bootstrap(times, rows=(votes.groups[several], kind), **options)
+        alpha_interval = bootstrap.around(alpha, statistic)
+    ceiling, ceiling_interval = _accuracy(credits, votes.groups, confidence)
     return AnnotatorAgreement(
         annotators=votes.annotators,
         items=int((votes.labels >= 1).sum()),
         shared_items=int(several.sum()),
         pairwise=_pairwise(votes, options),
         by_annotator=_by_annotator(votes, credits, confidence),
-        contested=_contested(votes),
-        alpha=float(alpha(times)),
-        alpha_interval=intervals[0],
+        contested=_contested(votes, (within > 0).any(axis=1)),
+        alpha=alpha,
+        alpha_interval=alpha_interval,
         level=votes.level,
-        fleiss=fleiss[0],
-        fleiss_interval=fleiss[1],
-        fleiss_items=len(equal),
-        fleiss_raters=int((equal[0] >= 0).sum()) if len(equal) else 0,
-        ceiling=ratio(np.nansum(credits), np.isfinite(credits).sum()),
-        ceiling_interval=intervals[1],
+        ceiling=ceiling,
+        ceiling_interval=ceiling_interval,
         scale=votes.scale,
-        notes=(*_why_undefined(shared), *votes.notes),
+        notes=(*[UNDEFINED_ALPHA] * math.isnan(alpha), *votes.notes),
     )
 
 
-def _why_undefined(shared: Array) -> list[str]:
-    """Why a figure over all annotators is nan; ``shared`` are items with several labels."""
-    if not len(shared):
-        return ["No figure is defined: no item has two labels or more."]
-    are_equal = np.isin(shared, [-1, shared.max()]).all()
-    return ["Alpha and kappa are undefined: all labels are equal."] * bool(are_equal)
+def _within(codes: Array) -> Array:
+    """Codes that count from 0 within each item: equal ones stay equal."""
+    votes = pd.DataFrame(np.where(codes < 0, math.nan, codes))
+    return votes.rank(axis=1, method="dense").fillna(0).to_numpy(dtype=int) - 1
+
+
+def _counts(codes: Array, size: int) -> Array:
+    """How many annotators gave each item each category, shape (items, categories)."""
+    return np.stack([(codes == k).sum(axis=1) for k in range(size)], axis=1)
 
 
 def _against_others(within: Array) -> Array:
     """Each label's accuracy against the others' majority, (items, annotators); nan for no label."""
-    found, counts = np.full(within.shape, math.nan), counts_of(within, within.max(initial=0) + 1)
+    found, counts = np.full(within.shape, math.nan), _counts(within, within.max(initial=0) + 1)
     for a, given in enumerate(within.T):
         items = np.flatnonzero(given >= 0)
         label = (np.arange(len(items)), given[items])
@@ -240,71 +211,31 @@ def _against_others(within: Array) -> Array:
     return found
 
 
-def _fleiss(
-    codes: Array, groups: Array, size: int, options: dict[str, Any]
-) -> tuple[float, Interval]:
-    """Fleiss' kappa of equally rated items, and its interval; of many numbers hardly two agree."""
-    first, times, kind = distinct_rows(codes)
-    if not len(first) or len(first) * size > MOST_COMPARED:
-        return math.nan, UNDEFINED
-    counts = counts_of(codes[first], size)
-    statistic = partial(fleiss_kappa, counts)
-    value = float(statistic(times))
-    if ((counts > 0).sum(axis=1) > 1).any():
-        return value, Bootstrap(times, rows=(groups, kind), **options).around(value, statistic)
-    return value, _of_full_agreement(codes, groups, options["confidence"])[0]
+def _accuracy(credits: Array, groups: Array, confidence: float) -> tuple[float, Interval]:
+    """The mean of the credits that are not nan, of which each item has a row."""
+    items, among = np.nonzero(np.isfinite(credits))
+    return proportion(credits[items, among], groups[items], confidence)
 
 
-def _alpha(codes: Array, positions: Array, level: Level) -> Statistic:
+def _alpha(codes: Array, votes: Votes) -> Statistic:
     """Krippendorff's alpha as a statistic of how often each row occurs."""
+    level, positions = votes.level, votes.positions
     if level == "interval":
         return interval_alpha(np.where(codes >= 0, positions[codes], math.nan))
-    counts = counts_of(codes, len(positions))
+    counts = _counts(codes, len(positions))
     return lambda times: krippendorff_alpha(coincidences(counts, times), level)
-
-
-def _intervals(
-    credits: Array, times: Array, alpha: Statistic | None, bootstrap: Bootstrap
-) -> tuple[Interval, Interval]:
-    """The bootstrap intervals of alpha, where it is given as a statistic, and of the ceiling."""
-    credit, compared = np.nansum(credits, axis=1), np.isfinite(credits).sum(axis=1)
-
-    def share(times: Array) -> Array:
-        return np.asarray((times @ credit) / (times @ compared))
-
-    ceiling = bootstrap.around(float(share(times)), share)
-    if not credit.any():  # in no resample either
-        n = min(bootstrap.n, int(times[compared > 0].sum()))
-        ceiling = wilson(0, n, bootstrap.confidence)
-    return bootstrap.around(float(alpha(times)), alpha) if alpha else UNDEFINED, ceiling
-
-
-def _of_full_agreement(codes: Array, groups: Array, confidence: float) -> tuple[Interval, Interval]:
-    """The intervals of alpha and of the ceiling on items whose labels are all equal."""
-    if not len(codes):
-        return UNDEFINED, UNDEFINED
-    shares = np.bincount(codes[codes >= 0]) / (codes >= 0).sum()
-    by_chance, n = 1 - float(shares @ shares), len(np.unique(groups))
-    ceiling = Interval(wilson(n, n, confidence).low, 1.0)
-    return full_agreement(by_chance, n, confidence), ceiling
 
 
 def _pairwise(votes: Votes, options: dict[str, Any]) -> pd.DataFrame:
     """The table of `AnnotatorAgreement`, of each two as of a judge and people."""
     names, rows = votes.annotators, []
-    known: dict[tuple[bytes, ...], Any] = {}  # of many people most two share few items, if any
     measures = ["accuracy", "kappa", *["kappa (quadratic)"] * votes.scale.ordered]
     for a, b in combinations(range(len(names)), 2):
         both = (votes.codes[:, [a, b]] >= 0).all(axis=1)
         one, two = votes.codes[both][:, [a, b]].T
-        order = np.lexsort((two, one))
-        rated = one[order], two[order], numbered(votes.groups[both][order])
-        labels = tuple(each.tobytes() for each in rated)
-        if labels not in known:
-            coded = Coded(votes.scale, votes.values, *rated, votes.positions)
-            known[labels] = Sample(coded, **options).figures(*measures)
+        coded = Coded(votes.scale, votes.values, one, two, votes.groups[both], votes.positions)
         row = {"annotator_a": names[a], "annotator_b": names[b], "n": len(one)}
-        for name, found in known[labels].items():
+        for name, found in Sample(coded, **options).figures(*measures).items():
             row |= with_ends(name.replace("kappa (quadratic)", "weighted_kappa"), *found)
         rows.append(row)
     columns = ["annotator_a", "annotator_b", "n", "accuracy", "kappa"]
@@ -317,25 +248,21 @@ def _by_annotator(votes: Votes, credits: Array, confidence: float) -> pd.DataFra
     has_bias, rows = votes.level != "nominal" or len(votes.values) <= 2, []
     for a, name in enumerate(votes.annotators):
         shared = np.isfinite(credits[:, a])
-        n, credit, groups = int(shared.sum()), credits[shared, a], votes.groups[shared]
-        share, spread = ratio(credit.sum(), n), float(credit.var()) if n else 0.0
-        # A tie counts as half, so that credits vary less than what is only right or wrong.
-        size = n * share * (1 - share) / spread if spread else n
-        size *= effective_share(credit, groups, confidence)
+        n = int(shared.sum())
         row = {"annotator": name, "labels": int((votes.codes[:, a] >= 0).sum()), "n": n}
-        row |= with_ends("accuracy", share, wilson(share * size, size, confidence))
+        row |= with_ends("accuracy", *_accuracy(credits[:, [a]], votes.groups, confidence))
         if has_bias:
             own, total = at[shared, a], at[shared].sum(axis=1)
             gap = own - (total - own) / (votes.labels[shared] - 1)
             bias = float(gap.mean()) if n else math.nan
-            row |= with_ends("bias", bias, mean_interval(gap, confidence, groups))
+            row |= with_ends("bias", bias, mean_interval(gap, confidence, votes.groups[shared]))
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["annotator", "labels", "n", "accuracy"])
 
 
-def _contested(votes: Votes) -> pd.DataFrame:
+def _contested(votes: Votes, differ: Array) -> pd.DataFrame:
     """The items on which annotators differ, the most contested first."""
-    items, nominal = np.flatnonzero((votes.within > 0).any(axis=1)), votes.level == "nominal"
+    items, nominal = np.flatnonzero(differ), votes.level == "nominal"
     given, labels, at = votes.codes[items], votes.labels[items], votes.positions
     apart = np.zeros(len(items))
     for a, b in combinations(given.T, 2):

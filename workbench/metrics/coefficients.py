@@ -18,12 +18,7 @@ from scipy.stats import binom
 Array = npt.NDArray[Any]
 Weights = Literal["linear", "quadratic"]
 Level = Literal["nominal", "ordinal", "interval"]
-
-Statistic = Callable[[Array], Array]
-"""Takes counts of cells, shape (..., cells), returns values of shape (...)."""
-
-# Cells times categories up to which categories are compared one by one.
-MOST_COMPARED = 20_000_000
+Statistic = Callable[[Array], Array]  # counts of cells, shape (..., cells) -> values, shape (...)
 
 
 def numbered(keys: Iterable[Any]) -> Array:
@@ -45,10 +40,9 @@ def distinct_rows(codes: Array) -> tuple[Array, Array, Array]:
 def mcnemar(gains: Array) -> float:
     """Return the exact two-sided p-value of McNemar's test: are items fixed as often as broken?
 
-    ``gains`` has an integer for each item, or each group of items that belong together: fixed minus
-    broken. If two judges are equally good, each would as often have gone the other way. In (0, 1];
-    1 where nothing changed. Sources: McNemar (1947), Psychometrika 12, 153-157; for groups Fisher
-    (1935), The Design of Experiments, section 21.
+    ``gains`` has fixed minus broken of each item, or each group of items that belong together. In
+    (0, 1]; 1 where nothing changed. Sources: McNemar (1947), Psychometrika 12, 153-157; for groups
+    Fisher (1935), The Design of Experiments, section 21.
     """
     sizes, times = np.unique(np.abs(gains), return_counts=True)
     chances, total = np.ones(1), int(np.abs(gains).sum())
@@ -63,11 +57,7 @@ def mcnemar(gains: Array) -> float:
 
 
 def disagreement(values: Array, weights: Weights | None = None) -> Array:
-    """Return the matrix of how much each two categories disagree.
-
-    ``values`` are the categories' ranks in worst-to-best order, or their numbers. None: 1 for
-    any two different ones; ``"linear"``: their distance; ``"quadratic"``: its square.
-    """
+    """Return how much each two categories disagree: by 1, their ranks' distance, or its square."""
     gap = np.abs(np.subtract.outer(values, values)).astype(float)
     if weights is None:
         return (gap > 0).astype(float)
@@ -141,26 +131,10 @@ def correlation(rows: Array, columns: Array, counts: Array) -> Array:
         return np.where(vary, joint / np.sqrt(spreads[0] * spreads[1]), np.nan)
 
 
-def fleiss_kappa(counts: Array, times: Array) -> Array:
-    """Return Fleiss' kappa of items each rated by the same number of raters.
-
-    ``counts[item, category]`` is how many raters put the item there. At most 1; nan for no items,
-    fewer than two raters, or one category throughout. Source: Fleiss (1971), Psychological Bulletin
-    76, 378-382.
-    """
-    raters = counts.sum(axis=1).max(initial=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = times / times.sum(axis=-1, keepdims=True)
-        same = share @ ((counts**2).sum(axis=1) - raters) / (raters * (raters - 1.0))
-        by_chance = ((share @ counts / raters) ** 2).sum(axis=-1)
-        return np.where(by_chance < 1 - 1e-12, (same - by_chance) / (1 - by_chance), math.nan)
-
-
 def coincidences(counts: Array, times: Array) -> Array:
     """Return Krippendorff's matrix of coincidences o_ck over all units, shape (..., K, K).
 
-    ``counts[unit, category]`` is how many raters gave the unit that category. A unit with m ratings
-    gives each ordered pair of them the weight 1 / (m - 1), one with fewer than two none.
+    ``counts[unit, category]`` is how many raters gave the unit that category.
     """
     ratings = counts.sum(axis=1, keepdims=True)
     pairable = np.where(ratings < 2, 0.0, counts / np.maximum(ratings - 1, 1))
@@ -190,13 +164,13 @@ def krippendorff_alpha(together: Array, level: Level = "nominal") -> Array:
 def interval_alpha(numbers: Array) -> Statistic:
     """Return `krippendorff_alpha` of numbers, from their moments: times of each unit -> alpha.
 
-    ``numbers`` has a row a unit and a column a rater, nan for none. The squared distances of m
-    ratings, over both orders, sum up to ``2 m sum x^2 - 2 (sum x)^2``.
+    ``numbers`` has a row a unit and a column a rater, nan for none.
     """
     there = np.isfinite(numbers) & (np.isfinite(numbers).sum(axis=1, keepdims=True) >= 2)
     low, high = (function(numbers[there], initial=0) for function in (np.min, np.max))
     x = np.where(there, (numbers - low) / ((high - low) or 1.0), 0.0)
     m, s, squares = there.sum(axis=1), x.sum(axis=1), (x**2).sum(axis=1)
+    # Squared distances of m ratings, over both orders, sum up to 2 m sum x^2 - 2 (sum x)^2.
     apart = 2 * (m * squares - s**2) / np.maximum(m - 1, 1)
 
     def alpha(times: Array) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from workbench.metrics.intervals import (
     Result,
     effective_share,
     figure,
+    mean_interval,
     paired_difference,
 )
 from workbench.pairing.pairs import Groups, Pairs
@@ -42,8 +42,8 @@ class Comparison(Result):
         `Agreement` of each judge on those items.
     changes
         Name of a figure -> (after minus before, its interval). Items are compared with
-        themselves: accuracy and binary rates by Newcombe's paired interval, the rest by a
-        bootstrap, which has no interval where the judges never differ.
+        themselves: shares by Newcombe's paired interval, means by Student's, the rest by a
+        bootstrap. The latter two have no interval where the judges never differ.
     fixed, broken, still_wrong
         Items that only the judge after, only the judge before, and neither got right:
         ``trace_id``, ``human``, ``before``, ``after``. On a numeric scale, where hardly a verdict
@@ -87,38 +87,18 @@ class Comparison(Result):
     @property
     def certain(self) -> bool:
         """Whether the judge after is better, and the gain hardly luck."""
-        # On numeric scales the test may be sure of more items farther, though the mean distance
-        # fell.
+        # Of numbers more may have moved away though the mean distance fell.
         return self.improved and self.significant and len(self.fixed) > len(self.broken)
-
-    @property
-    def accuracy_change(self) -> float:
-        return self.changes["accuracy"][0]
-
-    @property
-    def accuracy_change_interval(self) -> Interval:
-        return self.changes["accuracy"][1]
-
-    @property
-    def kappa_change(self) -> float:
-        return self.changes["kappa"][0]
-
-    @property
-    def kappa_change_interval(self) -> Interval:
-        return self.changes["kappa"][1]
 
     @property
     def table(self) -> pd.DataFrame:
         """Index figure; ``before``, ``after`` and ``change`` as text with their intervals."""
-        rows = {
-            name: (
-                figure(*self.before.figures[name]),
-                figure(*self.after.figures[name]),
-                figure(*change, sign=True),
-            )
+        before, after = self.before.figures, self.after.figures
+        rows = [
+            (figure(*before[name]), figure(*after[name]), figure(*change, sign=True))
             for name, change in self.changes.items()
-        }
-        return pd.DataFrame.from_dict(rows, orient="index", columns=["before", "after", "change"])
+        ]
+        return pd.DataFrame(rows, index=list(self.changes), columns=["before", "after", "change"])
 
     @property
     def summary(self) -> str:
@@ -143,10 +123,8 @@ class Comparison(Result):
         """What a reader should know beside the figures."""
         found = [self.power_note] if self.power_note else []
         if self.enough and self.improved and not self.certain:
-            why = f"p = {self.p_value:.2g} is not below {1 - self.confidence:.2g}."
-            if self.significant:
-                why = "it rests on few items, and more moved away from their label than towards it."
-            found.append(f"The gain may be luck: {why}")
+            counts = f"{len(self.fixed)} items are better and {len(self.broken)} worse"
+            found.append(f"The gain may be luck: {counts}, p = {self.p_value:.2g}.")
         sides = (("before", "after", self.only_before), ("after", "before", self.only_after))
         return found + [
             f"Left out: {counted(len(ids), 'item')} judged only {judged}, not {other}."
@@ -212,11 +190,9 @@ def compare(
         gain = fixed.sum() - broken.sum()
         improved = bool(gain > 0 or (gain == 0 and improved))
     gains = np.bincount(one.groups, fixed * 1.0 - broken)
-    p_value = mcnemar(gains)
     items = before.table[["trace_id", "human"]].assign(
         before=before.table["judge"], after=after.table["judge"]
     )
-    wrong = (gap_before > 0) & (gap_after > 0)
     return Comparison(
         n=len(items),
         before=first,
@@ -224,10 +200,10 @@ def compare(
         changes=changes,
         fixed=items[fixed].reset_index(drop=True),
         broken=items[broken].reset_index(drop=True),
-        still_wrong=items[wrong].reset_index(drop=True),
-        p_value=p_value,
+        still_wrong=items[(gap_before > 0) & (gap_after > 0)].reset_index(drop=True),
+        p_value=mcnemar(gains),
         improved=improved,
-        power_note=_power_note(gains, len(items), p_value, 1 - confidence, changes["accuracy"][1]),
+        power_note=_power_note(len(gains), len(items)),
         only_before=tuple(sorted(ids[0] - ids[1])),
         only_after=tuple(sorted(ids[1] - ids[0])),
         confidence=confidence,
@@ -263,55 +239,45 @@ def _same_items(before: Pairs, after: Pairs, common: set[str]) -> list[Pairs]:
 
 def _same_scale(before: Pairs, after: Pairs) -> Scale:
     """The scale of both: with the declared range, or of observed ones the wider."""
-    one, two = (
-        each.scale.with_range([*each.table["human"], *each.table["judge"]])
-        for each in (before, after)
-    )
-    kinds = {(each.kind, each.values) for each in (one, two)}
-    declared = {each.limits for each in (one, two)} - {(None, None)}
-    if len(kinds) > 1 or len(declared) > 1:
-        first, second = (
-            f"numbers from {each.low} to {each.high}"
-            if any(end is not None for end in each.limits)
-            else f"{each.kind} ({each.describe()})"
-            for each in (one, two)
-        )
+    one, two = before.scale, after.scale
+    declared = {one.limits, two.limits} - {(None, None)}
+    if (one.kind, one.values) != (two.kind, two.values) or len(declared) > 1:
         raise ArgumentError(
-            f"The two sets of pairs are on different scales: {first} before, {second} after. Pair "
-            "both judges with the same scale=."
+            f"The two sets of pairs are on different scales: {one} before, {two} after. Pair both "
+            "judges with the same scale=."
         )
     low, high = next(iter(declared), (None, None))
-    ends = [end for each in (one, two) for end in (each.low, each.high) if end is not None]
-    return replace(one, low=low, high=high).with_range(ends)
+    ends = [end for end in (one.low, one.high, two.low, two.high) if end is not None]
+    seen = [v for each in (before, after) for v in (*each.table["human"], *each.table["judge"])]
+    return replace(one, low=low, high=high).with_range([*ends, *seen])
 
 
 def _changes(
     first: Agreement, second: Agreement, before: Coded, after: Coded, **options: Any
 ) -> dict[str, tuple[float, Interval]]:
     """The change of every figure with the interval that fits it."""
-    sample = Sample(before, after, **options)
+    sample, groups = Sample(before, after, **options), before.groups
     old, new = (sample.statistics(first.weights, judge) for judge in (0, 1))
     shares, later = before.shares, after.shares
-    changes = {}
+    changes: dict[str, tuple[float, Interval]] = {}
+    differences = {name: after.means[name] - values for name, values in before.means.items()}
     for name, (value, _) in first.figures.items():
         if name.startswith("AC") and first.scale.kind == "numeric":
             continue  # each judge's counts the values seen as categories
-        change = second.figures[name][0] - value
-        if math.isnan(change):
-            interval = UNDEFINED
-        elif name in shares:
+        change, interval = second.figures[name][0] - value, UNDEFINED
+        if name in shares:
             (rows, one), (_, two) = shares[name], later[name]
-            groups, confidence = before.groups[rows], options["confidence"]
-            interval = _change_of_share(one[rows], two[rows], groups, confidence)
-        else:
-            # Judges that differ on no item differ in no resample, which proves nothing.
-            interval = sample.bootstrap.interval(partial(_difference, old[name], new[name]))
+            interval = _change_of_share(one[rows], two[rows], groups[rows], options["confidence"])
+        elif name in differences:
+            interval = mean_interval(differences[name], options["confidence"], groups)
+        elif not math.isnan(change):
+            interval = sample.bootstrap.interval(_difference(old[name], new[name]))
         changes[name] = (change, interval)
     return changes
 
 
-def _difference(old: Statistic, new: Statistic, counts: Array) -> Array:
-    return new(counts) - old(counts)
+def _difference(old: Statistic, new: Statistic) -> Statistic:
+    return lambda counts: new(counts) - old(counts)
 
 
 def _change_of_share(old: Array, new: Array, groups: Array, confidence: float) -> Interval:
@@ -322,36 +288,12 @@ def _change_of_share(old: Array, new: Array, groups: Array, confidence: float) -
     return paired_difference(both, only_old, only_new, neither, confidence)
 
 
-def _power_note(gains: Array, items: int, p_value: float, alpha: float, change: Interval) -> str:
-    """Why there is too little to tell the two judges apart; "" where there is enough.
-
-    ``gains`` are those of the groups that the test exchanges, which may be single items.
-    """
-    n, differing = len(gains), np.count_nonzero(gains)
-    pairs = counted(n, "pair") if n == items else counted(n, "group of pairs", "groups of pairs")
-    are = "is" if n == 1 else "are"
-    # k items that all changed one way have the two-sided p-value 2 * 0.5**k.
-    needed = math.ceil(math.log2(2 / alpha) + 1e-9)
-    if n < ENOUGH_PAIRS and p_value < alpha:
-        note = (
-            f"{pairs} {are} few: the difference is hardly due to chance, but its size is very "
-            "uncertain."
-        )
-    elif n < ENOUGH_PAIRS:
-        note = (
-            f"{pairs} {are} too few to tell: with fewer than {ENOUGH_PAIRS}, a gain or a "
-            "loss may be luck."
-        )
-    elif differing < needed:
-        note = (
-            f"The two judges differ on {differing} of {pairs} only; even if all of them "
-            f"went one way, fewer than {needed} cannot show a difference at p < {alpha:.2g}."
-        )
-    else:
+def _power_note(n: int, items: int) -> str:
+    """Why ``n`` groups of items, or items, tell too little; "" where they are enough."""
+    if n >= ENOUGH_PAIRS:
         return ""
-    if math.isnan(change.low):
-        return note
+    pairs = counted(n, "pair") if n == items else counted(n, "group of pairs", "groups of pairs")
     return (
-        f"{note} All that can be said is that the change in accuracy lies between "
-        f"{change.low:+.3f} and {change.high:+.3f}."
+        f"Too few to tell: with {pairs}, fewer than {ENOUGH_PAIRS}, the size of a gain or a loss "
+        "is very uncertain, and it may be luck."
     )

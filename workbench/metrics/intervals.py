@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable, Iterable, Mapping
 from statistics import NormalDist
@@ -26,9 +25,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return "" if math.isnan(self.low) else f"[{self.low:.3f}, {self.high:.3f}]"
-
     def __contains__(self, value: object) -> bool:
         return isinstance(value, (int, float)) and self.low <= value <= self.high
 
@@ -39,10 +35,8 @@ UNDEFINED = Interval(math.nan, math.nan)
 class Result:
     """A table of figures with notes: plain data, and HTML for notebooks."""
 
-    shown: ClassVar[tuple[str, ...]] = ()
-    """Properties that are part of the data."""
-    hidden: ClassVar[tuple[str, ...]] = ()
-    """Fields that are not."""
+    shown: ClassVar[tuple[str, ...]] = ()  # properties that are part of the data
+    hidden: ClassVar[tuple[str, ...]] = ()  # fields that are not
 
     if TYPE_CHECKING:  # a field or a property
 
@@ -100,17 +94,9 @@ def adjusted(p_values: pd.Series[float], method: str) -> pd.Series[float]:
     """Return p-values that hold for all tests together, by statsmodels' name; nan stays nan."""
     tested, found = p_values.notna(), pd.Series(math.nan, index=p_values.index)
     if tested.any():
-        from statsmodels.stats.multitest import multipletests
+        from statsmodels.stats.multitest import multipletests  # takes a second to import
 
-        # Else it looks for garbage in all that is in memory. What the program froze stays so.
-        freezes = gc.get_freeze_count() == 0
-        if freezes:
-            gc.freeze()
-        try:
-            found[tested] = multipletests(p_values[tested], method=method)[1]
-        finally:
-            if freezes:
-                gc.unfreeze()
+        found[tested] = multipletests(p_values[tested], method=method)[1]
     return found
 
 
@@ -135,35 +121,27 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> Interval:
     return Interval(low, high)
 
 
-def effective_size(values: Array, groups: Array) -> float:
-    """Return how many independent values are worth as much as these, of which some belong together.
-
-    Their number over the design effect of their mean: Rao and Scott (1992), Biometrics 48, 577-585.
-    One group is worth one.
-    """
-    n, among = len(values), len(np.unique(groups))
-    away = values - values.mean() if n else values
-    apart = float(away @ away)
-    if among == n or among < 2 or apart < 1e-12:
-        return float(among)
-    together = float((np.bincount(groups, away) ** 2).sum())
-    return n * min(1.0, apart / together) if together else float(n)
-
-
 def proportion(hits: Array, groups: Array, confidence: float) -> tuple[float, Interval]:
-    """Return the share of ``hits`` with Wilson's interval of as many as `effective_size` says."""
+    """Return the mean of shares, mostly 0 and 1, with Wilson's interval.
+
+    It takes them for as many as they are worth: see `effective_share`, and shares between 0 and 1
+    vary less than hits.
+    """
     if not len(hits):
         return math.nan, UNDEFINED
-    share, size = float(hits.mean()), effective_share(hits, groups, confidence) * len(hits)
+    share, spread = float(hits.mean()), float(hits.var())
+    size = len(hits) * effective_share(hits, groups, confidence)
+    size *= share * (1 - share) / spread if spread else 1
     return share, wilson(share * size, size, confidence)
 
 
 def effective_share(values: Array, groups: Array, confidence: float) -> float:
-    """Return `effective_size` as a share of the values, less what few groups leave uncertain.
+    """Return the share of the values that independent ones would be worth as much as.
 
-    A variance that is estimated from G groups is G / (G - 1) times as large, and known no better
-    than by Student's distribution with G - 1 degrees of freedom. It is no less than if all values
-    of a group were one (Kish 1965, Survey Sampling, section 11.7).
+    That is one over the design effect of their mean (Rao and Scott 1992, Biometrics 48, 577-585),
+    less what few groups leave uncertain: a variance estimated from G groups is G / (G - 1) times as
+    large, and known no better than by Student's distribution. It is no less than if all values of a
+    group were one (Kish 1965, Survey Sampling, section 11.7).
     """
     n, members = len(values), np.unique(groups, return_counts=True)[1]
     free = len(members) - 1
@@ -171,9 +149,17 @@ def effective_share(values: Array, groups: Array, confidence: float) -> float:
         return 1.0
     if not free:
         return 1 / n
+    apart, together = _spreads(values, groups)
+    share = apart / together if apart > 1e-12 else len(members) / n
     wider = float(t.ppf((1 + confidence) / 2, free)) / normal_quantile(confidence)
-    size = effective_size(values.astype(float), groups) * free / (free + 1) / wider**2
-    return max(size / n, n / float((members**2).sum()))
+    return max(share * free / (free + 1) / wider**2, n / float((members**2).sum()))
+
+
+def _spreads(values: Array, groups: Array) -> tuple[float, float]:
+    """Sums of squared deviations from the mean: of the values, and of groups if that is more."""
+    away = values - values.mean()
+    apart = float(away @ away)
+    return apart, max(apart, float((np.bincount(groups, away) ** 2).sum()))
 
 
 def mean_interval(values: Array, confidence: float, groups: Array | None = None) -> Interval:
@@ -185,8 +171,7 @@ def mean_interval(values: Array, confidence: float, groups: Array | None = None)
     among = len(np.unique(groups))
     if among < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return UNDEFINED
-    # A variance that is estimated from G groups is G / (G - 1) times as large.
-    error = values.std() * math.sqrt(among / (among - 1) / effective_size(values, groups))
+    error = math.sqrt(among / (among - 1) * _spreads(values, groups)[1]) / len(values)
     half = t.ppf((1 + confidence) / 2, among - 1) * error
     return Interval(float(values.mean() - half), float(values.mean() + half))
 
@@ -222,42 +207,15 @@ def paired_difference(
     )
 
 
-def correlation_interval(value: float, n: float, confidence: float, factor: float) -> Interval:
-    """Return Fisher's interval of a correlation of ``n`` items, ``factor`` times as wide.
-
-    Undefined for fewer than four items, and where all are in one order. Source: Fisher (1921),
-    Metron 1, 3-32.
-    """
-    if n < 4 or not abs(value) < 1 - 1e-12:
-        return UNDEFINED
-    half = normal_quantile(confidence) * factor / math.sqrt(n - 3)
-    return Interval(math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half))
-
-
-def full_agreement(by_chance: float, n: int, confidence: float) -> Interval:
-    """Return the interval of a chance-corrected coefficient where all of n items agree.
-
-    No resample can disagree, so its lower end is the coefficient at the most disagreements that
-    Wilson's interval leaves plausible. By chance a share of ``by_chance`` would; undefined for 0.
-    """
-    if by_chance <= 0:
-        return UNDEFINED
-    return Interval(max(-1.0, 1 - wilson(0, n, confidence).high / by_chance), 1.0)
-
-
-# -- the bootstrap --------------------------------------------------------------------------
-
-MOST_DRAWN = 20_000_000  # counts that a bootstrap holds at most
+MOST_DRAWN = 20_000_000  # weights of cells or groups, in all resamples together
 
 
 class Bootstrap:
     """Bayesian bootstrap over items that fall into cells, with ``counts`` items in each.
 
-    The cells' shares of each draw follow a Dirichlet distribution, which needs no loop. Source:
-    Rubin (1981), "The Bayesian bootstrap", Annals of Statistics 9, 130-134. ``prior`` is added to
-    every cell, so that what was not seen in few items is not taken as impossible. ``rows`` are the
-    group and the cell of each item; where items belong together, their groups are weighed. Of more
-    than 10,000 cells there are fewer resamples, at least 200.
+    Shares of the cells follow a Dirichlet distribution: Rubin (1981), "The Bayesian bootstrap",
+    Annals of Statistics 9, 130-134. ``prior`` is added to every cell, so that what few items do not
+    show is not taken as impossible. ``rows`` are the group and the cell of each item.
     """
 
     def __init__(
@@ -271,26 +229,22 @@ class Bootstrap:
         prior: float = 0.0,
     ) -> None:
         self.confidence = confidence
-        resamples = min(resamples, max(200, MOST_DRAWN // max(len(counts), 1)))
-        # numpy refuses negative seeds.
-        rng = np.random.default_rng(seed if seed >= 0 else [-seed, 1])
         self.n = int(counts.sum()) if rows is None else len(np.unique(rows[0]))
         self.draws: Array = np.empty((0, len(counts)))
         if not counts.sum():
             return
+        resamples = min(resamples, max(200, MOST_DRAWN // max(len(counts), self.n)))
+        rng = np.random.default_rng(seed if seed >= 0 else [-seed, 1])  # which takes none below 0
         if rows is None or self.n == len(rows[0]):
             self.draws = self.n * rng.dirichlet(counts + prior, size=resamples)
             return
         group, place = np.unique(rows[0], return_inverse=True)[1], (self.n, len(counts))
         members = coo_array((np.ones_like(group), (group, rows[1])), place).tocsr()
-        # Groups with the same counts are drawn together; random numbers tell them apart.
-        marks = members @ np.random.default_rng(0).integers(1 << 48, size=len(counts))
-        _, first, times = np.unique(marks, return_index=True, return_counts=True)
-        weights = np.concatenate([times, np.full(len(counts) if prior else 0, prior)])
+        weights = np.concatenate([np.ones(self.n), np.full(len(counts) if prior else 0, prior)])
         drawn = self.n * rng.dirichlet(weights, size=resamples)
-        self.draws = drawn[:, : len(first)] @ members[first]
+        self.draws = drawn[:, : self.n] @ members
         if prior:
-            self.draws += drawn[:, len(first) :]
+            self.draws += drawn[:, self.n :]
 
     def interval(self, statistic: Callable[[Array], Array]) -> Interval:
         """Return the interval of a statistic of counts: (resamples, cells) -> (resamples,).

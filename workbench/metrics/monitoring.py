@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from mlflow.genai.judges import Judge
-from scipy.stats import chi2_contingency, ks_2samp, linregress
+from scipy.stats import chi2_contingency
 from scipy.stats.contingency import expected_freq
 
 from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError
@@ -19,16 +19,8 @@ from workbench.formatting import counted, html_lines, html_table
 from workbench.judging.judge import fingerprints_of
 from workbench.judging.verdict_folder import Scored
 from workbench.metrics.agreement import agreement
-from workbench.metrics.figures import Coded
-from workbench.metrics.intervals import (
-    UNDEFINED,
-    Result,
-    check_confidence,
-    effective_share,
-    figure,
-    wilson,
-)
-from workbench.metrics.slices import FEW, Slices, adjusted_slices, slice_names, week_of
+from workbench.metrics.intervals import Result, adjusted, check_confidence
+from workbench.metrics.slices import FEW, Slices, slice_names, week_of
 from workbench.pairing.joining import pair
 from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN, Scale
@@ -49,17 +41,13 @@ class Monitored(Result):
         Index week (ISO, UTC); ``verdicts``, ``labelled`` (pairs of verdict and label),
         ``accuracy`` with its interval, ``difference`` to all other weeks and ``p_adjusted``, which
         are those of the ``mean_distance`` on numeric scales; ``shift``, the share of verdicts that
-        would have to be others for this week to be like all others (for numbers the largest
-        difference of cumulative shares), and ``shift_p``, whether that is more than luck
-        (chi-square, for numbers Kolmogorov-Smirnov; Holm).
+        would have to be others for this week to be like all others, and ``shift_p``, whether that
+        is more than luck (chi-square; Holm). Numbers are counted by tenths of all verdicts.
     agreement
-        All of that by week, as `workbench.agreement` gives it; None without labels. Where folders
-        were sampled with different probabilities, the accuracy over all weeks counts each week by
-        its verdicts, and kappa is nan.
-    agreement_p, trend, verdict_p
-        Whether agreement differs between weeks or has a trend (the smaller p-value, doubled), the
-        change of agreement a week by that trend, and whether the verdicts of any week differ.
-        nan where `undefined` says why.
+        All of that by week, as `workbench.agreement` gives it; None without labels.
+    agreement_p, verdict_p
+        Whether the agreement, and the verdicts, of any week differ from those of the others: the
+        smallest of the table's p-values; nan where no two weeks can be compared.
     action, advice
         ``"realign"``, ``"label"`` or ``"none"``, and why.
     """
@@ -69,29 +57,21 @@ class Monitored(Result):
     table: pd.DataFrame
     agreement: Slices | None
     agreement_p: float
-    trend: float
     verdict_p: float
     action: Literal["realign", "label", "none"]
     advice: str
-    undefined: Mapping[str, str]
     notes: tuple[str, ...]
     confidence: float = 0.95
 
     def __repr__(self) -> str:
-        found = "no labels"
-        if self.agreement is not None:
-            found = (
-                f"accuracy {figure(self.agreement.accuracy, self.agreement.accuracy_interval)} on "
-                f"{counted(self.agreement.n, 'pair')}"
-            )
+        verdicts, labelled = map(int, self.table[["verdicts", "labelled"]].sum())
         return (
-            f"<Monitored {self.name!r}: {counted(int(self.table['verdicts'].sum()), 'verdict')} in "
-            f"{counted(len(self.table), 'week')}, {found}. {self.advice}>"
+            f"<Monitored {self.name!r}: {counted(verdicts, 'verdict')} in "
+            f"{counted(len(self.table), 'week')}, {counted(labelled, 'label')}. {self.advice}>"
         )
 
     def _repr_html_(self) -> str:
-        lines = [self.advice, *(f"{k}: {why}" for k, why in self.undefined.items()), *self.notes]
-        return html_table(self.table) + html_lines(lines)
+        return html_table(self.table) + html_lines([self.advice, *self.notes])
 
 
 def monitor(
@@ -141,38 +121,21 @@ def monitor(
         )
     # What is equal in several months is one trace.
     sample = verdicts[verdicts["trace_id"].notna()].drop_duplicates("trace_id", keep="last")
-    undefined: dict[str, str] = {}
-    pairs: Pairs | None = None
     by_week: Slices | None = None
-    trend, trend_p = math.nan, math.nan
+    scale: Scale | None
     try:
         pairs = _paired(judge, labels, sample, folders[0].fingerprint)
+        scale, notes = pairs.scale, pairs.notes
         by_week = agreement(pairs, by="week", confidence=confidence)
-        trend, trend_p = _trend(pairs)
-        if len({p for one in folders for p in one.sample["probability"]}) > 1:
-            by_week = _weighted(by_week, pairs, verdicts["week"].value_counts())
-            note = "Folders were sampled differently: over all weeks each counts by its verdicts."
-            pairs = replace(pairs, notes=(*pairs.notes, note))
     except NoLabelsError as error:
-        undefined["agreement"] = str(error)
-    scale = pairs.scale if pairs is not None else known_scale(judge, [], verdicts["verdict"])
-    if numeric := scale is not None and scale.kind == "numeric":
-        read = {value: scale.normalise(value) for value in set(verdicts["verdict"])}
-        verdicts["verdict"] = verdicts["verdict"].map(read).astype(float)
-    table = _with_agreement(_shifts(verdicts, numeric=numeric), by_week)
-    tested = [p for p in (trend_p, *table["p_adjusted"]) if not math.isnan(p)]
-    agreement_p = min(1.0, 2 * min(tested)) if tested else math.nan
-    verdict_p = float(table["shift_p"].min())
-    if not tested:
-        undefined["agreement_p"] = "fewer than two weeks have labels to be compared"
-    if math.isnan(verdict_p):
-        undefined["verdict_p"] = "no two weeks have enough different verdicts to be compared"
-    falling = trend < 0 and trend_p < 1 - confidence
-    traces = int((sample["week"] == table.index[-1]).sum())
-    action, advice = _advised(table, agreement_p, trend, falling, 1 - confidence, traces)
+        scale = known_scale(judge, [], verdicts["verdict"])
+        notes = (f"No agreement with people: {error}",)
+    table = _with_agreement(_shifts(_counts(verdicts, scale)), by_week)
+    agreement_p, verdict_p = (float(table[name].min()) for name in ("p_adjusted", "shift_p"))
+    action, advice = _advised(table, 1 - confidence)
     return Monitored(
-        folders[0].name, folders[0].fingerprint, table, by_week, agreement_p, trend, verdict_p,
-        action, advice, undefined, () if pairs is None else pairs.notes, confidence,
+        folders[0].name, folders[0].fingerprint, table, by_week, agreement_p, verdict_p,
+        action, advice, notes, confidence,
     )  # fmt: skip
 
 
@@ -228,9 +191,8 @@ def _joined(judge: Judge | str, labels: pd.DataFrame, sample: pd.DataFrame) -> P
     """One label a trace joined with the verdict on it."""
     if labels["trace_id"].duplicated().any():
         raise ArgumentError(
-            "labels holds several labels of one trace. Give one, or log them "
-            "(workbench.log_labels) and give workbench.pair(judge, scored), which finds their "
-            "consensus."
+            "labels holds several labels of one trace. Log them (workbench.log_labels) and give "
+            "workbench.pair(judge, scored), which finds their consensus."
         )
     scale = known_scale(judge, []) or Scale.from_values([*labels["value"], *sample["verdict"]])
     table = labels.merge(sample[["trace_id", "verdict"]], on="trace_id")
@@ -242,111 +204,64 @@ def _joined(judge: Judge | str, labels: pd.DataFrame, sample: pd.DataFrame) -> P
     return Pairs(name_of(judge), table, nothing, scale)
 
 
-def _weighted(by_week: Slices, pairs: Pairs, verdicts: pd.Series[int]) -> Slices:
-    """Let each week count by its number of verdicts; Wilson's interval of Kish's effective size."""
-    week, coded = pairs.table["week"], Coded.of(pairs)
-    weights = (week.map(verdicts) / week.map(week.value_counts())).to_numpy(float)
-    hits = coded.human == coded.judge
-    share = effective_share(hits, coded.groups, by_week.confidence)
-    size = share * float(weights.sum() ** 2 / (weights @ weights))
-    accuracy = float(np.average(hits, weights=weights))
-    ends = wilson(accuracy * size, size, by_week.confidence)
-    whole: dict[str, Any] = {"accuracy": accuracy, "accuracy_interval": ends}
-    return replace(by_week, **whole, kappa=math.nan, kappa_interval=UNDEFINED)
-
-
 def _with_agreement(shifts: pd.DataFrame, by_week: Slices | None) -> pd.DataFrame:
     """The agreement of each week, and its shift of verdicts."""
-    figures = ["accuracy"]
-    if by_week is not None and "mean_distance" in by_week.table:
-        figures.append("mean_distance")
+    found = pd.DataFrame(dtype=float) if by_week is None else by_week.table
+    figures = ["accuracy", *["mean_distance"] * ("mean_distance" in found)]
     names = [f"{name}{end}" for name in figures for end in ("", "_low", "_high")]
     names += ["difference", "p_adjusted"]
-    found = pd.DataFrame(columns=["n", *names], dtype=float) if by_week is None else by_week.table
-    table = shifts.join(found[["n", *names]])
+    table = shifts.join(found.reindex(columns=["n", *names]))
     table["labelled"] = table["n"].fillna(0).astype(int)
     return table[["verdicts", "labelled", *names, "shift", "shift_p", "note"]]
 
 
-def _shifts(verdicts: pd.DataFrame, *, numeric: bool) -> pd.DataFrame:
+def _counts(verdicts: pd.DataFrame, scale: Scale | None) -> pd.DataFrame:
+    """How often each verdict was given in each week; numbers are counted by tenths."""
+    distinct = verdicts["verdict"].unique()
+    if scale is None or scale.kind != "numeric":
+        kinds = dict(zip(distinct, slice_names(distinct), strict=True))
+    else:
+        sizes = {value: float(scale.normalise(value)) for value in distinct}
+        tenths = verdicts["verdict"].map(sizes).quantile(np.arange(1, 10) / 10)
+        kinds = {value: np.searchsorted(tenths, size) for value, size in sizes.items()}
+    return pd.crosstab(verdicts["week"], verdicts["verdict"].map(kinds))
+
+
+def _shifts(counts: pd.DataFrame) -> pd.DataFrame:
     """How far the verdicts of each week are from those of all others, with Holm's p-values."""
-    values, week = verdicts["verdict"], verdicts["week"]
-    if not numeric:
-        distinct = values.unique()
-        names = dict(zip(distinct, slice_names(distinct), strict=True))
-        counts = pd.crosstab(week, values.map(names))
-    rows = {}
-    for one, own in values.groupby(week):
-        rest = values[week != one]
-        if rest.empty:
-            found = math.nan, math.nan, "no other week to compare with"
-        elif numeric:
-            test = ks_2samp(own, rest)
-            found = float(test.statistic), float(test.pvalue), ""
-        else:
-            found = _of_counts(counts.loc[one], counts.drop(one).sum())
-        rows[one] = (len(own), *found)
+    every = counts.sum()
+    rows = {week: (own.sum(), *_shift(own, every - own)) for week, own in counts.iterrows()}
     columns = ["verdicts", "shift", "shift_p", "note"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("week")
-    return table.assign(shift_p=adjusted_slices(table["shift_p"]))
+    return table.assign(shift_p=adjusted(table["shift_p"], "holm"))
 
 
-def _of_counts(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float, str]:
-    """Half the sum of differences of shares, and a chi-square test of equal shares.
-
-    Values that are too rare for it, with fewer than 5 expected on a side, are counted together.
-    """
-    counts = np.array([here.to_numpy(), rest.to_numpy()], dtype=float)
+def _shift(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float, str]:
+    """Half the sum of differences of shares, and a chi-square test of the values common enough."""
+    if not rest.any():
+        return math.nan, math.nan, "no other week to compare with"
+    counts = np.array([here, rest], dtype=float)
     shares = counts / counts.sum(axis=1, keepdims=True)
     shift = float(np.abs(shares[0] - shares[1]).sum() / 2)
-    rare = expected_freq(counts).min(axis=0) < 5
-    pooled = np.column_stack([counts[:, ~rare], counts[:, rare].sum(axis=1)])
-    pooled = pooled[:, pooled.sum(axis=0) > 0]
-    if expected_freq(pooled).min() < 5:
-        pooled = pooled[:, :-1]
-    if pooled.shape[1] < 2:
+    common = counts[:, expected_freq(counts).min(axis=0) >= 5]
+    if common.shape[1] < 2:
         same = counts.shape[1] == 1
         return shift, math.nan, "one verdict throughout" if same else "too few verdicts"
-    return shift, float(chi2_contingency(pooled).pvalue), ""
+    return shift, float(chi2_contingency(common).pvalue), ""
 
 
-def _trend(pairs: Pairs) -> tuple[float, float]:
-    """Change of agreement a week, and its p-value, by regression (Cochran and Armitage's test).
-
-    Rows of a week that belong together are one. nan for fewer than three, where all are of one
-    week, and where agreement does not vary.
-    """
-    coded = Coded.of(pairs)
-    mondays = pd.to_datetime(pairs.table["week"] + " 1", format="%G, week %V %u")
-    at = (mondays - mondays.min()).dt.days // 7
-    credit = (coded.human == coded.judge).astype(float)
-    if coded.scale.kind == "numeric":
-        credit = 1.0 - coded.distances(coded.human, coded.judge)
-    means = pd.Series(credit).groupby([at.to_numpy(), coded.groups]).mean()
-    weeks = means.index.get_level_values(0)
-    if len(means) < 3 or weeks.nunique() < 2 or means.nunique() < 2:
-        return math.nan, math.nan
-    found = linregress(weeks, means)
-    return float(found.slope), float(found.pvalue)
-
-
-def _advised(
-    table: pd.DataFrame, agreement_p: float, trend: float, falling: bool, alpha: float, traces: int
-) -> tuple[Literal["realign", "label", "none"], str]:
-    last = table.index[-1]
-    labelled = int(table["labelled"].iloc[-1])
+def _advised(table: pd.DataFrame, alpha: float) -> tuple[Literal["realign", "label", "none"], str]:
+    last, labelled = table.iloc[-1], int(table["labelled"].iloc[-1])
     falls = -1 if "mean_distance" in table else 1  # which way the difference of the last week is
-    worse = table["p_adjusted"].iloc[-1] < alpha and falls * table["difference"].iloc[-1] < 0
-    if agreement_p < alpha and (worse or falling):
+    if last["p_adjusted"] < alpha and falls * last["difference"] < 0:
         return "realign", (
-            f"Agreement with people has changed for the worse (p = {agreement_p:.2g}; {trend:+.1%} "
-            "a week). Align the judge again on labels of the latest weeks."
+            f"Agreement with people is worse in {last.name} than in the other weeks (p = "
+            f"{last['p_adjusted']:.2g}). Align the judge again on labels of the latest weeks."
         )
     if labelled < FEW:
-        more = f" Only {counted(traces, 'row')} of it became traces: draw more by score's sample=."
         return "label", (
-            f"Label {FEW - labelled} more of {last}, which has {counted(labelled, 'label')}: with "
-            f"fewer than {FEW} hardly any change would be seen.{more if traces < FEW else ''}"
+            f"Label {FEW - labelled} more of {last.name}, which has {counted(labelled, 'label')}: "
+            f"with fewer than {FEW} hardly any change would be seen."
         )
     shifted = table[(table["shift_p"] < alpha) & (table["shift"] >= SHIFT)]
     if len(shifted):
@@ -356,6 +271,6 @@ def _advised(
             f"{shifted['shift'].max():.0%}, and the labels do not tell why. Label more of that "
             "week: either the answers have changed, or the judge has."
         )
-    if math.isnan(agreement_p):
+    if table["p_adjusted"].isna().all():
         return "none", "There is nothing to compare with yet: score and label another week."
     return "none", "Neither agreement nor the verdicts have changed enough to act on."

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted, plain
@@ -23,6 +22,7 @@ from workbench.metrics.intervals import (
     effective_share,
     figure,
     figure_table,
+    mean_interval,
     normal_quantile,
     ratio,
     wilson,
@@ -32,43 +32,36 @@ from workbench.scale import ABSTAIN, no_rating
 from workbench.store.tables import require_columns
 
 
-def rogan_gladen(rate: float, tpr: float, tnr: float) -> float:
-    """Return the prevalence behind a judge's rate of positive verdicts.
+def rogan_gladen(
+    cells: Array, positive: int, n: int, confidence: float = 0.95
+) -> tuple[float, Interval]:
+    """Return the prevalence behind a judge's rate of positive verdicts, and its interval.
 
-    ``(rate + tnr - 1) / (tpr + tnr - 1)``, cut to [0, 1]. nan where ``tpr + tnr <= 1``: the
-    judge then does no better than chance and its rate says nothing. Source: Rogan and Gladen
-    (1978), American Journal of Epidemiology 107, 71-76.
-    """
-    if not tpr + tnr > 1 or math.isnan(rate):  # also where one of the two is nan
-        return math.nan
-    return _within((rate + tnr - 1) / (tpr + tnr - 1))
-
-
-def lang_reiczigel(cells: Array, positive: int, n: int, confidence: float = 0.95) -> Interval:
-    """Return the interval of the Rogan-Gladen prevalence that includes the error of tpr and tnr.
-
-    The arguments are those of `prediction_powered`. Cut to [0, 1]; undefined where all of it lies
-    outside, where the judge does no better than chance, or one side has no human label. Source:
-    Lang and Reiczigel (2014), Preventive Veterinary Medicine 113, 13-22, equations 6, 7 and 17.
+    ``(rate + tnr - 1) / (tpr + tnr - 1)``, cut to [0, 1]; the arguments are those of
+    `prediction_powered`. nan where ``tpr + tnr <= 1``, since the rate then says nothing, and where
+    one side has no label. The interval includes the error of tpr and tnr and is undefined where all
+    of it lies outside. Sources: Rogan and Gladen (1978), American Journal of Epidemiology 107,
+    71-76; Lang and Reiczigel (2014), Preventive Veterinary Medicine 113, 13-22, equations 6, 7, 17.
     """
     negatives, positives = cells.sum(axis=1)
-    if n == 0 or not positives or not negatives:
-        return UNDEFINED
-    z = normal_quantile(confidence)
-    rate, n_rate = (positive + z * z / 2) / (n + z * z), n + z * z
+    tpr, tnr = ratio(cells[1, 1], positives), ratio(cells[0, 0], negatives)
+    if not n or not tpr + tnr > 1:  # also where one of the two is nan
+        return math.nan, UNDEFINED
+    value = _within((positive / n + tnr - 1) / (tpr + tnr - 1))
+    z2 = normal_quantile(confidence) ** 2
+    rate, n_rate = (positive + z2 / 2) / (n + z2), n + z2
     tpr, n_tpr = (cells[1, 1] + 1) / (positives + 2), positives + 2
     tnr, n_tnr = (cells[0, 0] + 1) / (negatives + 2), negatives + 2
-    gain = tpr + tnr - 1
-    if gain <= 0 or cells[1, 1] / positives + cells[0, 0] / negatives <= 1:
-        return UNDEFINED
-    prevalence = (rate + tnr - 1) / gain
+    if (gain := tpr + tnr - 1) <= 0:
+        return value, UNDEFINED
+    shrunk = (rate + tnr - 1) / gain
     of_tpr, of_tnr = tpr * (1 - tpr) / n_tpr, tnr * (1 - tnr) / n_tnr
-    centre = prevalence + 2 * z * z * (prevalence * of_tpr - (1 - prevalence) * of_tnr)
-    variance = rate * (1 - rate) / n_rate + prevalence**2 * of_tpr + (1 - prevalence) ** 2 * of_tnr
-    margin = z * math.sqrt(variance) / gain
+    centre = shrunk + 2 * z2 * (shrunk * of_tpr - (1 - shrunk) * of_tnr)
+    variance = rate * (1 - rate) / n_rate + shrunk**2 * of_tpr + (1 - shrunk) ** 2 * of_tnr
+    margin = math.sqrt(z2 * variance) / gain
     if centre + margin < 0 or centre - margin > 1:
-        return UNDEFINED
-    return Interval(_within(centre - margin), _within(centre + margin))
+        return value, UNDEFINED
+    return value, Interval(_within(centre - margin), _within(centre + margin))
 
 
 def prediction_powered(
@@ -77,13 +70,12 @@ def prediction_powered(
     """Return the prevalence by prediction-powered inference (PPI++), and its interval.
 
     ``cells[human, judge]`` counts the labelled items, shape (2, 2); ``positive`` of ``n`` other
-    verdicts are positive. The estimate is ``h + t (v - j)``: the labels' share of positives h,
-    corrected by how far the judge's share v on the others is from its share j on the labelled
-    items. The tuning t in [0, 1] makes the variance smallest; it is 0 for a judge that tells
-    nothing. Cut to [0, 1]; nan without labels or other verdicts. Sources: Angelopoulos et al.
-    (2023), Science 382, 669-674; Angelopoulos, Duchi and Zrnic (2023), arXiv 2311.01453, section 6.
-    Their interval is too narrow where the judge makes few errors, so its variance is that of the
-    cells with half an item added to each.
+    verdicts are positive. The labels' share of positives is corrected by how far the judge's share
+    on the others is from its share on the labelled items, times a tuning in [0, 1] that makes the
+    variance smallest. Cut to [0, 1]; nan without labels or other verdicts. Sources: Angelopoulos et
+    al. (2023), Science 382, 669-674; Angelopoulos, Duchi and Zrnic (2023), arXiv 2311.01453,
+    section 6. Their interval is too narrow where the judge makes few errors, so its variance is
+    that of the cells with half an item added to each.
     """
     labelled = float(cells.sum())
     if not labelled or not n:
@@ -119,8 +111,7 @@ class Prevalence(Result):
         The judge's own rate of positive verdicts; Wilson interval. It knows nothing of errors.
     corrected, interval
         The rate corrected by tpr and tnr (Rogan and Gladen), in [0, 1], with an interval that
-        includes the uncertainty of these; nan where the judge does no better than chance, the
-        interval also where the verdicts' rate contradicts the labels.
+        includes the error of these; nan as `reason` says.
     prediction_powered, prediction_powered_interval
         The share by prediction-powered inference, which holds however bad the judge is. It takes
         the labelled items for a random sample of all; the former lets the two differ in prevalence.
@@ -174,10 +165,8 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
     """Estimate the share of positives among verdicts on unlabelled items.
 
     A judge that errs one way more than the other reports a wrong rate however many items it
-    judges. Its errors on the labelled ``pairs`` correct that in two ways: by its true positive and
-    true negative rates, which is refused where they add up to 1 or less, and by prediction-powered
-    inference. The pairs must be like the unlabelled items, and must not be those that the judge
-    was aligned on.
+    judges. Its errors on the labelled ``pairs`` correct that in two ways: see `Prevalence`. The
+    pairs must be like the unlabelled items, and must not be those that the judge was aligned on.
 
     Parameters
     ----------
@@ -210,20 +199,12 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
     cells = confusion_of(coded).to_numpy() * share
     tnr, tpr = (ratio(cells[k, k], cells[k].sum()) for k in (0, 1))
     observed = ratio(positive, n)
-    corrected = rogan_gladen(observed, tpr, tnr)
-    interval = lang_reiczigel(cells, positive, n, confidence)
+    corrected, interval = rogan_gladen(cells, positive, n, confidence)
     reason = ""
-    if not n:
-        reason = "There is no verdict to correct."
-    elif math.isnan(tpr + tnr):
-        side = "positive" if math.isnan(tpr) else "negative"
+    if not tpr + tnr > 1:  # also where one of the two is nan
         reason = (
-            f"No correction: no pair is labelled {side}, so that one of the rates is not known."
-        )
-    elif tpr + tnr <= 1:
-        reason = (
-            f"No correction: sensitivity {tpr:.3f} and specificity {tnr:.3f} add up to no more "
-            "than 1, so that the verdicts tell no more than chance. Align the judge first."
+            "No correction: that takes a sensitivity and a specificity that add up to more than 1, "
+            f"and the pairs tell of {figure(tpr)} and {figure(tnr)}."
         )
     elif corrected in (0, 1) and math.isnan(interval.low):
         reason = (
@@ -324,13 +305,10 @@ def _sampled_share(labels: pd.DataFrame, is_so: Mapping[str, bool], confidence: 
     if not random or not answered:
         return Estimate(math.nan, UNDEFINED, n, random)
     value = float(totals["so"].mean() / answered)
-    if random < 2:
-        return Estimate(value, UNDEFINED, n, random)
     # The ratio's deviations; where all are answered they are those of the totals themselves.
     error = ((totals["so"] - value * totals["answered"]) / answered).to_numpy()
-    spread = math.sqrt(float(error @ error) / (random * (random - 1)))
-    half = float(t.ppf((1 + confidence) / 2, random - 1)) * spread
-    return Estimate(value, Interval(max(0.0, value - half), min(1.0, value + half)), n, random)
+    low, high = mean_interval(value + error, confidence)
+    return Estimate(value, Interval(max(low, 0.0), min(high, 1.0)), n, random)
 
 
 def _in_order_of_draws(labels: pd.DataFrame) -> pd.DataFrame:

@@ -18,8 +18,7 @@ CLASS_WIDTH = 0.2  # of the interval of a class where none is given
 
 
 def labels_for_width(width: float, share: float = 0.5, confidence: float = 0.95) -> int:
-    """Return the fewest items on which Wilson's interval of a share is no wider than ``width``."""
-    # The formula of `wilson`, solved for n.
+    """Return the fewest items for a ``width`` of the interval: the formula of `wilson` for n."""
     z2, spread = normal_quantile(confidence) ** 2, share * (1 - share)
     root = math.sqrt(4 * spread**2 + width**2 * (1 - 4 * spread))
     # The tolerance is for what rounding adds to a whole number.
@@ -61,20 +60,14 @@ class LabelsNeeded(Result):
         Index aim; ``n`` labels, and ``assuming`` what this rests on.
     """
 
+    shown = ("n",)
+
     table: pd.DataFrame
 
     @property
     def n(self) -> int:
         """Labels that meet all aims."""
         return int(self.table["n"].max())
-
-    @property
-    def notes(self) -> list[str]:
-        return [f"{self.n:,} labels needed"]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that JSON takes."""
-        return {"n": self.n, "aims": super().to_dict()["table"]}
 
     def __repr__(self) -> str:
         return f"<LabelsNeeded {self.n:,} labels>\n{self.table.to_string()}"
@@ -126,10 +119,6 @@ def labels_needed(
     """
     check_confidence(confidence)
     check_confidence(power, "power")
-    if not isinstance(classes, (Mapping, pd.Series, type(None))):
-        raise ArgumentError(
-            f"classes={classes!r} must map each class to its share: {{'yes': 0.2}}."
-        )
     classes = {} if classes is None else dict(classes)
     given = {"width": width, "improvement": improvement, "accuracy": accuracy}
     for name, value in {**given, "differing": differing, **classes}.items():
@@ -177,14 +166,11 @@ def _for_improvement(
             f"cannot be: at most {1 - before:g} can be gained, and differing must lie between the "
             "improvement and the sum of what either judge can have right or wrong alone."
         )
-
-    def is_enough(n: int) -> bool:
-        return mcnemar_power(n, gain, apart, confidence=confidence) >= power
-
     low, high = 1, 2
-    while not is_enough(high):
+    while mcnemar_power(high, gain, apart, confidence=confidence) < power:
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if is_enough(middle) else (middle, high)
+        enough = mcnemar_power(middle, gain, apart, confidence=confidence) >= power
+        low, high = (low, middle) if enough else (middle, high)
     return high, f"accuracy {before:.3g} to {after:.3g}, {apart:.1%} of items differ"

@@ -17,17 +17,14 @@ from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench.compat import options
 from workbench.errors import ArgumentError, PairingError, ScaleError
-from workbench.formatting import counted, html_table, with_content
+from workbench.formatting import counted
 from workbench.judging.assessment import Assessed, assess
 from workbench.judging.judge import from_options
-from workbench.metrics.annotators import annotator_agreement
 from workbench.metrics.coefficients import numbered
 from workbench.metrics.intervals import (
     Bootstrap,
-    Interval,
     Result,
     check_confidence,
-    figure,
     figure_table,
     proportion,
 )
@@ -36,6 +33,9 @@ from workbench.pairing.joining import pair
 from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN, Scale, scale_of
 from workbench.store.traces import contents
+
+FIGURES = ["all answers agree", "two answers agree", "ceiling of one answer"]
+FIGURES += ["accuracy of one answer", "accuracy of the majority"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,14 +47,14 @@ class SelfAgreement(Result):
     samples
         Answers to each item.
     table
-        Index figure; ``value`` in [0, 1] (alpha: at most 1), ``low``, ``high``, ``n`` items.
-        *all answers agree*: share of items on which all are equal. *two answers agree*: the
-        probability of that. *alpha*: Krippendorff's, corrected for chance. *ceiling of one
-        answer*: mean share of the most frequent answer, the accuracy of one answer if the majority
-        were always right; somewhat too high with few samples. *accuracy of one answer* and *of the
-        majority*: against people's labels. *changed by reversed options*: share of first answers
-        that are another one when the judge's options are listed in reverse; asking again changes
-        1 - *two answers agree* of them by itself. nan where undefined; ``notes`` say why.
+        Index figure; ``value`` in [0, 1], ``low``, ``high``, ``n`` items. *all answers agree*:
+        share of items on which all are equal. *two answers agree*: the probability of that.
+        *ceiling of one answer*: mean share of the most frequent answer, the accuracy of one answer
+        if the majority were always right; somewhat too high with few samples. *accuracy of one
+        answer* and *of the majority*: against people's labels. *changed by reversed options*: share
+        of first answers that are another one when the judge's options are listed in reverse; asking
+        again changes 1 - *two answers agree* of them by itself. nan where undefined; ``notes`` say
+        why.
     flips
         Items on which the answers differ, the most contested first: ``trace_id``, ``answers``
         (value -> count), ``majority``, ``share`` of it, and ``human``, None without a label.
@@ -62,32 +62,19 @@ class SelfAgreement(Result):
         Items that are left out, since a call for them failed or an answer is not on the scale.
     """
 
-    hidden = ("previews",)
-
     name: str
     samples: int
     table: pd.DataFrame
     flips: pd.DataFrame
     failures: int
     notes: tuple[str, ...]
-    previews: Any
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that JSON takes; what is undefined is None."""
-        data = super().to_dict()
-        return {"figures": data.pop("table"), **data}
 
     def __repr__(self) -> str:
-        value, low, high, n = map(float, self.table.to_numpy()[0])
+        asked = f"{counted(int(self.table['n'].iloc[0]), 'item')} asked {self.samples} times"
         return (
-            f"<SelfAgreement of {self.name!r}: all {self.samples} answers agree on "
-            f"{figure(value, Interval(low, high))} of {counted(int(n), 'item')}, "
-            f"{counted(len(self.flips), 'flip')}>\n{self.table.to_string(na_rep='')}"
+            f"<SelfAgreement of {self.name!r}: {asked}, {counted(len(self.flips), 'flip')}>\n"
+            f"{self.table.to_string(na_rep='')}"
         )
-
-    def _repr_html_(self) -> str:
-        flips = with_content(self.flips.head(10), self.previews)
-        return super()._repr_html_() + html_table(flips, index=False) * bool(len(flips))
 
 
 def self_agreement(
@@ -132,6 +119,7 @@ def self_agreement(
     given, notes = judge_or_assessed, list[str]()
     turned: Judge | None = None
     changed: dict[str, float] = {}
+    how: Any = {"cache": cache, "budget": Budget.of(budget), "progress": progress}
     if isinstance(given, Assessed):
         assessed, samples = given, given.samples["sample"].nunique()
     if samples < 2:
@@ -140,7 +128,6 @@ def self_agreement(
             "agrees with itself. Give samples=5, or what assess(judge, samples=5) returned."
         )
     if not isinstance(given, Assessed):
-        how: Any = {"cache": cache, "budget": Budget.of(budget), "progress": progress}
         assessed = assess(given, pairs_or_traces, samples=samples, log=log, **how)
         turned = _reversed(given) if reverse else None
     if turned is None:
@@ -157,20 +144,22 @@ def self_agreement(
         again = assess(turned, list(assessed.table["trace_id"]), log=False, **how)
         known = _complete(again.samples, 1, scale)
         changed = {i: float(one != answers[i][0]) for i, (one,) in known.items() if i in answers}
-    rest: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
     # Repetitions in inputs and outputs are no more evidence.
     seen = contents(assessed.previews)
     known_groups = pairs_or_traces.group_of if isinstance(pairs_or_traces, Pairs) else {}
     groups = {i: known_groups.get(i, seen.get(i, i)) for i in answers}
-    table = _table(answers, people, changed, scale, groups, notes, **rest)
+    rest: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
+    shares = [_shares(given, people.get(i)) for i, given in answers.items()]
+    found = pd.DataFrame(shares, index=list(answers), columns=FIGURES, dtype=float)
+    found["changed by reversed options"] = pd.Series(changed, dtype=float)
+    rows = {str(name): _mean(row.dropna(), groups, **rest) for name, row in found.items()}
     return SelfAgreement(
         name=assessed.name,
         samples=samples,
-        table=table,
+        table=figure_table(rows, "n").rename_axis("figure").astype({"n": int}),
         flips=_flips(answers, people),
         failures=failed,
         notes=tuple(notes),
-        previews=assessed.previews,
     )
 
 
@@ -208,56 +197,23 @@ def _complete(table: pd.DataFrame, samples: int, scale: Scale | None) -> dict[st
     return {i: given for i, given in by_item.items() if len(given) == samples}
 
 
-def _table(
-    answers: Mapping[str, Sequence[Any]],
-    people: Mapping[str, Any],
-    changed: Mapping[str, float],
-    scale: Scale | None,
-    groups: Mapping[str, Hashable],
-    notes: list[str],
-    **how: Any,
-) -> pd.DataFrame:
-    """The figures of `SelfAgreement.table`; items with the same of ``groups`` belong together."""
-    counts = {i: Counter(given).values() for i, given in answers.items()}
-    k = len(next(iter(answers.values()), ()))
-    labelled = {i: _right(given, people[i]) for i, given in answers.items() if i in people}
-    ratings = {i: one for i, one in labelled.items() if one is not None}
-    rows: dict[str, Mapping[str, float]] = {
-        "all answers agree": {i: float(len(each) == 1) for i, each in counts.items()},
-        "two answers agree": {
-            i: sum(c * (c - 1) for c in each) / (k * (k - 1)) for i, each in counts.items()
-        },
-        "alpha": {},
-        "ceiling of one answer": {i: max(each) / k for i, each in counts.items()},
-        "accuracy of one answer": {i: one for i, (one, _) in ratings.items()},
-        "accuracy of the majority": {i: most for i, (_, most) in ratings.items()},
-        "changed by reversed options": changed,
-    }
-    found = {name: _mean(by_item, groups, **how) for name, by_item in rows.items()}
-    votes = pd.DataFrame.from_dict(dict(answers), orient="index", dtype=object)
-    try:
-        among = annotator_agreement(votes, scale=scale, groups=groups, **how)
-        found["alpha"] = (among.alpha, *among.alpha_interval, len(votes))
-    except ScaleError as error:  # of answers in free text
-        notes.append(f"No alpha: {error}")
-    return figure_table(found, "n").rename_axis("figure").astype({"n": int})
-
-
-def _right(given: Sequence[Any], label: Any) -> tuple[float, float] | None:
-    """How right one answer and the majority are, a tie by half; None where all abstain."""
+def _shares(given: Sequence[Any], label: Any) -> list[float]:
+    """`FIGURES` of one item's answers; nan for those against people without label or rating."""
+    counts, k = Counter(given).values(), len(given)
+    pairs = sum(count * (count - 1) for count in counts) / (k * (k - 1))
     rated = [value for value in given if value is not ABSTAIN]
-    if not rated:
-        return None
-    most = multimode(rated)
-    return rated.count(label) / len(rated), (label in most) / len(most)
+    right = [math.nan, math.nan]
+    if rated and label is not None:
+        most = multimode(rated)  # a tie is half right
+        right = [rated.count(label) / len(rated), (label in most) / len(most)]
+    return [float(len(counts) == 1), pairs, max(counts) / k, *right]
 
 
 def _mean(
-    by_item: Mapping[str, float], groups: Mapping[str, Hashable], *, confidence: float, **how: Any
+    shares: pd.Series[float], groups: Mapping[str, Hashable], *, confidence: float, **how: Any
 ) -> tuple[float, float, float, int]:
     """A mean of shares with its interval: Wilson's for yes and no, else a bootstrap's."""
-    values = np.array([*by_item.values()], dtype=float)
-    together = numbered(groups[i] for i in by_item)
+    values, together = shares.to_numpy(float), numbered(groups[i] for i in shares.index)
     mean, interval = proportion(values, together, confidence)
     levels, at, counts = np.unique(values, return_inverse=True, return_counts=True)
     if not {*levels} <= {0.0, 1.0}:
@@ -270,12 +226,10 @@ def _mean(
 def _flips(answers: Mapping[str, Sequence[Any]], people: Mapping[str, Any]) -> pd.DataFrame:
     rows = []
     for trace_id, given in answers.items():
-        counts = Counter(given).most_common()
+        counts = Counter("N/A" if one is ABSTAIN else one for one in given).most_common()
         if len(counts) > 1:
-            shown = [("N/A" if value is ABSTAIN else value, count) for value, count in counts]
-            value, count = shown[0]
-            label = people.get(trace_id)
-            rows.append((trace_id, dict(shown), value, count / len(given), label))
+            value, count = counts[0]
+            rows.append((trace_id, dict(counts), value, count / len(given), people.get(trace_id)))
     columns = ["trace_id", "answers", "majority", "share", "human"]
     return pd.DataFrame(rows, columns=columns).sort_values(
         "share", kind="stable", ignore_index=True

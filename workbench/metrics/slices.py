@@ -15,7 +15,6 @@ from scipy.stats import fisher_exact, ttest_ind_from_stats
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted
-from workbench.metrics.coefficients import mcnemar, numbered
 from workbench.metrics.figures import Coded, Figures, Sample
 from workbench.metrics.intervals import (
     Array,
@@ -50,11 +49,9 @@ class Slices(Result):
     table
         Index slice; ``n``, ``accuracy`` and ``kappa`` with the ends of their intervals
         (``accuracy_low``, ...), ``difference`` (accuracy here minus accuracy on all other pairs),
-        ``p_value`` of that, ``p_adjusted`` (Holm; two slices are one test) and ``note``. Slices of
-        fewer than 10 pairs are pooled in one row, ``other (k slices)``, but weeks are not. On a
-        numeric scale ``mean_distance`` is there as well, and the difference and its test are in
-        that. By annotator the difference is from the others on the same items (McNemar's test; of
-        numbers none).
+        ``p_value`` of that, ``p_adjusted`` (Holm) and ``note``. Slices of fewer than 10 pairs are
+        pooled in one row, ``other (k slices)``, but weeks are not. On a numeric scale
+        ``mean_distance`` is there as well, and the difference and its test are in that.
     accuracy, accuracy_interval, kappa, kappa_interval, mean_distance, mean_distance_interval
         Over all pairs; the last two are None unless the scale is numeric.
     """
@@ -71,18 +68,14 @@ class Slices(Result):
     mean_distance: float | None = None
     mean_distance_interval: Interval | None = None
 
-    @property
-    def differing(self) -> pd.DataFrame:
-        """Rows of `table` that differ from the rest, with all slices looked at counted in."""
-        return self.table[self.table["p_adjusted"] < 1 - self.confidence]
-
     def __repr__(self) -> str:
         said = f"accuracy {figure(self.accuracy, self.accuracy_interval)}"
         if self.mean_distance is not None and self.mean_distance_interval is not None:
             said = f"mean distance {figure(self.mean_distance, self.mean_distance_interval)}"
+        differing = int((self.table["p_adjusted"] < 1 - self.confidence).sum())
         return (
             f"<Slices of {self.name!r} by {self.by}: {counted(len(self.table), 'slice')}, "
-            f"{counted(self.n, 'pair')}, {said}, {len(self.differing)} differing from the rest>"
+            f"{counted(self.n, 'pair')}, {said}, {differing} differing from the rest>"
         )
 
 
@@ -97,29 +90,21 @@ def sliced(pairs: Pairs, by: By, **options: Any) -> Slices:
     coded = Coded.of(rows)
     names = pd.Series(slice_names(_values(rows, by)), dtype=object)
     names = names if by == "week" else pooled(names)
-    items = numbered(rows.trace_ids) if by == "annotator" else None
     found = {
-        name: _row(coded, (names == name).to_numpy(), items, options)
+        name: _row(coded, (names == name).to_numpy(), options)
         for name in _in_order(names, natural=by in ("length", "week"))
     }
-    empty = None if found else list(_row(coded, np.zeros(0, dtype=bool), items, options))
+    empty = None if found else list(_row(coded, np.zeros(0, dtype=bool), options))
     table = pd.DataFrame.from_dict(found, orient="index", columns=empty).rename_axis("slice")
     if by == "annotator" and (left_out := pairs.contested):
         lacking = f"without {counted(left_out, 'item')} on which annotators differ"
         table["note"] = [f"{note}; {lacking}" if note else lacking for note in table["note"]]
-    table.insert(len(table.columns) - 1, "p_adjusted", adjusted_slices(table["p_value"]))
+    table.insert(len(table.columns) - 1, "p_adjusted", adjusted(table["p_value"], "holm"))
     whole = _figures(Coded.of(pairs), options)
-    by = by if isinstance(by, str) else "group"
     return Slices(
-        pairs.name, by, len(pairs), table, *whole["accuracy"], *whole["kappa"],
-        options["confidence"], *whole.get("mean distance", (None, None)),
+        pairs.name, by if isinstance(by, str) else "group", len(pairs), table, *whole["accuracy"],
+        *whole["kappa"], options["confidence"], *whole.get("mean distance", (None, None)),
     )  # fmt: skip
-
-
-def adjusted_slices(p_values: pd.Series[float]) -> pd.Series[float]:
-    """Return Holm's p-values; each of two slices against the other is one and the same test."""
-    is_one = len(p_values) == 2 and np.ptp(p_values) < 1e-9
-    return p_values if is_one else adjusted(p_values, "holm")
 
 
 def by_annotator(pairs: Pairs) -> Pairs:
@@ -241,46 +226,27 @@ def _figures(coded: Coded, options: dict[str, Any]) -> Figures:
     return Sample(coded, **options).figures(*names)
 
 
-def _row(coded: Coded, here: Array, items: Array | None, options: dict[str, Any]) -> dict[str, Any]:
-    """A row of `Slices.table`; ``items`` are those of the rows where several rows have the same."""
+def _row(coded: Coded, here: Array, options: dict[str, Any]) -> dict[str, Any]:
+    """A row of `Slices.table`."""
     n, row = int(here.sum()), dict[str, Any]()
-    for name, (value, interval) in _figures(coded.where(here), options).items():
+    human, judge, groups = (side[here] for side in (coded.human, coded.judge, coded.groups))
+    part = replace(coded, human=human, judge=judge, groups=groups)
+    for name, (value, interval) in _figures(part, options).items():
         row |= with_ends(name.replace(" ", "_"), value, interval)
+    difference, p_value = _from_rest(coded, here, options["confidence"])
     notes = [f"fewer than {FEW} pairs"] * (n < FEW)
-    notes += ["kappa undefined: one value throughout"] * math.isnan(row["kappa"])
-    numeric = coded.scale.kind == "numeric"
-    values = coded.distances(coded.human, coded.judge) if numeric else coded.human == coded.judge
-    if items is None:
-        difference, p_value = _from_rest(coded, values, here, options["confidence"])
-    else:
-        difference, p_value = _from_others(coded, values * 1.0, here, items)
-    if math.isnan(p_value):
-        lacking = "too little varies" if items is None else "numbers of the same items"
-        notes.append(f"no test: {'nothing to compare with' if math.isnan(difference) else lacking}")
+    notes += ["kappa undefined"] * (math.isnan(row["kappa"]) and coded.scale.kind != "numeric")
+    notes += ["no test: too little to compare"] * math.isnan(p_value)
     return {"n": n} | row | {"difference": difference, "p_value": p_value, "note": "; ".join(notes)}
 
 
-def _from_others(coded: Coded, values: Array, here: Array, items: Array) -> tuple[float, float]:
-    """Mean of an annotator minus that of the others on the same items, and McNemar's p-value.
-
-    An item counts by how many others it sets against the annotator; of numbers there is no test.
-    """
-    times, total = np.bincount(items), np.bincount(items, values)
-    own = here & (times[items] > 1)
-    at, mine, others = items[own], values[own], times[items[own]] - 1
-    gains = mine * others - (total[at] - mine)
-    if not len(gains):
-        return math.nan, math.nan
-    by_group = np.rint(np.bincount(coded.groups[own], gains))
-    p_value = math.nan if coded.scale.kind == "numeric" else mcnemar(by_group)
-    return float((gains / others).mean()), p_value
-
-
-def _from_rest(coded: Coded, values: Array, here: Array, confidence: float) -> tuple[float, float]:
+def _from_rest(coded: Coded, here: Array, confidence: float) -> tuple[float, float]:
     """Mean of a slice minus that of all other rows, and its p-value.
 
     By Fisher's exact test, or Welch's t-test of numbers, of as many as are independent.
     """
+    numeric = coded.scale.kind == "numeric"
+    values = coded.distances(coded.human, coded.judge) if numeric else coded.human == coded.judge
     sides = [
         (own, len(own) * effective_share(own, coded.groups[part], confidence))
         for part in (here, ~here)
@@ -289,7 +255,7 @@ def _from_rest(coded: Coded, values: Array, here: Array, confidence: float) -> t
     if len(sides) < 2:
         return math.nan, math.nan
     difference = float(sides[0][0].mean() - sides[1][0].mean())
-    if coded.scale.kind != "numeric":
+    if not numeric:
         right = [(round(own.mean() * size), round(size)) for own, size in sides]
         test = fisher_exact([[hits, size - hits] for hits, size in right])
         return difference, float(test.pvalue)
