@@ -75,18 +75,19 @@ class Exploration(Session):
     @property
     def shown(self) -> pd.DataFrame:
         """The items that were asked for last (see `Items`)."""
-        return self.found.view(self._query, self._shown).reset_index(drop=True)
+        return self.found.table.iloc[self._shown].drop(columns="annotator").reset_index(drop=True)
 
     def setup(self) -> Message:
         found, word = self.found, self.questions[0].shown
-        counts = Counter(found.table.get("change", ()))
+        pairs = found.table[: len(found.place)]
+        counts = Counter(pairs.get("change", ()))
         more = {
             "values": [word(value) for value in found.values],
             "judges": found.names,
             "changes": {change: counts[change] for change in found.changes},
             "ordered": self.pairs.scale.ordered,
             "page": PAGE,
-            "total": len(found.table),
+            "total": len(pairs),
         }
         return {**super().setup(), **plain(more)}
 
@@ -111,7 +112,7 @@ class Exploration(Session):
         """Return a page of the items of a query, and the matrix that its filters leave."""
         self._query, (self._shown, matrix, left) = query, self.found.find(query)
         part = self._shown[query.start : query.start + PAGE]
-        rows = [self._row(row) for row in self.found.view(query, part).to_dict("records")]
+        rows = [self._row(row) for row in self.found.table.iloc[part].to_dict("records")]
         page = {"type": "page", "rows": rows, "matrix": matrix.tolist(), "left": left}
         return {**page, "total": len(self._shown), "start": query.start}
 

@@ -39,12 +39,11 @@ class Query(BaseModel):
 class Items:
     """The pairs of a judge, or of two judges on the same traces, sorted by trace id.
 
-    ``names`` are ``["judge"]`` or ``["before", "after"]``. ``table`` has ``trace_id``, ``human``, a
-    column a judge, ``distance`` (of the last judge's verdict and the label, in [0, 1]), and of two
-    judges ``change``, one of ``changes``. ``values`` are rows and columns of the matrix, of many
-    numbers their bins. ``slices`` (name -> slice by row, "" for none) are empty until `read` is
-    called. Sliced by ``"annotator"``, an item's label is the annotator's own; a tag or an input of
-    that name is left out.
+    ``table`` has ``trace_id``, ``human``, a column a judge (``names``), ``distance`` (of the last
+    judge's verdict and the label, in [0, 1]), of two judges ``change``, and ``annotator``. Below
+    the pairs, where that is "", come the same verdicts with each annotator's own label. ``values``
+    are rows and columns of the matrix. ``slices`` (name -> slice by item, "" for none) are empty
+    until `read` is called.
     """
 
     def __init__(self, before: Pairs, after: Pairs | None = None) -> None:
@@ -55,43 +54,38 @@ class Items:
             replace(one, table=one.subset(common).table.sort_values("trace_id", ignore_index=True))
             for one in given
         ]
-        judged = {n: one.table["judge"] for n, one in zip(self.names, self.pairs, strict=True)}
-        self.table = self.pairs[0].table[["trace_id", "human"]].assign(**judged)
-        self.place = {trace_id: row for row, trace_id in enumerate(self.table["trace_id"])}
-        self._code()
+        self.place = {trace_id: row for row, trace_id in enumerate(self.pairs[0].table["trace_id"])}
+        rows = [_with_annotators(one) for one in self.pairs]
+        judged = {name: table["judge"] for name, table in zip(self.names, rows, strict=True)}
+        self.table = rows[0][["trace_id", "human"]].assign(**judged)
+        self._items = self.table["trace_id"].map(self.place).to_numpy(dtype=int)
+        self._code([replace(one, table=t) for one, t in zip(self.pairs, rows, strict=True)])
         self.table["distance"] = self._distances[-1]
         self.changes: list[str] = []
         if after is not None:
             self._compare(before, after)
-        columns = [self.table["trace_id"], self.pairs[0].table["human_rationale"]]
+        self.table["annotator"] = rows[0]["annotator"]
+        self.annotators = Counter(filter(None, self.table["annotator"]))
+        columns = [self.pairs[0].table["human_rationale"]]
         columns += [one.table["judge_rationale"] for one in self.pairs]
-        self._said = list(zip(*columns, strict=True))
+        self._said = list(zip(self.place, *columns, strict=True))
         # What is searched, as names are compared; at first the beginnings of inputs and outputs.
         self._texts = [self._text(row, before.previews.get(i)) for i, row in self.place.items()]
         self.slices: dict[str, list[str]] = {}
-        self.annotators = Counter(self._own["annotator"])
 
-    def _code(self) -> None:
+    def _code(self, rated: list[Pairs]) -> None:
         """Put each label and verdict in its row and column of the matrix, -1 where it has none."""
-        own = [by_annotator(one) for one in self.pairs]
-        coded = [Coded.of(one, *self.pairs, own[0]) for one in self.pairs]
-        of_own = [Coded.of(one, *self.pairs, own[0]) for one in own]
+        coded = [Coded.of(one, *rated) for one in rated]
         self._distances = [one.distances(one.human, one.judge) for one in coded]
         values, human, _ = coded[0].shown()
         judged = [one.shown()[2] for one in coded]
-        scale = coded[0].scale
-        order = list(values if coded[0].binned else scale.shown or values)
+        order = list(values if coded[0].binned else coded[0].scale.shown or values)
         counts = np.bincount(np.concatenate([human, *judged]), minlength=len(values))
         often = {values[k] for k in np.argsort(-counts, kind="stable")[:_MOST_VALUES]}
         self.values = [value for value in order if value in often]
         shown = {value: k for k, value in enumerate(self.values)}
         place = np.array([shown.get(value, -1) for value in values], dtype=int)
         self._human, self._judged = place[human], [place[one] for one in judged]
-        self._own = own[0].table.assign(
-            row=own[0].table["trace_id"].map(self.place).astype(int),
-            place=place[of_own[0].shown()[1]],
-            **{f"distance {k}": c.distances(c.human, c.judge) for k, c in enumerate(of_own)},
-        )
 
     def _compare(self, before: Pairs, after: Pairs) -> None:
         """Say what became of each item, in the words of a comparison."""
@@ -108,17 +102,16 @@ class Items:
         leave, and how many items these leave."""
         judge = min(query.judge, len(self.names) - 1)
         human, judged, distances = self._human, self._judged[judge], self._distances[judge]
-        kept = np.ones(len(self.table), dtype=bool)
+        is_own = query.field == "annotator" and bool(self.annotators)
+        kept = np.asarray(self.table["annotator"] == (query.value if is_own else ""))
         if query.change:
             kept &= np.asarray(self.table.get("change", "")) == query.change
-        if (own := self._labels_of(query)) is not None:
-            kept &= np.isin(np.arange(len(kept)), own["row"])
-            human, distances = human.copy(), distances.copy()
-            human[own["row"]], distances[own["row"]] = own["place"], own[f"distance {judge}"]
-        elif query.field:
-            kept &= np.array(self.slices.get(query.field, ""), dtype=object) == query.value
+        if query.field and not is_own:
+            here = np.array(self.slices.get(query.field, [""] * len(self.place)), dtype=object)
+            kept &= (here == query.value)[self._items]
         if needle := folded(query.search):
-            kept &= np.fromiter((needle in text for text in self._texts), bool, len(kept))
+            here = np.fromiter((needle in text for text in self._texts), bool, len(self.place))
+            kept &= here[self._items]
         inside = kept & (human >= 0) & (judged >= 0)
         matrix = np.zeros((len(self.values),) * 2, dtype=int)
         np.add.at(matrix, (human[inside], judged[inside]), 1)
@@ -130,19 +123,6 @@ class Items:
             far = -distances[found]
             found = found[np.argsort(far if query.order == "far" else -far, kind="stable")]
         return found, matrix, left
-
-    def view(self, query: Query, rows: Array) -> pd.DataFrame:
-        """Return rows of `table`, with the labels that the query compares."""
-        shown = self.table.iloc[rows]
-        if (own := self._labels_of(query)) is None:
-            return shown
-        own = own.set_index("row").loc[rows]
-        return shown.assign(human=own["human"], distance=own[f"distance {len(self.names) - 1}"])
-
-    def _labels_of(self, query: Query) -> pd.DataFrame | None:
-        """The labels of the annotator whom the query asks for; None where it asks for none."""
-        own = self._own[self._own["annotator"] == query.value]
-        return own if query.field == "annotator" and self.annotators else None
 
     def read(self, examples: Iterable[Example]) -> None:
         """Take over the whole texts of traces, and what these can be sliced by."""
@@ -166,6 +146,13 @@ class Items:
 
     def _text(self, row: int, content: Any) -> str:
         return "\n".join(map(folded, _strings([self._said[row], content])))
+
+
+def _with_annotators(pairs: Pairs) -> pd.DataFrame:
+    """The rows of pairs, and below them those of `by_annotator`."""
+    own = by_annotator(pairs).table
+    table = pairs.table.assign(annotator="")[[*own.columns]].astype(object)
+    return pd.concat([table, own], ignore_index=True)
 
 
 def _strings(value: Any) -> Iterator[str]:
