@@ -258,15 +258,11 @@ class Item:
 
 
 def item_json(
-    item: Item,
-    spans: Mapping[str, TraceData],
-    rubrics: Mapping[str, RubricHistory],
-    *,
-    full: bool = False,
+    item: Item, spans: Mapping[str, TraceData], rubrics: Mapping[str, RubricHistory]
 ) -> dict[str, Any]:
     """Return an item as the view needs it (see `workbench.labeling.session`)."""
     trace_id, status = item.info.trace_id, status_json(item, rubrics)
-    content = _content(Trace(item.info, spans.get(trace_id) or TraceData(spans=[])), full=full)
+    content = _content(Trace(item.info, spans.get(trace_id) or TraceData(spans=[])))
     return {"trace_id": trace_id, **content, **status, "voices": item.voices}
 
 
@@ -297,16 +293,16 @@ def _answer(label: Label) -> dict[str, Any]:
     return {"value": None if abstain else label.value, "abstain": abstain}
 
 
-def _content(trace: Trace, *, full: bool) -> dict[str, Any]:
-    """Inputs, outputs and expectations. What is longer than `_CUT` characters is cut unless
-    ``full``, as text or JSON; ``cuts`` then maps its name to its length."""
+def _content(trace: Trace) -> dict[str, Any]:
+    """Inputs, outputs and expectations. What is longer than `_CUT` characters is cut, as text or
+    JSON; ``cuts`` then maps its name to its length."""
     example = as_example(trace)
     cuts: dict[str, int] = {}
     shown: dict[str, Any] = {}
     for name in ("inputs", "outputs", "expectations"):
         shown[name] = value = getattr(example, name)
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        if len(text) > _CUT and not full:
+        if len(text) > _CUT:
             shown[name], cuts[name] = text[:_CUT], len(text)
     return {**shown, "cuts": cuts}
 

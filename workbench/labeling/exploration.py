@@ -5,7 +5,7 @@ A session (see `workbench.labeling.session`) that also answers:
 - ``hello``: ``slices`` (field -> pairs of value and items), as soon as all texts are read;
 - ``page`` (a `Query`, and ``ask``, which comes back): ``page``, with ``rows`` from ``start`` of
   ``total``, and the ``matrix`` of the ``left`` items that search, slice and change leave;
-- ``item`` (``trace_id``, ``full``): ``items``, with one item;
+- ``item`` (``trace_id``): ``items``, with one item;
 - ``send`` (``trace_id``): ``sent``, once the trace is in the label queue.
 """
 
@@ -100,7 +100,7 @@ class Exploration(Session):
         if kind == "page":
             return [{**self.page(parsed(Query, message)), "ask": message.get("ask")}]
         if kind == "item":
-            return [self.item(message["trace_id"], full=bool(message.get("full")))]
+            return [self.item(message["trace_id"])]
         if kind == "send":
             return [self.send(message["trace_id"])]
         return super().answer(kind, message)
@@ -147,7 +147,7 @@ class Exploration(Session):
             counts["annotator"] = sorted(self.found.annotators.items())
         return {"type": "slices", "slices": counts, "problem": self._unread}
 
-    def item(self, trace_id: str, *, full: bool = False) -> Message:
+    def item(self, trace_id: str) -> Message:
         """Return an item as the store has it, what was said about it, and one's own label."""
         try:
             info = self.store.get(trace_id)
@@ -155,7 +155,7 @@ class Exploration(Session):
             if self.annotator:
                 made.annotations = read_annotations(info, self.questions, self.annotator)
                 self.store.record_look(info, self.questions[:1], self.annotator)
-            shown = item_json(made, self.store.spans([info]), self.rubrics, full=full)
+            shown = item_json(made, self.store.spans([info]), self.rubrics)
         except TraceDeletedError:
             inputs, outputs = self.pairs.previews.get(trace_id, ("", ""))
             fault = "This trace is not in the store: only the beginnings of its texts are known."
@@ -200,12 +200,8 @@ class Exploration(Session):
         self.check_store()
         queue = self._label_queue(trace_id)
         told = "Now in" if queue.add([trace_id]) else "Already in"
-        told += f" the queue {queue.name!r}."
-        given = len(self.pairs.all_votes.get(trace_id, ()))
-        if not queue.annotators and given >= queue.each:
-            more = f"workbench.review_queue({queue.name!r}, each={given + 1})"
-            told += f" It has {counted(given, 'label')}, which is all that is asked for: {more}."
-        return {"type": "sent", "trace_id": trace_id, "text": told}
+        text = f"{told} the queue {queue.name!r}."
+        return {"type": "sent", "trace_id": trace_id, "text": text}
 
     def _label_queue(self, trace_id: str) -> ReviewQueue:
         """The queue, which holds traces of one experiment only; one that is made here asks for a

@@ -102,7 +102,7 @@ class Items:
         leave, and how many items these leave."""
         judge = min(query.judge, len(self.names) - 1)
         human, judged, distances = self._human, self._judged[judge], self._distances[judge]
-        is_own = query.field == "annotator" and bool(self.annotators)
+        is_own = query.field == "annotator"
         kept = np.asarray(self.table["annotator"] == (query.value if is_own else ""))
         if query.change:
             kept &= np.asarray(self.table.get("change", "")) == query.change

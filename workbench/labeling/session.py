@@ -5,11 +5,11 @@ passes what the browser sends to ``receive(message)``, which answers with a list
 is written is told later, by ``on_message``, from another thread:
 
 - ``hello`` (``pending``: actions): ``items`` around the position, and what ``act`` brings;
-- ``want`` (``start``, ``count``, ``full``): ``items``;
+- ``want`` (``start``, ``count``): ``items``;
 - ``act`` (``actions``): ``saved`` (``statuses`` by trace id), or ``unsaved`` (``retry`` true: it is
   tried again; false: it never will be saved, see ``session.unsaved``);
 - ``reveal`` (``trace_id``): ``revealed``;
-- ``refresh`` and ``offer_again``: ``queue``. One that nobody asked for has ``"stay": true``;
+- ``refresh``: ``queue``. One that nobody asked for has ``"stay": true``;
 - ``refresh`` with ``"stay": true``, by the clock: ``read`` (``wait``: seconds until the next one),
   and before it what has changed;
 - ``keep`` (``trace_id``): nothing. What is offered again stays as it is.
@@ -31,10 +31,10 @@ import json
 import logging
 import threading
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -55,8 +55,6 @@ from workbench.labeling.writer import Job, TraceDeletedError, TraceStore, Writer
 from workbench.store.database import file_of, store_message
 
 Message = dict[str, Any]
-
-_RECENT: Final = 30
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +83,6 @@ class Session:
         self._address = f"sqlite:///{file.absolute()}" if file else store.address
         self.waiting: dict[str, Action] = {}
         self._refused: dict[str, tuple[Action, str]] = {}
-        self._seconds: deque[float] = deque(maxlen=_RECENT)
         self._trouble = ""
         self._stamp = 0
 
@@ -120,33 +117,20 @@ class Session:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """Counts: ``labelled`` and ``skipped`` of ``total``, ``again`` (offered again), ``earlier``
-        (labelled under an earlier rubric; 0 while any is open), ``waiting`` (not in the store yet),
-        ``balance`` (labels of the first question by value), ``per_hour`` and ``seconds_left`` (None
-        where not known).
-        """
+        """Counts: ``labelled`` and ``skipped`` of ``total``, ``again`` (offered again), ``waiting``
+        (not in the store yet) and ``balance`` (labels of the first question by value)."""
         with self.lock:
             items, first = self.items.values(), self.questions[0]
-            done = [item.annotations for item in items if item.annotations.done]
             status = Counter(item.status for item in items)
-            seconds = sum(self._seconds) / len(self._seconds) if self._seconds else None
-            left = status["open"] + status["skipped"]
+            # Of free text each answer is a value of its own.
+            balance = self.balance(first) if first.scale else {}
             return {
-                "labelled": len(done),
+                "labelled": sum(item.annotations.done for item in items),
                 "skipped": status["skipped"],
                 "again": sum(item.again for item in items),
-                # They are offered at the end, and to count them takes long.
-                "earlier": 0
-                if status["open"]
-                else sum(one.is_earlier(self.rubrics) for one in done),
                 "total": len(items) - status["taken"] - status["gone"],
                 "waiting": len(self.waiting),
-                # Of free text each answer is a value of its own.
-                "balance": {first.shown(v): n for v, n in self.balance(first).items()}
-                if first.scale
-                else {},
-                "per_hour": round(3600 / seconds, 1) if seconds else None,
-                "seconds_left": round(left * seconds, 1) if seconds else None,
+                "balance": {first.shown(value): n for value, n in balance.items()},
             }
 
     def balance(self, question: LabelQuestion) -> dict[Any, int]:
@@ -210,14 +194,11 @@ class Session:
             answers = self._act(message.get("pending") or [])
             return [*self._items(max(0, self.position - 10), 60), *answers]
         if kind == "want":
-            start, count, full = message["start"], message.get("count", 1), message.get("full")
-            return self._items(start, count, full=bool(full))
+            return self._items(message["start"], message.get("count", 1))
         if kind == "act":
             return self._act(message["actions"])
         if kind == "refresh":
             return self.refresh()
-        if kind == "offer_again":
-            return self.offer_again(message.get("trace_ids"))
         if kind == "keep":
             with self.lock:
                 self.items[message["trace_id"]].again = False
@@ -282,14 +263,14 @@ class Session:
         statuses = {i: status_json(item, self.rubrics) for i, item in items.items()}
         return {"type": "saved", "ids": [*ids], "statuses": statuses, "stamp": self._stamp}
 
-    def _items(self, start: int, count: int, *, full: bool = False) -> list[Message]:
+    def _items(self, start: int, count: int) -> list[Message]:
         with self.lock:
             wanted = list(enumerate(self.items.values()))[start : start + count]
         spans = self.store.spans([item.info for _, item in wanted])
         with self.lock:
             # The items may have changed meanwhile: they are told as they are now.
             shown = [
-                {"position": position, **item_json(item, spans, self.rubrics, full=full)}
+                {"position": position, **item_json(item, spans, self.rubrics)}
                 for position, item in wanted
             ]
             return [{"type": "items", "start": start, "items": shown, "stamp": self._stamp}]
@@ -324,8 +305,6 @@ class Session:
             del self.waiting[action.id]
             self._refused.pop(action.id, None)
             self._trouble = ""
-            if action.kind == "save" and action.seconds:
-                self._seconds.append(action.seconds)
             if item := self.items.get(action.trace_id):
                 # Also by the same answer, of which nothing may have been written.
                 item.again = item.again and action.kind != "save"
@@ -354,9 +333,6 @@ class Session:
         if action.kind != "undo":  # of which nothing is lost: what it was to take back stays
             self._refused[action.id] = (action, error)
         return _unsaved(action.id, error)
-
-    def close(self) -> None:
-        """Nothing goes on behind a session: what waits to be written is written all the same."""
 
     def flush(self, seconds: float | None = None) -> bool:
         """Wait until all is written, ``seconds`` at most; return whether all is written."""

@@ -32,8 +32,8 @@ from workbench.labeling.ordering import usable_verdicts
 from workbench.labeling.questions import LabelQuestion, read_answers, session_questions
 from workbench.labeling.queue import Assign, LabelQueue, Workload, read_workload
 from workbench.labeling.review_queue import ReviewQueue
-from workbench.labeling.session import Message, Session, problem
-from workbench.labeling.writer import Job, TraceStore, save, skip, take_back, write_once
+from workbench.labeling.session import Message, Session
+from workbench.labeling.writer import TraceStore, save, skip, take_back, write_once
 from workbench.pairing.adjudication import differences, disagreements, new_decision
 from workbench.pairing.consensus import known_scale
 from workbench.scale import ABSTAIN, Scale
@@ -103,7 +103,8 @@ class LabelSession(Session):
             self.questions, annotator, judge=judge_or_name, in_common=in_common, **given
         )
         self.items = self._queue.items
-        self._take_over(work)
+        self._queue.take_over(work)
+        self._sync(work)
         self.notes = list(self._queue.notes)
         if left_out:
             names = ", ".join(map(repr, left_out))
@@ -112,8 +113,7 @@ class LabelSession(Session):
 
     def answer(self, kind: Any, message: Any) -> list[Message]:
         if kind == "reveal":
-            self._reveal(message["trace_id"])
-            return []
+            return [self._reveal(message["trace_id"])]
         if kind == "refresh" and message.get("stay"):
             return [self._read_in_time()]
         return super().answer(kind, message)
@@ -136,7 +136,8 @@ class LabelSession(Session):
     def learn(self, info: TraceInfo) -> None:
         self._queue.learn(info)
 
-    def _reveal(self, trace_id: str) -> None:
+    def _reveal(self, trace_id: str) -> Message:
+        """Return what the judge and others say, and record that the annotator sees it."""
         if not self.reveal:
             raise ArgumentError("Verdicts are not shown in this session (reveal=False).")
         with self.lock:
@@ -144,15 +145,10 @@ class LabelSession(Session):
             waits = any(action.trace_id == trace_id for action in self.waiting.values())
             if item is None or item.status != "done" or waits:
                 raise ArgumentError("The verdict is shown once your own label is saved.")
-
-        def failed(error: Exception, final: bool) -> None:
-            if final:
-                self.tell(problem(error, "reveal"))
-
-        self.writer.put(Job(trace_id, lambda: self._revealed(trace_id), self.tell, failed, tries=3))
+        with self.writer.busy:
+            return self._revealed(trace_id)
 
     def _revealed(self, trace_id: str) -> Message:
-        """Record that the annotator sees them, and return what the judge and others say."""
         info = self.store.get(trace_id)
         stored = read_annotations(info, self.questions, self.annotator)
         if not stored.done or stored.actions & undone_actions(info):
@@ -175,24 +171,22 @@ class LabelSession(Session):
         (usable,) = usable_verdicts({info.trace_id: info}, question, self._judge).values()
         return _said(question, usable[-1]) if usable else None
 
-    def _take_over(self, work: Workload) -> tuple[list[str], bool]:
-        with self.lock:
-            changed = self._queue.take_over(work)
-        if (items := work.queued) is not None:
-            write = partial(self._traces.sync, items, by=self.annotator)
-            self.writer.put(Job("status", write, lambda _: None, self._lag, tries=3))
-        return changed
-
-    def _lag(self, error: Exception, final: bool) -> None:
-        """What fails for good is done at the next reading."""
-        if final:
+    def _sync(self, work: Workload) -> None:
+        """Bring MLflow's page in step; what fails is done at the next reading."""
+        if work.queued is None:
+            return
+        try:
+            self._traces.sync(work.queued, by=self.annotator)
+        except Exception as error:
             name, text = self._traces.name, store_message(error)
             _log.warning("The queue %r in MLflow's page lags behind: %s", name, text)
 
     def reload(self) -> None:
         self.ask(self.questions)
-        # Of traces that are named, some may have been deleted since.
-        self._take_over(self._read(missing_ok=True))
+        work = self._read(missing_ok=True)  # of traces that are named, some may be deleted since
+        with self.lock:
+            self._queue.take_over(work)
+        self._sync(work)
 
     def reread(self) -> None:
         """Read the store again, and tell the view what has changed."""
@@ -200,10 +194,11 @@ class LabelSession(Session):
             work, asked = self._read(missing_ok=True), self.questions
             self.ask(asked)
             with self.lock:
-                labelled, has_changed = self._take_over(work)
+                labelled, has_changed = self._queue.take_over(work)
                 messages = [self.saved_message([], labelled)] if labelled else []
                 if has_changed or self.questions != asked:  # the setup goes with it
                     messages.append(self.queue_message(stay=True))
+            self._sync(work)
         self.tell(*messages)
 
     def _read_in_time(self) -> Message:
