@@ -86,7 +86,7 @@ class Session:
         self._trouble = ""
         self._stamp = 0
 
-    def reload(self) -> None:
+    def reload(self) -> Any:
         """Read the store again; nothing is written meanwhile."""
         raise NotImplementedError
 

@@ -181,24 +181,24 @@ class LabelSession(Session):
             name, text = self._traces.name, store_message(error)
             _log.warning("The queue %r in MLflow's page lags behind: %s", name, text)
 
-    def reload(self) -> None:
-        self.ask(self.questions)
-        work = self._read(missing_ok=True)  # of traces that are named, some may be deleted since
+    def reload(self) -> tuple[list[str], bool]:
+        """Read the store again; return which items were labelled elsewhere, and whether there are
+        others, or other questions."""
+        work, asked = self._read(missing_ok=True), self.questions
+        self.ask(asked)
         with self.lock:
-            self._queue.take_over(work)
+            labelled, has_changed = self._queue.take_over(work)
         self._sync(work)
+        return labelled, has_changed or self.questions != asked
 
     def reread(self) -> None:
         """Read the store again, and tell the view what has changed."""
         with self.writer.busy:
-            work, asked = self._read(missing_ok=True), self.questions
-            self.ask(asked)
+            labelled, has_changed = self.reload()
             with self.lock:
-                labelled, has_changed = self._queue.take_over(work)
                 messages = [self.saved_message([], labelled)] if labelled else []
-                if has_changed or self.questions != asked:  # the setup goes with it
-                    messages.append(self.queue_message(stay=True))
-            self._sync(work)
+            if has_changed:  # the setup goes with it
+                messages.append(self.queue_message(stay=True))
         self.tell(*messages)
 
     def _read_in_time(self) -> Message:
