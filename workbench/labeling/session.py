@@ -19,10 +19,10 @@ with a smaller ``stamp`` than the ``saved`` of their trace were read before it.
 
 Of an item, ``done`` is what the store holds, never what waits: None or ``{"answers": {question:
 {"value", "abstain"}}, "rationale": {question: text}, "changed": {question: {"value", "abstain"}},
-"earlier_rubric", "elsewhere", "decided_by"}``. ``partial`` is the same where a required question
-is open. ``changed`` is what was said otherwise after the reveal, and ``rationale`` is that of the
-latest answers. ``earlier_rubric``: some question has no answer under its current rubric. ``taken``:
-others have done it. ``voices`` are the labels that are decided on.
+"earlier_rubric", "elsewhere", "decided_by"}``. ``changed`` is what was said otherwise after the
+reveal, and ``rationale`` is that of the latest answers. ``earlier_rubric``: some question has no
+answer under its current rubric. ``taken``: others have done it. ``voices`` are the labels that are
+decided on.
 """
 
 from __future__ import annotations
