@@ -197,8 +197,8 @@ const drawn = (blocks) => (blocks ?? []).map((block) => BLOCKS[block.kind](block
 /** The same in a box that scrolls where they are long, also by key. */
 const boxed = (blocks, name) => h("div", { class: "wb-boxed", tabindex: 0, role: "group", "aria-label": name }, drawn(blocks));
 
-/** The parts of an item, each below its title; `load` asks for the whole of one that is cut. */
-function sections(item, load, { raw = false, level = 3 } = {}) {
+/** The parts of an item, each below its title. */
+function sections(item, { raw = false, level = 3 } = {}) {
   const parts = [["Input", "inputs"], ["Output", "outputs"], ["Expected", "expectations"]];
   return parts.filter(([, name]) => item.blocks[name] && !(name === "expectations" && same(item[name], {}))).map(([title, name]) => {
     const value = item[name];
@@ -208,7 +208,7 @@ function sections(item, load, { raw = false, level = 3 } = {}) {
     return h("section", { class: `wb-section wb-${name}` },
       h("div", { class: "wb-sectionhead", role: "heading", "aria-level": level }, title, length > 3000 ? h("span", { class: "wb-length" }, ` ${count(length, "character")}`) : null),
       h("div", { class: "wb-body" }, raw ? text() : drawn(item.blocks[name])),
-      whole ? h("div", { class: "wb-cut" }, `Only the beginning is here, of ${count(whole, "character")}. `, h("button", { type: "button", class: "wb-more", onclick: load }, "Load all of it")) : null);
+      whole ? h("div", { class: "wb-cut" }, `Only the beginning is here, of ${count(whole, "character")}. MLflow's page shows all.`) : null);
   });
 }
 

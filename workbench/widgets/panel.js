@@ -19,7 +19,6 @@ const KEYMAP = [
   { keys: ["t"], at: "item", act: (panel) => panel.toggleRaw(), help: "show the text as it is, or with Markdown" },
   { keys: ["Shift+r"], act: (panel) => panel.refresh(), shown: ["Shift", "r"], help: "refresh: read the store again" },
   { keys: ["?"], act: (panel) => panel.help.showModal(), help: "show or hide the keys" },
-  { keys: ["a"], at: "end", act: (panel) => panel.offerAgain() },
 ];
 
 /** What a pressed key does: its row of the keymap, or undefined. */
@@ -183,14 +182,6 @@ class Panel extends Frame {
   /** From the summary to what was skipped, and where nothing was, back to the items. */
   leaveSummary() {
     this.go(this.skippedAt() ?? this.position);
-  }
-
-  /** The kernel offers labels of an earlier rubric again, so that it shows no verdict before the
-   * new answer, and says where to begin. */
-  offerAgain() {
-    if (this.againButton.hidden) return;
-    this.say("Labels made under an earlier rubric are offered again as soon as the kernel is free …");
-    this.send({ type: "offer_again" });
   }
 
   refresh() {
