@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import pandas as pd
-from mlflow.entities import Trace, TraceData, TraceInfo
+from mlflow.entities import TraceInfo
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted, excerpt
@@ -38,7 +38,7 @@ from workbench.labeling.writer import TraceDeletedError, TraceStore, save
 from workbench.pairing.pairs import Pairs
 from workbench.store.database import ExperimentId, store_message
 from workbench.store.tables import check_text
-from workbench.store.traces import Example, as_example
+from workbench.store.traces import Example, as_example, fetch_traces
 
 PAGE: Final = 50
 """Items that are sent at once."""
@@ -125,19 +125,16 @@ class Exploration(Session):
         """Read the texts of all items, and return why some could not be read."""
         try:
             self.check_store()
-            infos = list(self.store.infos(list(self.found.place), missing_ok=True).values())
-            self.found.read(self._examples(infos))
+            lost = len(self.found.place) - self.found.read(self._examples())
         except Exception as error:
             return store_message(error)
-        lost = len(self.found.place) - len(infos)
         return f"{counted(lost, 'trace')} missing from the store" if lost else ""
 
-    def _examples(self, infos: list[TraceInfo]) -> Iterator[Example]:
-        for start in range(0, len(infos), _CHUNK):
-            chunk = infos[start : start + _CHUNK]
-            spans = self.store.spans(chunk)
-            for info in chunk:
-                yield as_example(Trace(info, spans.get(info.trace_id) or TraceData(spans=[])))
+    def _examples(self) -> Iterator[Example]:
+        ids, where = list(self.found.place), self.store.experiment
+        for start in range(0, len(ids), _CHUNK):
+            part = ids[start : start + _CHUNK]
+            yield from map(as_example, fetch_traces(part, experiment=where, missing_ok=True))
 
     def slices(self) -> Message:
         """Return what can be sliced by, and what could not be read."""

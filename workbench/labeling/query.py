@@ -124,8 +124,9 @@ class Items:
             found = found[np.argsort(far if query.order == "far" else -far, kind="stable")]
         return found, matrix, left
 
-    def read(self, examples: Iterable[Example]) -> None:
-        """Take over the whole texts of traces, and what these can be sliced by."""
+    def read(self, examples: Iterable[Example]) -> int:
+        """Take over the whole texts of traces, and what these can be sliced by; return how many
+        were read."""
         texts = list(self._texts)
 
         def noted() -> Iterator[Example]:
@@ -143,6 +144,7 @@ class Items:
             is_division = 2 <= len(counts) <= _MOST_SLICES and counts.total() >= 2 * len(counts)
             if is_division and name != "annotator":  # which is by the labels' annotators
                 self.slices[name] = values
+        return len(short["length"])
 
     def _text(self, row: int, content: Any) -> str:
         return "\n".join(map(folded, _strings([self._said[row], content])))
