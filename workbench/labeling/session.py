@@ -6,23 +6,17 @@ is written is told later, by ``on_message``, from another thread:
 
 - ``hello`` (``pending``: actions): ``items`` around the position, and what ``act`` brings;
 - ``want`` (``start``, ``count``): ``items``;
-- ``act`` (``actions``): ``saved`` (``statuses`` by trace id), or ``unsaved`` (``retry`` true: it is
-  tried again; false: it never will be saved, see ``session.unsaved``);
+- ``act`` (``actions``): ``saved`` (``statuses`` by trace id), or ``unsaved`` (``retry``: whether it
+  is tried again; see ``session.unsaved`` for what is not);
 - ``reveal`` (``trace_id``): ``revealed``;
 - ``refresh``: ``queue``. One that nobody asked for has ``"stay": true``;
 - ``refresh`` with ``"stay": true``, by the clock: ``read`` (``wait``: seconds until the next one),
   and before it what has changed;
-- ``keep`` (``trace_id``): nothing. What is offered again stays as it is.
+- ``keep`` (``trace_id``): nothing. What is offered again stays as it is;
+- what cannot be done: ``problem`` (``error``, ``about``).
 
-What cannot be done, or is malformed, is answered by a ``problem`` (``error``, ``about``). Items
-with a smaller ``stamp`` than the ``saved`` of their trace were read before it.
-
-Of an item, ``done`` is what the store holds, never what waits: None or ``{"answers": {question:
-{"value", "abstain"}}, "rationale": {question: text}, "changed": {question: {"value", "abstain"}},
-"earlier_rubric", "elsewhere", "decided_by"}``. ``changed`` is what was said otherwise after the
-reveal, and ``rationale`` is that of the latest answers. ``earlier_rubric``: some question has no
-answer under its current rubric. ``taken``: others have done it. ``voices`` are the labels that are
-decided on.
+Items with a smaller ``stamp`` than the ``saved`` of their trace were read before it. What they have
+as ``done`` is in the store (see `status_json`).
 """
 
 from __future__ import annotations
@@ -60,10 +54,7 @@ _log = logging.getLogger(__name__)
 
 
 class Session:
-    """Base of the sessions.
-
-    ``on_message`` is called with each message that comes later than the answer to `receive`.
-    """
+    """Base of the sessions."""
 
     questions: Sequence[LabelQuestion]
     title: str
@@ -71,6 +62,7 @@ class Session:
     reveal = False
     scope: Sequence[str] = ()
     on_message: Callable[[Message], None] | None = None
+    """Is called with each message that comes later than the answer to `receive`."""
 
     def __init__(self, annotator: str, store: TraceStore) -> None:
         self.annotator, self.store = annotator, store
