@@ -15,8 +15,7 @@ from made_pairs import GRADES, make_pairs
 import workbench
 from workbench.errors import ArgumentError
 from workbench.labeling.annotations import without_spans
-from workbench.labeling.exploration import NOTE, PAGE
-from workbench.labeling.query import Items, Query
+from workbench.labeling.exploration import NOTE, PAGE, Items, Query
 from workbench.metrics.slices import fields_of
 from workbench.scale import Scale
 from workbench.store.labels import AFTER_VERDICT_KEY, label_records

@@ -7,8 +7,7 @@ import pandas as pd
 from workbench.alignment.result import Alignment
 from workbench.errors import ArgumentError
 from workbench.formatting import counted, html_table, html_text, with_content
-from workbench.labeling.exploration import Exploration
-from workbench.labeling.query import Query
+from workbench.labeling.exploration import Exploration, Query
 from workbench.labeling.review_queue import ReviewQueue
 from workbench.pairing.pairs import Pairs
 from workbench.widgets.panels import SessionPanel, read_files
