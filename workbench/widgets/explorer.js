@@ -266,7 +266,7 @@ class Explorer {
   }
 
   close() {
-    this.opened = null;
+    this.opened = this.awaited = null;
     this.detail.hidden = true;
     const row = this.list.querySelectorAll(".wbx-row")[this.place];
     row?.setAttribute("aria-current", "false");
@@ -347,7 +347,7 @@ class Explorer {
 
   save({ name, rubric_version: version }, answer, reason, what) {
     const id = `${Date.now()}-${Math.random().toString(16).slice(2)}`;
-    const trace = this.opened;
+    const { trace } = this.detail.dataset; // the item that is shown, though another may be under way
     this.sent.set(id, { trace, what, answer });
     this.tell(`Saving the ${what} …`);
     this.send({ type: "act", actions: [{ id, kind: "save", trace_id: trace, at: Date.now(), answers: { [name]: answer }, rationale: { [name]: reason }, after_reveal: true, rubrics: { [name]: version ?? 0 } }] });
@@ -355,7 +355,7 @@ class Explorer {
 
   onSaved(ids) {
     for (const { trace, what, answer } of ids.map((id) => this.sent.get(id)).filter(Boolean)) {
-      if (trace !== this.opened) continue;
+      if (trace !== this.detail.dataset.trace) continue;
       this.tell(what === "note" ? "The note is in the store." : "Your label is in the store, marked as given after the verdict. The matrix stays that of the pairs as they were read.");
       if (what === "note") continue;
       this.first ??= answer;
