@@ -237,9 +237,10 @@ class ReviewQueue:
         entries = self._entries()
         infos = trace_infos([one.item_id for one in entries], experiment=self.experiment_id)
         done = self._labelled_by(infos)
-        asked = dict.fromkeys(infos, ())
+        asked: dict[str, tuple[str, ...]] = dict.fromkeys(infos, ())
         if self.annotators:
-            asked = {i: self._shares([]).annotators_of(i) for i in infos}
+            shares = self._shares([])
+            asked = {i: shares.annotators_of(i) for i in infos}
         return [
             QueueItem(
                 trace_id=i,
