@@ -11,7 +11,6 @@ A session (see `workbench.labeling.session`) that also answers:
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -220,8 +219,6 @@ class Exploration(Session):
         self.ask([label, LabelQuestion(NOTE, None, title="Note", required=False)])
         self._query = Query(judge=len(self.found.names) - 1)  # whose distance the table has
         self._shown = self.found.find(self._query)[0]
-        self._reading = threading.Lock()
-        self._unread: str | None = None  # why texts could not be read, "" where they were
 
     @property
     def shown(self) -> pd.DataFrame:
@@ -244,10 +241,7 @@ class Exploration(Session):
 
     def answer(self, kind: Any, message: Any) -> list[Message]:
         if kind == "hello":
-            with self._reading:
-                if self._unread is None:  # only where there is a view that searches
-                    self._unread = self._read_texts()
-            return [self.slices()]
+            return [self.slices(self._read_texts())]  # only where there is a view that searches
         if kind == "page":
             return [{**self.page(parsed(Query, message)), "ask": message.get("ask")}]
         if kind == "item":
@@ -287,13 +281,13 @@ class Exploration(Session):
             part = ids[start : start + _CHUNK]
             yield from map(as_example, fetch_traces(part, experiment=where, missing_ok=True))
 
-    def slices(self) -> Message:
-        """Return what can be sliced by, and what could not be read."""
+    def slices(self, problem: str) -> Message:
+        """Return what can be sliced by; ``problem`` says what could not be read."""
         fields = sorted(self.found.slices.items())
         counts = {name: sorted(Counter(filter(None, each)).items()) for name, each in fields}
         if len(self.found.annotators) > 1:
             counts["annotator"] = sorted(self.found.annotators.items())
-        return {"type": "slices", "slices": counts, "problem": self._unread}
+        return {"type": "slices", "slices": counts, "problem": problem}
 
     def item(self, trace_id: str) -> Message:
         """Return an item as the store has it, what was said about it, and one's own label."""

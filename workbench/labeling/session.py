@@ -177,7 +177,8 @@ class Session:
             return plain(self.answer(kind, message))
         except Exception as error:
             _log.debug("a message could not be answered", exc_info=True)
-            return plain([problem(error, kind)])
+            about = str(kind)[:80]
+            return plain([{"type": "problem", "error": store_message(error), "about": about}])
 
     def answer(self, kind: Any, message: Any) -> list[Message]:
         """Answer one message of the view, or raise."""
@@ -333,8 +334,3 @@ class Session:
 def _unsaved(key: Any, error: str, *, retry: bool = False) -> Message:
     ids = [key] if isinstance(key, str) else []
     return {"type": "unsaved", "ids": ids, "error": error, "retry": retry}
-
-
-def problem(error: Exception, about: Any) -> Message:
-    """Return the message that a message of type ``about`` could not be answered."""
-    return {"type": "problem", "error": store_message(error), "about": str(about)[:80]}

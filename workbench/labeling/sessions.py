@@ -145,20 +145,15 @@ class LabelSession(Session):
         with self.lock:
             item = self.items.get(trace_id)
             waits = any(action.trace_id == trace_id for action in self.waiting.values())
-            if item is None or item.status != "done" or waits:
-                raise ArgumentError("The verdict is shown once your own label is saved.")
+            is_saved = item is not None and item.status == "done" and not waits
         with self.writer.busy:
-            return self._revealed(trace_id)
-
-    def _revealed(self, trace_id: str) -> Message:
-        info = self.store.get(trace_id)
-        stored = read_annotations(info, self.questions, self.annotator)
-        if not stored.done or stored.actions & undone_actions(info):
-            raise StoreError("The verdict is shown once your own label is saved.")
-        self.store.record_look(info, self.questions, self.annotator)
-        info = self.store.get(trace_id)
-        with self.lock:
-            if trace_id in self.items:
+            info = self.store.get(trace_id)
+            stored = read_annotations(info, self.questions, self.annotator)
+            if not is_saved or not stored.done or stored.actions & undone_actions(info):
+                raise StoreError("The verdict is shown once your own label is saved.")
+            self.store.record_look(info, self.questions, self.annotator)
+            info = self.store.get(trace_id)
+            with self.lock:
                 self._queue.learn(info)
         verdicts = {q.name: self._verdict(info, q) for q in self.questions}
         others = [
