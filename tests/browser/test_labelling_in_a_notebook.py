@@ -111,7 +111,7 @@ def test_thirty_traces_are_labelled_by_keyboard_alone(
         assert notebook.page.locator(".jp-Dialog").count() == 0
 
         given = rate(panel, 5)
-        panel.press("f", "r")  # by its letter, with a reason in which keys are letters
+        panel.press("2", "r")  # with a reason in which keys are letters
         trace_id = panel.trace_id
         notebook.page.keyboard.type("add: u s 1 2 3?")
         panel.press("Shift+Enter")  # a new line; Enter saves

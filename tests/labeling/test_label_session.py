@@ -367,7 +367,7 @@ def test_after_the_verdict_a_new_answer_ends_that_an_item_is_offered_again(ids: 
         view.send(type="reveal", trace_id=trace_id)
     assert view.session.flush(20)
     set_rubric("quality", "Facts first, and no promises.")
-    view.ask(type="offer_again")
+    view.session.offer_again()
     assert [item["again"] for item in view.items(0, 2)] == [True, True]
     assert (view.session.position, view.session.progress["again"]) == (0, 2)
     view.act(view.save(0, "no"))
@@ -394,7 +394,7 @@ def test_no_verdict_is_shown_of_what_is_offered_again(ids: list[str]) -> None:
     trace_id = view.session.trace_ids[0]
     view.act(view.save(0, "yes"))
     set_rubric("quality", "Facts first, and no promises.")
-    view.ask(type="offer_again")
+    view.session.offer_again()
     assert [m["type"] for m in view.send(type="reveal", trace_id=trace_id)] == ["problem"]
     view.act(view.save(0, "no"))
     assert stored() == {trace_id: "no"}
@@ -422,19 +422,6 @@ def test_each_question_is_of_the_rubric_of_its_own_latest_answer(ids: list[str])
     view.act(view.action("save", 0, answers={"tone": yes}, after_reveal=True))
     assert not view.items()[0]["done"]["earlier_rubric"]
     assert earlier_labels("tone").empty
-
-
-def test_that_labels_of_an_earlier_rubric_are_left_is_counted(ids: list[str]) -> None:
-    """Of the whole queue, whatever part of it the page holds, once nothing is open."""
-    set_rubric("quality", "Facts first.")
-    view = begin(ids[:2])
-    view.act(view.save(0, "yes"), view.save(1, "yes"))
-    assert view.session.progress["earlier"] == 0
-    set_rubric("quality", "Facts first, and no promises.")
-    view.session.refresh()
-    assert view.session.progress["earlier"] == 2
-    view.act(view.save(0, "yes"))
-    assert view.session.progress["earlier"] == 1
 
 
 def test_what_is_said_again_after_the_verdict_is_no_change_of_mind(ids: list[str]) -> None:

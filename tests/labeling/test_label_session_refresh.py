@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -107,18 +106,6 @@ def test_a_store_that_is_not_active_is_not_read(store: str, tmp_path: Path) -> N
     assert len(by_the_clock(view)) == 1
 
 
-def test_a_twentieth_of_the_time_at_most_is_spent_on_reading() -> None:
-    """The answer says when to ask again; the first time the setup does."""
-    slow = in_memory(1, refresh_every=0.01)
-    assert slow.session.setup()["refresh_every"] == 0.01
-    read = slow.session.reread
-    slow.session.reread = lambda: (time.sleep(0.1), read())  # type: ignore[method-assign,assignment,union-attr]
-    (answer,) = slow.send(type="refresh", stay=True)
-    assert answer["wait"] >= 2
-    (answer,) = in_memory(1, refresh_every=30.0).send(type="refresh", stay=True)
-    assert answer["wait"] == 30
-
-
 def test_of_traces_that_were_named_one_may_be_deleted_meanwhile(store: str) -> None:
     """What is done to the others shows up all the same."""
     first, second, third = imported(3)
@@ -163,10 +150,9 @@ def test_a_view_may_ask_for_it(store: str) -> None:
     view = begin(refresh_every=None)
     label(view.session.trace_ids[0], "ana")
     assert view.ask(type="refresh") == {"type": "queue", "total": 3, "position": 1}
-    answer = view.ask(type="offer_again", trace_ids=view.session.trace_ids[:1])
+    (answer,) = view.session.offer_again(view.session.trace_ids[:1])
     assert answer == {"type": "queue", "total": 3, "position": 0}
     assert view.items()[0]["again"]
-    assert view.ask(type="offer_again") == {"type": "queue", "total": 3, "position": 0}
     assert view.send(type="keep", trace_id=view.session.trace_ids[0]) == []
     assert (view.session.progress["again"], view.session.position) == (0, 1)
     view.session.offer_again(view.session.trace_ids[0])

@@ -15,8 +15,7 @@ from made_pairs import GRADES, make_pairs
 import workbench
 from workbench.errors import ArgumentError
 from workbench.labeling.annotations import without_spans
-from workbench.labeling.exploration import NOTE, PAGE
-from workbench.labeling.query import Items, Query
+from workbench.labeling.exploration import NOTE, PAGE, Items, Query
 from workbench.metrics.slices import fields_of
 from workbench.scale import Scale
 from workbench.store.labels import AFTER_VERDICT_KEY, label_records
@@ -119,7 +118,7 @@ def test_an_item_is_told_with_all_that_was_said_of_it(traces: list[str]) -> None
         ("judge after", "no", "the judge's reason"),
     ]
     assert item["voices"][0]["votes"] == [["ana", "no"]]
-    assert (item["done"], item["partial"]) == (None, None)
+    assert item["done"] is None
     (trace,) = {message["trace_id"] for message in [item]}
     assert not [tag for tag in mlflow.get_trace(trace).info.tags if "revealed" in tag]
 
@@ -177,8 +176,7 @@ def test_who_opened_an_item_gives_no_blind_label_later(traces: list[str]) -> Non
 
 
 def test_items_are_sent_to_the_label_queue(traces: list[str]) -> None:
-    """A queue that is made here, in the experiment of the traces, asks for one label more; one that
-    asks for none more says so."""
+    """A queue that is made here, in the experiment of the traces, asks for one label more."""
     pairs = workbench.pair("q", source="before")
     mlflow.set_experiment("another")
     made = workbench.Explorer(pairs)
@@ -190,11 +188,6 @@ def test_items_are_sent_to_the_label_queue(traces: list[str]) -> None:
     mlflow.set_experiment("test")
     queue = workbench.review_queue("q")
     assert (queue.each, queue.open_for("ben"), queue.of("cleo")) == (2, [traces[4]], [traces[4]])
-    full = workbench.review_queue("full", ["q"], each=1)
-    made, told = explorer(queue=full)
-    receive(made, type="send", trace_id=traces[4])
-    assert "It has 1 label" in told[-1]["text"]
-    assert "each=2" in told[-1]["text"]
 
 
 @pytest.mark.parametrize(("kind", "values", "other"), [(int, [2, 3, 4], 1), (float, [0.2, 0.9], 1)])

@@ -111,16 +111,6 @@ def test_the_table_in_its_place_holds_no_html_of_the_labels(trace_ids: list[str]
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in bundle["text/html"]
 
 
-def test_a_closed_panel_is_shown_as_its_table(trace_ids: list[str]) -> None:
-    shown = panel()
-    shown.comm = create_comm(target_name="jupyter.widget")
-    rate(shown, trace_ids[0], "yes")
-    shown.close()
-    bundle = shown._repr_mimebundle_()
-    assert VIEW not in bundle
-    assert trace_ids[0] in bundle["text/html"]
-
-
 def test_a_rating_does_not_wait_for_texts_that_are_made_ready(trace_ids: list[str]) -> None:
     """Markdown of long items takes a while, and ratings come from the kernel's main thread."""
     shown = panel()

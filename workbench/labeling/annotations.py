@@ -51,23 +51,18 @@ class Given(BaseModel):
 
 
 class Action(BaseModel):
-    """A save, a skip or an undo.
+    """A save, a skip or an undo."""
 
-    ``id`` is the same however often the action is sent. ``at`` is the browser's clock in
-    milliseconds, which may be wrong. ``rubrics`` are the versions that were shown, by question, 0
-    for none.
-    """
-
-    id: ActionId
+    id: ActionId  # the same however often the action is sent
     kind: Literal["save", "skip", "undo"]
     trace_id: Annotated[StrictStr, Field(min_length=1)]
     answers: dict[str, Given] = {}
     rationale: dict[str, Any] = {}
     seconds: Amount | None = None
-    at: Amount | None = None
+    at: Amount | None = None  # by the browser's clock, which may be wrong
     undoes: ActionId | None = None
     after_reveal: StrictBool = False
-    rubrics: dict[str, Annotated[StrictInt, Field(ge=0)]] = {}
+    rubrics: dict[str, Annotated[StrictInt, Field(ge=0)]] = {}  # the versions shown, 0 for none
 
     def reason(self, question: str) -> str:
         """Return the rationale given with the answer to a question."""
@@ -86,18 +81,12 @@ def parsed(model: type[Model], raw: Any) -> Model:
 
 @dataclass(frozen=True)
 class Draw:
-    """How an item was chosen, as recorded with its label.
+    """How an item was chosen, as recorded with its label."""
 
-    ``how`` is "random", the name of a rule, or "picked" (gone to by hand), in labels of older
-    versions also "elsewhere" and "not in the queue". ``probability`` is that of the item among
-    those that were left, None unless it was drawn at random. ``number`` counts draws from 1, and
-    ``pool`` is the number of items drawn from, earlier draws included.
-    """
-
-    how: str
-    probability: float | None
-    number: int
-    pool: int
+    how: str  # "random", the name of a rule, or "picked": gone to by hand
+    probability: float | None  # among the items that were left, of one drawn at random
+    number: int  # counts draws from 1
+    pool: int  # items drawn from, those drawn before included
 
     def to_metadata(self) -> dict[str, str]:
         """Return the draw as it is stored."""
@@ -146,20 +135,14 @@ def canonical(question: LabelQuestion, raw: Any) -> Any:
 
 @dataclass(frozen=True)
 class Annotations:
-    """One person's labels and skips on a trace.
+    """One person's labels and skips on a trace; values are canonical or `ABSTAIN`."""
 
-    ``answers`` are the labels that count, by question, ``changed`` what was said otherwise after
-    seeing the verdict, their values canonical or `ABSTAIN`. ``skipped_ms`` is when the item was
-    skipped last, 0 where it was not; ``revealed`` are the questions whose verdict was seen;
-    ``done``: every required question has an answer.
-    """
-
-    answers: Mapping[str, Label] = field(default_factory=dict)
-    changed: Mapping[str, Label] = field(default_factory=dict)
-    skipped_ms: float = 0.0
-    revealed: frozenset[str] = frozenset()
+    answers: Mapping[str, Label] = field(default_factory=dict)  # those that count, by question
+    changed: Mapping[str, Label] = field(default_factory=dict)  # said otherwise after the verdict
+    skipped_ms: float = 0.0  # when it was skipped last, 0 where it was not
+    revealed: frozenset[str] = frozenset()  # questions whose verdict was seen
     draw: Draw | None = None
-    done: bool = False
+    done: bool = False  # whether every required question has an answer
 
     @property
     def latest(self) -> dict[str, Label]:
@@ -222,22 +205,16 @@ def _skips(info: TraceInfo, key: str) -> list[dict[str, Any]]:
 
 @dataclass
 class Item:
-    """One trace of a session, and what was said about it, as last read from the store.
-
-    It is ``gone`` where the trace was deleted, ``taken`` where others have done it. One that is
-    offered ``again`` is open until it has a newer answer. It is chosen ``how``, "random" or the
-    name of a rule, out of the items of its ``block``, which are drawn before those of the next;
-    ``draw`` is recorded with its labels, once it was labelled, skipped or passed by.
-    """
+    """One trace of a session, and what was said about it, as last read from the store."""
 
     info: TraceInfo
     annotations: Annotations = field(default_factory=Annotations)
-    gone: bool = False
-    taken: bool = False
-    again: bool = False
-    how: str = "random"
-    block: int = 0
-    draw: Draw | None = None
+    gone: bool = False  # the trace was deleted
+    taken: bool = False  # others have done it
+    again: bool = False  # offered again, until it has a newer answer
+    how: str = "random"  # how it is chosen out of its block, as in `Draw`
+    block: int = 0  # whose items are drawn before those of the next
+    draw: Draw | None = None  # once it was labelled, skipped or passed by
     voices: Sequence[Mapping[str, Any]] = ()
 
     def learn(self, info: TraceInfo, annotations: Annotations) -> None:
@@ -258,23 +235,20 @@ class Item:
 
 
 def item_json(
-    item: Item,
-    spans: Mapping[str, TraceData],
-    rubrics: Mapping[str, RubricHistory],
-    *,
-    full: bool = False,
+    item: Item, spans: Mapping[str, TraceData], rubrics: Mapping[str, RubricHistory]
 ) -> dict[str, Any]:
     """Return an item as the view needs it (see `workbench.labeling.session`)."""
-    trace_id, status = item.info.trace_id, status_json(item, rubrics)
-    content = _content(Trace(item.info, spans.get(trace_id) or TraceData(spans=[])), full=full)
+    trace_id = item.info.trace_id
+    content = _content(Trace(item.info, spans.get(trace_id) or TraceData(spans=[])))
+    status = status_json(item, rubrics)
     return {"trace_id": trace_id, **content, **status, "voices": item.voices}
 
 
 def status_json(item: Item, rubrics: Mapping[str, RubricHistory]) -> dict[str, Any]:
     """Return what the store holds of the annotator's answers, and what is left to do."""
-    made, given = item.annotations, None
-    if made.answers:
-        given = {
+    made, done = item.annotations, None
+    if made.done and made.answers:
+        done = {
             "answers": {name: _answer(one) for name, one in made.answers.items()},
             "rationale": {name: one.rationale or "" for name, one in made.latest.items()},
             "changed": {name: _answer(one) for name, one in made.changed.items()},
@@ -283,8 +257,7 @@ def status_json(item: Item, rubrics: Mapping[str, RubricHistory]) -> dict[str, A
             "decided_by": next(iter(made.answers.values())).annotator,
         }
     return {
-        "done": given if made.done else None,
-        "partial": None if made.done else given,
+        "done": done,
         "again": item.again,
         "skipped": item.status == "skipped",
         "taken": item.status == "taken",
@@ -297,16 +270,16 @@ def _answer(label: Label) -> dict[str, Any]:
     return {"value": None if abstain else label.value, "abstain": abstain}
 
 
-def _content(trace: Trace, *, full: bool) -> dict[str, Any]:
-    """Inputs, outputs and expectations. What is longer than `_CUT` characters is cut unless
-    ``full``, as text or JSON; ``cuts`` then maps its name to its length."""
+def _content(trace: Trace) -> dict[str, Any]:
+    """Inputs, outputs and expectations. What is longer than `_CUT` characters is cut, as text or
+    JSON; ``cuts`` then maps its name to its length."""
     example = as_example(trace)
     cuts: dict[str, int] = {}
     shown: dict[str, Any] = {}
     for name in ("inputs", "outputs", "expectations"):
         shown[name] = value = getattr(example, name)
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        if len(text) > _CUT and not full:
+        if len(text) > _CUT:
             shown[name], cuts[name] = text[:_CUT], len(text)
     return {**shown, "cuts": cuts}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -144,7 +145,7 @@ class LabelQuestion:
 
 
 def read_answers(
-    questions: Sequence[LabelQuestion], given: Mapping[str, Any], stored: Iterable[str]
+    questions: Sequence[LabelQuestion], given: Mapping[str, Any], stored: Iterable[str] = ()
 ) -> list[tuple[LabelQuestion, Any]]:
     """Return the canonical answers; ``stored`` are the questions that have one already."""
     by_name = {question.name: question for question in questions}
@@ -180,7 +181,7 @@ def session_questions(
     return asked
 
 
-def as_question(  # noqa: C901  # a line for each kind of question
+def as_question(
     given: Any, experiment: str, *, scale: Scale | None = None, traces: Sequence[Trace] = ()
 ) -> LabelQuestion:
     """Return the question of a judge, of a label schema, or of the name of either.
@@ -199,23 +200,15 @@ def as_question(  # noqa: C901  # a line for each kind of question
         )
     by_name = isinstance(given, str)
     asked = LabelQuestion(given, None) if by_name else LabelQuestion.of_judge(given)
-    schema = find_schema(asked.name, experiment=experiment)
+    schema = None if scale else find_schema(asked.name, experiment=experiment)
+    if by_name and schema is not None:
+        return LabelQuestion.of_schema(schema)
     if schema is not None:
-        try:
+        with suppress(ArgumentError):  # it asks for an expectation, or takes several values at once
             in_schema = LabelQuestion.of_schema(schema)
-        except ArgumentError:  # it asks for an expectation, or takes several values at once
-            if by_name and scale is None and not asks_for_feedback(schema):
-                raise
-        else:
-            if by_name and scale is None and in_schema.scale is None:
-                return in_schema
-            if by_name:
-                asked = in_schema
-            elif asked.scale in (None, in_schema.scale):
+            if asked.scale in (None, in_schema.scale):
                 asked = replace(asked, scale=in_schema.scale, labels=in_schema.labels)
-    found = scale or asked.scale or _observed_scale(asked.name, traces)
-    # Another scale has other words.
-    return replace(asked, scale=found, labels=asked.labels if found == asked.scale else None)
+    return replace(asked, scale=scale or asked.scale or _observed_scale(asked.name, traces))
 
 
 def _observed_scale(name: str, traces: Sequence[Trace]) -> Scale:

@@ -57,20 +57,16 @@ class Synced(NamedTuple):
 
 @dataclass(frozen=True)
 class QueueItem:
-    """One item of a review queue.
-
-    ``status`` and ``finished_by`` are MLflow's; ``labelled_by`` those who have answered every
-    required question, ``asked`` those of the team who are to do so, None without a team.
-    """
+    """One item of a review queue."""
 
     trace_id: str
     info: TraceInfo
-    status: str
+    status: str  # MLflow's, as is ``finished_by``
     finished_by: str | None
     batch: int
-    labelled_by: tuple[str, ...]
+    labelled_by: tuple[str, ...]  # who has answered every required question
     wanted: int
-    asked: tuple[str, ...] | None
+    asked: tuple[str, ...]  # who of the team is to do so; () without a team
 
     def is_by(self, annotator: str) -> bool:
         return any(same_person(one, annotator) for one in self.labelled_by)
@@ -79,16 +75,14 @@ class QueueItem:
         """Whether the annotator is to label it, or has (see `ReviewQueue.of`)."""
         if self.status == "declined":
             return self.is_by(annotator)
-        if self.asked is not None:
+        if self.asked:
             return any(same_person(one, annotator) for one in self.asked)
         handled = {folded(one) for one in (*self.labelled_by, self.finished_by) if one}
         return folded(annotator) in handled or len(handled) < self.wanted
 
     @property
     def done(self) -> bool:
-        if self.asked is not None:
-            return all(map(self.is_by, self.asked))
-        return len(self.labelled_by) >= self.wanted
+        return len(self.labelled_by) >= self.wanted and all(map(self.is_by, self.asked))
 
 
 @dataclass(frozen=True, repr=False)
@@ -162,22 +156,21 @@ class ReviewQueue:
                 f"{len(others)} of {len(where)} traces are not in the queue's experiment "
                 f"{self.experiment_id}, for instance {others[0]}. A queue holds no others."
             )
-        there = set(self.trace_ids)
-        new = [trace_id for trace_id in where if trace_id not in there]
-        add_review_queue_items(self.queue_id, new)
+        new = where.keys() - {*self.trace_ids}
+        add_review_queue_items(self.queue_id, [i for i in where if i in new])
         return len(new)
 
     @property
     def assignment(self) -> Assignment:
         """Who of the team labels what; `ArgumentError` where the queue has no team."""
-        return self.shares_of(self.trace_ids)
-
-    def shares_of(self, trace_ids: Sequence[str]) -> Assignment:
         if not self.annotators:
             raise ArgumentError(
                 f"The queue {self.name!r} has no team. Name it: workbench.review_queue("
                 f"{self.name!r}, annotators=[...], each=...)."
             )
+        return self._shares(self.trace_ids)
+
+    def _shares(self, trace_ids: Sequence[str]) -> Assignment:
         options = {name: getattr(self, name) for name in ("each", "share", "batch_size", "seed")}
         return assign(list(trace_ids), self.annotators, **options)
 
@@ -249,8 +242,10 @@ class ReviewQueue:
         entries = self._entries()
         infos = trace_infos([one.item_id for one in entries], experiment=self.experiment_id)
         done = self._labelled_by(infos)
-        shares = self.shares_of([]) if self.annotators else None
-        asked = {i: shares.annotators_of(i) if shares else None for i in infos}
+        asked: dict[str, tuple[str, ...]] = dict.fromkeys(infos, ())
+        if self.annotators:
+            shares = self._shares([])
+            asked = {i: shares.annotators_of(i) for i in infos}
         return [
             QueueItem(
                 trace_id=i,
@@ -259,7 +254,7 @@ class ReviewQueue:
                 finished_by=one.completed_by,
                 batch=place // (self.batch_size or len(entries)),
                 labelled_by=tuple(done[i]),
-                wanted=len(asked[i] or ()) or self.each,
+                wanted=len(asked[i]) or self.each,
                 asked=asked[i],
             )
             for place, one in enumerate(entries)
@@ -357,7 +352,7 @@ def review_queue(
     changes: dict[str, Any] = dict(zip(_SETTINGS, given, strict=True))
     queue = replace(stored, **{key: value for key, value in changes.items() if value is not None})
     if queue.annotators:
-        queue.shares_of([])  # checks the numbers before anything is written
+        queue._shares([])  # checks the numbers before anything is written
     elif queue.each < 1 or queue.share:
         raise ArgumentError(
             f"each={queue.each!r} must be at least 1, and share={queue.share!r} needs annotators."

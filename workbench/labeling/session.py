@@ -5,24 +5,17 @@ passes what the browser sends to ``receive(message)``, which answers with a list
 is written is told later, by ``on_message``, from another thread:
 
 - ``hello`` (``pending``: actions): ``items`` around the position, and what ``act`` brings;
-- ``want`` (``start``, ``count``, ``full``): ``items``;
-- ``act`` (``actions``): ``saved`` (``statuses`` by trace id), or ``unsaved`` (``retry`` true: it is
-  tried again; false: it never will be saved, see ``session.unsaved``);
+- ``want`` (``start``, ``count``): ``items``;
+- ``act`` (``actions``): ``saved`` (``statuses`` by trace id), or ``unsaved`` (``retry``: whether it
+  is tried again; see ``session.unsaved`` for what is not);
 - ``reveal`` (``trace_id``): ``revealed``;
-- ``refresh`` and ``offer_again``: ``queue``. One that nobody asked for has ``"stay": true``;
-- ``refresh`` with ``"stay": true``, by the clock: ``read`` (``wait``: seconds until the next one),
-  and before it what has changed;
-- ``keep`` (``trace_id``): nothing. What is offered again stays as it is.
+- ``refresh``: ``queue``. One that nobody asked for has ``"stay": true``;
+- ``refresh`` with ``"stay": true``, by the clock: ``read``, and before it what has changed;
+- ``keep`` (``trace_id``): nothing. What is offered again stays as it is;
+- what cannot be done: ``problem`` (``error``, ``about``).
 
-What cannot be done, or is malformed, is answered by a ``problem`` (``error``, ``about``). Items
-with a smaller ``stamp`` than the ``saved`` of their trace were read before it.
-
-Of an item, ``done`` is what the store holds, never what waits: None or ``{"answers": {question:
-{"value", "abstain"}}, "rationale": {question: text}, "changed": {question: {"value", "abstain"}},
-"earlier_rubric", "elsewhere", "decided_by"}``. ``partial`` is the same where a required question
-is open. ``changed`` is what was said otherwise after the reveal, and ``rationale`` is that of the
-latest answers. ``earlier_rubric``: some question has no answer under its current rubric. ``taken``:
-others have done it. ``voices`` are the labels that are decided on.
+Items with a smaller ``stamp`` than the ``saved`` of their trace were read before it. What they have
+as ``done`` is in the store (see `status_json`).
 """
 
 from __future__ import annotations
@@ -31,10 +24,10 @@ import json
 import logging
 import threading
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -56,16 +49,11 @@ from workbench.store.database import file_of, store_message
 
 Message = dict[str, Any]
 
-_RECENT: Final = 30
-
 _log = logging.getLogger(__name__)
 
 
 class Session:
-    """Base of the sessions.
-
-    ``on_message`` is called with each message that comes later than the answer to `receive`.
-    """
+    """Base of the sessions."""
 
     questions: Sequence[LabelQuestion]
     title: str
@@ -73,6 +61,7 @@ class Session:
     reveal = False
     scope: Sequence[str] = ()
     on_message: Callable[[Message], None] | None = None
+    """Is called with each message that comes later than the answer to `receive`."""
 
     def __init__(self, annotator: str, store: TraceStore) -> None:
         self.annotator, self.store = annotator, store
@@ -85,11 +74,10 @@ class Session:
         self._address = f"sqlite:///{file.absolute()}" if file else store.address
         self.waiting: dict[str, Action] = {}
         self._refused: dict[str, tuple[Action, str]] = {}
-        self._seconds: deque[float] = deque(maxlen=_RECENT)
         self._trouble = ""
         self._stamp = 0
 
-    def reload(self) -> None:
+    def reload(self) -> Any:
         """Read the store again; nothing is written meanwhile."""
         raise NotImplementedError
 
@@ -120,33 +108,20 @@ class Session:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """Counts: ``labelled`` and ``skipped`` of ``total``, ``again`` (offered again), ``earlier``
-        (labelled under an earlier rubric; 0 while any is open), ``waiting`` (not in the store yet),
-        ``balance`` (labels of the first question by value), ``per_hour`` and ``seconds_left`` (None
-        where not known).
-        """
+        """Counts: ``labelled`` and ``skipped`` of ``total``, ``again`` (offered again), ``waiting``
+        (not in the store yet) and ``balance`` (labels of the first question by value)."""
         with self.lock:
             items, first = self.items.values(), self.questions[0]
-            done = [item.annotations for item in items if item.annotations.done]
             status = Counter(item.status for item in items)
-            seconds = sum(self._seconds) / len(self._seconds) if self._seconds else None
-            left = status["open"] + status["skipped"]
+            # Of free text each answer is a value of its own.
+            balance = self.balance(first) if first.scale else {}
             return {
-                "labelled": len(done),
+                "labelled": sum(item.annotations.done for item in items),
                 "skipped": status["skipped"],
                 "again": sum(item.again for item in items),
-                # They are offered at the end, and to count them takes long.
-                "earlier": 0
-                if status["open"]
-                else sum(one.is_earlier(self.rubrics) for one in done),
                 "total": len(items) - status["taken"] - status["gone"],
                 "waiting": len(self.waiting),
-                # Of free text each answer is a value of its own.
-                "balance": {first.shown(v): n for v, n in self.balance(first).items()}
-                if first.scale
-                else {},
-                "per_hour": round(3600 / seconds, 1) if seconds else None,
-                "seconds_left": round(left * seconds, 1) if seconds else None,
+                "balance": {first.shown(value): n for value, n in balance.items()},
             }
 
     def balance(self, question: LabelQuestion) -> dict[Any, int]:
@@ -202,7 +177,8 @@ class Session:
             return plain(self.answer(kind, message))
         except Exception as error:
             _log.debug("a message could not be answered", exc_info=True)
-            return plain([problem(error, kind)])
+            about = str(kind)[:80]
+            return plain([{"type": "problem", "error": store_message(error), "about": about}])
 
     def answer(self, kind: Any, message: Any) -> list[Message]:
         """Answer one message of the view, or raise."""
@@ -210,14 +186,11 @@ class Session:
             answers = self._act(message.get("pending") or [])
             return [*self._items(max(0, self.position - 10), 60), *answers]
         if kind == "want":
-            start, count, full = message["start"], message.get("count", 1), message.get("full")
-            return self._items(start, count, full=bool(full))
+            return self._items(message["start"], message.get("count", 1))
         if kind == "act":
             return self._act(message["actions"])
         if kind == "refresh":
             return self.refresh()
-        if kind == "offer_again":
-            return self.offer_again(message.get("trace_ids"))
         if kind == "keep":
             with self.lock:
                 self.items[message["trace_id"]].again = False
@@ -282,14 +255,14 @@ class Session:
         statuses = {i: status_json(item, self.rubrics) for i, item in items.items()}
         return {"type": "saved", "ids": [*ids], "statuses": statuses, "stamp": self._stamp}
 
-    def _items(self, start: int, count: int, *, full: bool = False) -> list[Message]:
+    def _items(self, start: int, count: int) -> list[Message]:
         with self.lock:
             wanted = list(enumerate(self.items.values()))[start : start + count]
         spans = self.store.spans([item.info for _, item in wanted])
         with self.lock:
             # The items may have changed meanwhile: they are told as they are now.
             shown = [
-                {"position": position, **item_json(item, spans, self.rubrics, full=full)}
+                {"position": position, **item_json(item, spans, self.rubrics)}
                 for position, item in wanted
             ]
             return [{"type": "items", "start": start, "items": shown, "stamp": self._stamp}]
@@ -324,8 +297,6 @@ class Session:
             del self.waiting[action.id]
             self._refused.pop(action.id, None)
             self._trouble = ""
-            if action.kind == "save" and action.seconds:
-                self._seconds.append(action.seconds)
             if item := self.items.get(action.trace_id):
                 # Also by the same answer, of which nothing may have been written.
                 item.again = item.again and action.kind != "save"
@@ -355,9 +326,6 @@ class Session:
             self._refused[action.id] = (action, error)
         return _unsaved(action.id, error)
 
-    def close(self) -> None:
-        """Nothing goes on behind a session: what waits to be written is written all the same."""
-
     def flush(self, seconds: float | None = None) -> bool:
         """Wait until all is written, ``seconds`` at most; return whether all is written."""
         return self.writer.flush(seconds)
@@ -366,8 +334,3 @@ class Session:
 def _unsaved(key: Any, error: str, *, retry: bool = False) -> Message:
     ids = [key] if isinstance(key, str) else []
     return {"type": "unsaved", "ids": ids, "error": error, "retry": retry}
-
-
-def problem(error: Exception, about: Any) -> Message:
-    """Return the message that a message of type ``about`` could not be answered."""
-    return {"type": "problem", "error": store_message(error), "about": str(about)[:80]}

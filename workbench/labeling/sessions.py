@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import astuple, replace
 from functools import partial
 from typing import Any
@@ -32,8 +32,8 @@ from workbench.labeling.ordering import usable_verdicts
 from workbench.labeling.questions import LabelQuestion, read_answers, session_questions
 from workbench.labeling.queue import Assign, LabelQueue, Workload, read_workload
 from workbench.labeling.review_queue import ReviewQueue
-from workbench.labeling.session import Message, Session, problem
-from workbench.labeling.writer import Job, TraceStore, save, skip, take_back, write_once
+from workbench.labeling.session import Message, Session
+from workbench.labeling.writer import TraceStore, save, skip, take_back, write_once
 from workbench.pairing.adjudication import differences, disagreements, new_decision
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import now_ms
@@ -55,8 +55,7 @@ class LabelSession(Session):
     """The labelling of one annotator on one or several questions (see `workbench.LabelPanel`).
 
     ``on_message`` is called, from another thread, with each message that a view must get later. A
-    view asks for what was done elsewhere every ``refresh_every`` seconds, less often where
-    reading takes long.
+    view asks for what was done elsewhere ``refresh_every`` seconds after the last answer.
     """
 
     def __init__(
@@ -103,7 +102,8 @@ class LabelSession(Session):
             self.questions, annotator, judge=judge_or_name, in_common=in_common, **given
         )
         self.items = self._queue.items
-        self._take_over(work)
+        self._queue.take_over(work)
+        self._sync(work)
         self.notes = list(self._queue.notes)
         if left_out:
             names = ", ".join(map(repr, left_out))
@@ -112,10 +112,12 @@ class LabelSession(Session):
 
     def answer(self, kind: Any, message: Any) -> list[Message]:
         if kind == "reveal":
-            self._reveal(message["trace_id"])
-            return []
+            return [self._reveal(message["trace_id"])]
         if kind == "refresh" and message.get("stay"):
-            return [self._read_in_time()]
+            with suppress(Exception):  # it is asked for again
+                if self.store.is_active:
+                    self.reread()
+            return [{"type": "read"}]
         return super().answer(kind, message)
 
     def setup(self) -> Message:
@@ -136,31 +138,22 @@ class LabelSession(Session):
     def learn(self, info: TraceInfo) -> None:
         self._queue.learn(info)
 
-    def _reveal(self, trace_id: str) -> None:
+    def _reveal(self, trace_id: str) -> Message:
+        """Return what the judge and others say, and record that the annotator sees it."""
         if not self.reveal:
             raise ArgumentError("Verdicts are not shown in this session (reveal=False).")
         with self.lock:
             item = self.items.get(trace_id)
             waits = any(action.trace_id == trace_id for action in self.waiting.values())
-            if item is None or item.status != "done" or waits:
-                raise ArgumentError("The verdict is shown once your own label is saved.")
-
-        def failed(error: Exception, final: bool) -> None:
-            if final:
-                self.tell(problem(error, "reveal"))
-
-        self.writer.put(Job(trace_id, lambda: self._revealed(trace_id), self.tell, failed, tries=3))
-
-    def _revealed(self, trace_id: str) -> Message:
-        """Record that the annotator sees them, and return what the judge and others say."""
-        info = self.store.get(trace_id)
-        stored = read_annotations(info, self.questions, self.annotator)
-        if not stored.done or stored.actions & undone_actions(info):
-            raise StoreError("The verdict is shown once your own label is saved.")
-        self.store.record_look(info, self.questions, self.annotator)
-        info = self.store.get(trace_id)
-        with self.lock:
-            if trace_id in self.items:
+            is_saved = item is not None and item.status == "done" and not waits
+        with self.writer.busy:
+            info = self.store.get(trace_id)
+            stored = read_annotations(info, self.questions, self.annotator)
+            if not is_saved or not stored.done or stored.actions & undone_actions(info):
+                raise StoreError("The verdict is shown once your own label is saved.")
+            self.store.record_look(info, self.questions, self.annotator)
+            info = self.store.get(trace_id)
+            with self.lock:
                 self._queue.learn(info)
         verdicts = {q.name: self._verdict(info, q) for q in self.questions}
         others = [
@@ -175,48 +168,35 @@ class LabelSession(Session):
         (usable,) = usable_verdicts({info.trace_id: info}, question, self._judge).values()
         return _said(question, usable[-1]) if usable else None
 
-    def _take_over(self, work: Workload) -> tuple[list[str], bool]:
-        with self.lock:
-            changed = self._queue.take_over(work)
-        if (items := work.queued) is not None:
-            write = partial(self._traces.sync, items, by=self.annotator)
-            self.writer.put(Job("status", write, lambda _: None, self._lag, tries=3))
-        return changed
-
-    def _lag(self, error: Exception, final: bool) -> None:
-        """What fails for good is done at the next reading."""
-        if final:
+    def _sync(self, work: Workload) -> None:
+        """Bring MLflow's page in step; what fails is done at the next reading."""
+        if work.queued is None:
+            return
+        try:
+            self._traces.sync(work.queued, by=self.annotator)
+        except Exception as error:
             name, text = self._traces.name, store_message(error)
             _log.warning("The queue %r in MLflow's page lags behind: %s", name, text)
 
-    def reload(self) -> None:
-        self.ask(self.questions)
-        # Of traces that are named, some may have been deleted since.
-        self._take_over(self._read(missing_ok=True))
+    def reload(self) -> tuple[list[str], bool]:
+        """Read the store again; return which items were labelled elsewhere, and whether there are
+        others, or other questions."""
+        work, asked = self._read(missing_ok=True), self.questions
+        self.ask(asked)
+        with self.lock:
+            labelled, has_changed = self._queue.take_over(work)
+        self._sync(work)
+        return labelled, has_changed or self.questions != asked
 
     def reread(self) -> None:
         """Read the store again, and tell the view what has changed."""
         with self.writer.busy:
-            work, asked = self._read(missing_ok=True), self.questions
-            self.ask(asked)
+            labelled, has_changed = self.reload()
             with self.lock:
-                labelled, has_changed = self._take_over(work)
                 messages = [self.saved_message([], labelled)] if labelled else []
-                if has_changed or self.questions != asked:  # the setup goes with it
-                    messages.append(self.queue_message(stay=True))
+            if has_changed:  # the setup goes with it
+                messages.append(self.queue_message(stay=True))
         self.tell(*messages)
-
-    def _read_in_time(self) -> Message:
-        """Read the store again if that is possible; the answer says when to ask for it again."""
-        began = time.monotonic()
-        try:
-            if self.store.is_active:
-                self.reread()
-        except Exception:
-            _log.debug("the store could not be read again", exc_info=True)
-        # A twentieth of the time at most is spent on reading.
-        wait = max(self._refresh_every or 0.0, 20 * (time.monotonic() - began))
-        return {"type": "read", "wait": wait}
 
     @property
     def labels(self) -> pd.DataFrame:
@@ -341,7 +321,7 @@ class AdjudicationSession(Session):
             return lambda: store.get(action.trace_id)
         if action.kind == "undo":
             return lambda: take_back(store, action, [], self.annotator)
-        ((_, value),) = read_answers([question], action.answers, ())
+        ((_, value),) = read_answers([question], action.answers)
         version = action.rubrics.get(name, question.rubric_version)
 
         def make(info: TraceInfo) -> list[Feedback]:

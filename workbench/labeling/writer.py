@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -48,45 +47,40 @@ _log = logging.getLogger(__name__)
 @dataclass(eq=False)
 class Job:
     """One thing to write: ``done`` hears of what ``write`` returned, ``failed`` of each error and
-    whether it is final. Jobs of one ``lane`` keep their order. ``tries`` limits those of one that
-    is asked for again anyway: they would pile up."""
+    whether it is final. Jobs of one ``lane`` keep their order."""
 
     lane: str
     write: Callable[[], Any]
     done: Callable[[Any], None]
     failed: Callable[[Exception, bool], None]
     attempts: int = 0
-    tries: float = math.inf
 
 
 class Writer:
     """Does jobs in one thread, which ends when there is nothing to do, and with the process.
 
-    A job that fails is tried again until it returns, is refused (`is_refusal`) or has had its
-    ``tries``; jobs of other lanes go first meanwhile. ``busy`` is held while a job is done; whoever
-    reads the store holds it too, so that nothing that was read is older than what was written.
+    A job that fails is tried again until it returns or is refused (`is_refusal`); jobs of other
+    lanes go first meanwhile. ``busy`` is held while a job is done; whoever reads the store holds
+    it too, so that nothing that was read is older than what was written.
     """
 
     def __init__(self) -> None:
         self.busy = threading.Lock()
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._hurry = False
         self._failures = 0
 
     def put(self, job: Job) -> None:
         """Hand over a job; returns at once."""
         with self._changed:
             self._jobs.append(job)
-            self._hurry = True  # what fails over and over holds nothing else up
-            self._changed.notify_all()
+            self._changed.notify_all()  # what fails over and over holds nothing else up
             if len(self._jobs) == 1:
                 threading.Thread(target=self._work, name="labels", daemon=True).start()
 
     def flush(self, seconds: float | None = None) -> bool:
         """Wait until all jobs are done, ``seconds`` at most; return whether they are."""
         with self._changed:
-            self._hurry = True
             self._changed.notify_all()
             return self._changed.wait_for(lambda: not self._jobs, seconds)
 
@@ -101,7 +95,9 @@ class Writer:
                     self._jobs.popleft()
                     self._changed.notify_all()
                 else:
-                    self._try_later(job)
+                    self._jobs = deque(sorted(self._jobs, key=lambda one: one.lane == job.lane))
+                    self._changed.wait(min(0.1 * 2 ** min(self._failures, 6), 5.0))
+                    self._failures += 1
                 is_done = not self._jobs
 
     def _try(self, job: Job) -> bool:
@@ -111,7 +107,7 @@ class Writer:
             try:
                 result = job.write()
             except Exception as error:
-                is_final = job.attempts >= job.tries or is_refusal(error, job.attempts)
+                is_final = is_refusal(error, job.attempts)
                 outcome = partial(job.failed, error, is_final)
             else:
                 is_final, self._failures = True, 0
@@ -121,14 +117,6 @@ class Writer:
             except Exception:
                 _log.exception("The outcome of a write could not be handled")
         return is_final
-
-    def _try_later(self, job: Job) -> None:
-        """Let other lanes go first, and wait."""
-        self._jobs = deque(sorted(self._jobs, key=lambda one: one.lane == job.lane))
-        pause = min(0.1 * 2 ** min(self._failures, 6), 5.0)
-        self._failures += 1
-        self._changed.wait_for(lambda: self._hurry, pause)
-        self._hurry = False
 
 
 def is_refusal(error: BaseException, attempts: int = 1) -> bool:

@@ -149,39 +149,15 @@ function pictureNamed(alt, address) {
   return h("span", { class: "wb-chip", title: address.slice(0, 300) }, "picture, not loaded: ", visible(alt || address.slice(0, 80)));
 }
 
-// -- JSON -------------------------------------------------------------------------------------
-
-/** JSON as a tree; what lies deeper is made when it is opened. */
-function tree(value, name = null, level = 0) {
-  const label = name === null ? null : h("span", { class: "wb-key" }, visible(String(name)), quiet(": "));
-  if (value === null || typeof value !== "object") return h("div", { class: "wb-leaf" }, label, leaf(value));
-  const entries = Object.entries(value);
-  if (!entries.length) return h("div", { class: "wb-leaf" }, label, quiet(JSON.stringify(value)));
-  const size = Array.isArray(value) ? `[${count(entries.length, "entry", "entries")}]` : `{${count(entries.length, "field")}}`;
-  const children = h("div", { class: "wb-children" });
-  const fill = (from) => {
-    const until = Math.min(from + 100, entries.length);
-    append(children, entries.slice(from, until).map(([each, held]) => tree(held, each, level + 1)));
-    if (until < entries.length) children.append(moreButton(`Show more of ${count(entries.length, "entry", "entries")}`, () => fill(until)));
-  };
-  const open = level < 2 && entries.length <= 40;
-  if (open) fill(0);
-  const details = h("details", { class: "wb-node", open, ontoggle: () => details.open && !children.childNodes.length && fill(0) },
-    h("summary", null, label, quiet(size)), children);
-  return details;
-}
-
-function leaf(value) {
-  if (typeof value !== "string") return h("span", { class: "wb-value" }, String(value));
-  return h(value.length <= 600 ? "span" : "div", { class: "wb-string", dir: "auto" }, value.length <= 600 ? visible(value) : plainText(value));
-}
-
 // -- blocks -----------------------------------------------------------------------------------
 
 const BLOCKS = {
   markdown: ({ tokens }) => h("div", { class: "wb-prose", dir: "auto" }, markdown(tokens)),
   text: ({ value }) => plainText(value),
-  tree: ({ value, label = null, closed }) => h("div", { class: `wb-tree${closed ? " wb-rest" : ""}` }, tree(value, label, closed ? 2 : label ? 1 : 0)),
+  tree: ({ value, label, closed }) => {
+    const json = h("div", { class: "wb-json" }, plainText(JSON.stringify(value, null, 2)));
+    return label ? h("details", { open: !closed }, h("summary", { class: "wb-quiet" }, label), json) : json;
+  },
   value: ({ value }) => h("div", { class: "wb-value" }, String(value)),
   note: ({ text }) => h("div", { class: "wb-quiet" }, text),
   warning: ({ text }) => h("div", { class: "wb-note" }, text),
@@ -197,8 +173,8 @@ const drawn = (blocks) => (blocks ?? []).map((block) => BLOCKS[block.kind](block
 /** The same in a box that scrolls where they are long, also by key. */
 const boxed = (blocks, name) => h("div", { class: "wb-boxed", tabindex: 0, role: "group", "aria-label": name }, drawn(blocks));
 
-/** The parts of an item, each below its title; `load` asks for the whole of one that is cut. */
-function sections(item, load, { raw = false, level = 3 } = {}) {
+/** The parts of an item, each below its title. */
+function sections(item, { raw = false, level = 3 } = {}) {
   const parts = [["Input", "inputs"], ["Output", "outputs"], ["Expected", "expectations"]];
   return parts.filter(([, name]) => item.blocks[name] && !(name === "expectations" && same(item[name], {}))).map(([title, name]) => {
     const value = item[name];
@@ -208,7 +184,7 @@ function sections(item, load, { raw = false, level = 3 } = {}) {
     return h("section", { class: `wb-section wb-${name}` },
       h("div", { class: "wb-sectionhead", role: "heading", "aria-level": level }, title, length > 3000 ? h("span", { class: "wb-length" }, ` ${count(length, "character")}`) : null),
       h("div", { class: "wb-body" }, raw ? text() : drawn(item.blocks[name])),
-      whole ? h("div", { class: "wb-cut" }, `Only the beginning is here, of ${count(whole, "character")}. `, h("button", { type: "button", class: "wb-more", onclick: load }, "Load all of it")) : null);
+      whole ? h("div", { class: "wb-cut" }, `Only the beginning is here, of ${count(whole, "character")}. MLflow's page shows all.`) : null);
   });
 }
 

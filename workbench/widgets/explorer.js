@@ -24,8 +24,7 @@ class Explorer {
     this.total = 0;
     this.at = [0, 0]; // the cell that Tab comes to
     this.opened = null; // the trace id of the open item
-    this.drafts = new Map(); // by trace and "label" or "note": what is typed and not saved
-    this.sent = new Map(); // by action: its trace, what it is, and the draft as it was sent
+    this.sent = new Map(); // by action that is not settled: its trace, what it is, and the answer
     this.build(el);
     ownKeys(this.root, signal, (event) => this.actionOf(event));
     const receive = (message) => this.receive(message);
@@ -59,7 +58,7 @@ class Explorer {
   receive(message) {
     const { type } = message ?? {};
     if (type === "page" && message.ask === this.asked) this.onPage(message);
-    else if (type === "items" && message.items[0]?.trace_id === this.opened) this.paintItem(message.items[0]);
+    else if (type === "items" && message.items[0]?.trace_id === this.awaited) this.paintItem(message.items[0]);
     else if (type === "slices") this.onSlices(message);
     else if (type === "sent" && message.trace_id === this.opened) this.tell(message.text);
     else if (type === "saved") this.onSaved(message.ids);
@@ -252,6 +251,7 @@ class Explorer {
       if (isOpen) each.scrollIntoView({ block: "nearest" });
     }
     this.tell("");
+    this.awaited = row.trace_id; // answers go to all views of a widget, and what is typed here stays
     this.send({ type: "item", trace_id: row.trace_id });
   }
 
@@ -266,7 +266,7 @@ class Explorer {
   }
 
   close() {
-    this.opened = null;
+    this.opened = this.awaited = null;
     this.detail.hidden = true;
     const row = this.list.querySelectorAll(".wbx-row")[this.place];
     row?.setAttribute("aria-current", "false");
@@ -279,15 +279,9 @@ class Explorer {
   }
 
   paintItem(item) {
-    const isNew = this.detail.hidden || this.detail.dataset.trace !== item.trace_id;
-    const top = isNew ? 0 : this.detail.querySelector(".wbx-reading")?.scrollTop;
-    const name = (control) => control.getAttribute("aria-label") ?? control.textContent;
-    const held = this.detail.contains(document.activeElement) ? document.activeElement : null;
-    const atHeading = isNew || held === this.heading;
-    this.item = item;
+    this.awaited = null;
     this.heading = h("strong", { tabindex: -1, role: "heading", "aria-level": 3 }, this.standing());
     const id = h("input", { class: "wbx-id", readonly: true, value: item.trace_id, "aria-label": "Trace id", size: Math.min(item.trace_id.length, 36) });
-    const load = () => this.send({ type: "item", trace_id: item.trace_id, full: true });
     this.detail.dataset.trace = item.trace_id;
     this.detail.replaceChildren(
       h("div", { class: "wb-itemhead" }, h("div", { class: "wbx-which" }, this.heading, id, small("Copy id", () => this.copy(id))),
@@ -295,14 +289,11 @@ class Explorer {
           small("Close", () => this.close(), { "aria-keyshortcuts": "Escape" }))),
       item.fault ? h("div", { class: "wb-banner" }, visible(item.fault)) : "",
       h("div", { class: "wbx-both" },
-        h("div", { class: "wbx-reading", tabindex: 0, role: "document", "aria-label": "The item's text" }, sections(item, load, { level: 4 })),
+        h("div", { class: "wbx-reading", tabindex: 0, role: "document", "aria-label": "The item's text" }, sections(item, { level: 4 })),
         h("div", { class: "wbx-aside" }, item.voices.map((voice) => this.voice(voice)), this.form(item))));
     this.detail.hidden = false;
-    this.detail.querySelector(".wbx-reading").scrollTop = top;
-    const focused = atHeading ? this.heading : held && [...this.detail.querySelectorAll(held.tagName)].find((each) => name(each) === name(held));
-    focused?.focus({ preventScroll: true });
-    if (focused?.matches("input, textarea")) focused.setSelectionRange(held.selectionStart, held.selectionEnd);
-    if (isNew) this.detail.scrollIntoView({ block: "nearest" });
+    this.heading.focus({ preventScroll: true });
+    this.detail.scrollIntoView({ block: "nearest" });
   }
 
   voice({ who, value, votes, rationale, rationale_blocks: blocks }) {
@@ -318,53 +309,57 @@ class Explorer {
     const [question, note] = this.setup.questions;
     const queue = h("div", { class: "wbx-actions" }, small("Send to the label queue", () => this.send({ type: "send", trace_id: item.trace_id })));
     if (!this.setup.annotator) return [queue, this.told, h("p", { class: "wb-quiet" }, "To label and take notes here, name the annotator: ", h("code", null, "Explorer(pairs, annotator=…)"), ".")];
-    const { done } = item;
-    const first = done?.answers[question.name];
-    const now = done?.changed[question.name] ?? first;
-    const drafts = (what) => this.drafts.get(`${item.trace_id} ${what}`);
-    const draft = { answer: now?.abstain ? "x" : now ? JSON.stringify(now.value) : "", reason: done?.rationale[question.name] ?? "", note: done?.answers[note.name]?.value ?? "", ...drafts("label"), ...drafts("note") };
-    const field = (tag, key, label, props, ...inner) => {
-      const what = key === "note" ? "note" : "label";
-      return h(tag, { "aria-label": label, dir: "auto", ...props, oninput: ({ target }) => this.drafts.set(`${item.trace_id} ${what}`, { ...drafts(what), [key]: target.value }) }, inner);
-    };
+    const { answers = {}, changed = {}, rationale = {} } = item.done ?? {};
+    this.first = answers[question.name];
+    const now = changed[question.name] ?? this.first;
+    const chosen = now?.abstain ? "x" : now ? JSON.stringify(now.value) : "";
+    const field = (tag, label, props, ...inner) => h(tag, { "aria-label": label, dir: "auto", ...props }, inner);
     const answer = question.choices.length
-      ? field("select", "answer", "Your label", {}, options([["", "choose …"], ...question.choices.map(({ value, label }) => [JSON.stringify(value), label]), ["x", "Can't judge"]], draft.answer))
-      : field("input", "answer", "Your label", { inputmode: "decimal", value: draft.answer, placeholder: "a number" });
-    const reason = field("textarea", "reason", "Reason for your label", { rows: 1, placeholder: "reason (optional)" }, draft.reason);
-    const text = field("textarea", "note", "Note", { rows: 2, placeholder: "a note on this item" }, draft.note);
+      ? field("select", "Your label", {}, options([["", "choose …"], ...question.choices.map(({ value, label }) => [JSON.stringify(value), label]), ["x", "Can't judge"]], chosen))
+      : field("input", "Your label", { inputmode: "decimal", value: chosen, placeholder: "a number" });
+    const reason = field("textarea", "Reason for your label", { rows: 1, placeholder: "reason (optional)" }, rationale[question.name] ?? "");
+    const text = field("textarea", "Note", { rows: 2, placeholder: "a note on this item" }, answers[note.name]?.value ?? "");
     const rubric = question.rubric?.trim() ? h("details", { class: "wb-rubric" }, h("summary", null, "Rubric"), boxed(question.rubric_blocks, "Rubric")) : null;
-    const said = first ? h("p", { class: "wb-quiet" }, "Yours so far: ", visible(inWords(question, first)), same(first, now) ? "" : [", after the verdict ", visible(inWords(question, now))]) : null;
+    this.said = h("p", { class: "wb-quiet" });
+    this.paintSaid(now);
     return h("div", { class: "wbx-form", role: "group", "aria-label": `As ${flat(this.setup.annotator)}` },
-      h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 4 }, "As ", visible(this.setup.annotator)), said, rubric,
+      h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 4 }, "As ", visible(this.setup.annotator)), this.said, rubric,
       h("div", { class: "wbx-line" }, answer, reason, small("Save label", () => this.saveLabel(question, answer, reason))),
-      h("div", { class: "wbx-line" }, text, small("Save note", () => (text.value.trim() ? this.save(note.name, { value: text.value.trim(), abstain: false }, "", "note") : this.tell("The note is empty.")))),
+      h("div", { class: "wbx-line" }, text, small("Save note", () => (text.value.trim() ? this.save(note, { value: text.value.trim(), abstain: false }, "", "note") : this.tell("The note is empty.")))),
       queue, this.told);
+  }
+
+  /** Say what the annotator's label is: the first one, and what was given after the verdict. */
+  paintSaid(now) {
+    const [question] = this.setup.questions;
+    const words = (answer) => visible(inWords(question, answer));
+    const changed = same(this.first, now) ? [] : [", after the verdict ", ...words(now)];
+    this.said.replaceChildren(...(this.first ? ["Yours so far: ", ...words(this.first), ...changed] : []));
   }
 
   saveLabel(question, { value: typed }, { value: reason }) {
     if (!typed.trim()) return this.tell("Choose a label first.");
-    if (typed === "x") return this.save(question.name, { value: null, abstain: true }, reason, "label");
+    if (typed === "x") return this.save(question, { value: null, abstain: true }, reason, "label");
     const value = question.choices.length ? JSON.parse(typed) : typedNumber(typed);
     if (Number.isNaN(value)) return this.tell(`${typed} cannot be read as a number.`);
-    return this.save(question.name, { value, abstain: false }, reason, "label");
+    return this.save(question, { value, abstain: false }, reason, "label");
   }
 
-  save(name, answer, reason, what) {
+  save({ name, rubric_version: version }, answer, reason, what) {
     const id = `${Date.now()}-${Math.random().toString(16).slice(2)}`;
-    const { trace_id: trace } = this.item;
-    const version = this.setup.questions.find((question) => question.name === name).rubric_version;
-    this.sent.set(id, { trace, what, draft: this.drafts.get(`${trace} ${what}`) });
+    const { trace } = this.detail.dataset; // the item that is shown, though another may be under way
+    this.sent.set(id, { trace, what, answer });
     this.tell(`Saving the ${what} …`);
     this.send({ type: "act", actions: [{ id, kind: "save", trace_id: trace, at: Date.now(), answers: { [name]: answer }, rationale: { [name]: reason }, after_reveal: true, rubrics: { [name]: version ?? 0 } }] });
   }
 
   onSaved(ids) {
-    for (const { trace, what, draft } of ids.map((id) => this.sent.get(id)).filter(Boolean)) {
-      const isNewer = this.drafts.get(`${trace} ${what}`) !== draft; // typed on while it was saved
-      if (!isNewer) this.drafts.delete(`${trace} ${what}`);
-      if (trace !== this.opened) continue;
+    for (const { trace, what, answer } of ids.map((id) => this.sent.get(id)).filter(Boolean)) {
+      if (trace !== this.detail.dataset.trace) continue;
       this.tell(what === "note" ? "The note is in the store." : "Your label is in the store, marked as given after the verdict. The matrix stays that of the pairs as they were read.");
-      if (!isNewer) this.send({ type: "item", trace_id: trace }); // drawn anew
+      if (what === "note") continue;
+      this.first ??= answer;
+      this.paintSaid(answer);
     }
     for (const id of ids) this.sent.delete(id);
   }

@@ -7,8 +7,7 @@ import pandas as pd
 from workbench.alignment.result import Alignment
 from workbench.errors import ArgumentError
 from workbench.formatting import counted, html_table, html_text, with_content
-from workbench.labeling.exploration import Exploration
-from workbench.labeling.query import Query
+from workbench.labeling.exploration import Exploration, Query
 from workbench.labeling.review_queue import ReviewQueue
 from workbench.pairing.pairs import Pairs
 from workbench.widgets.panels import SessionPanel, read_files
@@ -85,7 +84,7 @@ class Explorer(SessionPanel):
         return self.session.shown
 
     def __repr__(self) -> str:
-        items = counted(len(self.session.found.table), "item")
+        items = counted(len(self.session.found.place), "item")
         return f"<Explorer {self.session.title!r}: {items}>"
 
     def _repr_html_(self) -> str:
@@ -98,5 +97,6 @@ class Explorer(SessionPanel):
             shown = pd.DataFrame(matrix, labels, pd.Index(labels, name=f"human / {name}"))
             parts.append(html_table(shown))
         rows = found.find(Query(judge=len(found.names) - 1))[0][:_MOST_ROWS]
-        table = with_content(found.table.iloc[rows], self.session.pairs.previews)
+        table = found.table.iloc[rows].drop(columns="annotator")
+        table = with_content(table, self.session.pairs.previews)
         return "".join([*parts, html_table(table, index=False)])

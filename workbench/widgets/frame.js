@@ -1,7 +1,5 @@
 // What a panel shows of the store.
 
-const duration = (seconds) => (seconds < 5400 ? `${Math.max(1, Math.round(seconds / 60))} min` : `${(seconds / 3600).toFixed(1)} h`);
-
 /** The elements of a panel, and how they are painted. Whoever extends it says what they do. */
 class Frame extends Store {
   /** What the panel calls what one does in it. */
@@ -87,15 +85,14 @@ class Frame extends Store {
     this.through = h("h3");
     this.figures = h("tbody");
     this.skippedButton = this.button("Look at what you skipped", "↵", () => this.leaveSummary());
-    this.againButton = this.button("Go again through what was labelled under an earlier rubric", "a", () => this.offerAgain(), { "aria-keyshortcuts": "a" });
     return h("div", { class: "wb-summary" }, this.through, h("table", null, this.figures),
-      h("p", { class: "wb-onward" }, this.skippedButton, this.againButton, this.button("Back to the items", "←", () => this.goBack())),
+      h("p", { class: "wb-onward" }, this.skippedButton, this.button("Back to the items", "←", () => this.goBack())),
       h("p", { class: "wb-quiet" }, h("code", null, table), ` holds ${holds} as a table`, summary ? [", ", h("code", null, summary), " the figures"] : null, "."));
   }
 
   buildHelp() {
     const row = ({ keys, shown = keys, help }) => h("tr", null, h("td", null, shown.map((each) => [key(each), " "])), h("td", null, help));
-    const answering = { shown: ["1", "…", "9"], help: "give the answer with this key; letters that are underlined work, too" };
+    const answering = { shown: ["1", "…", "9"], help: "give the answer with this key" };
     const close = this.button("Close", "Esc", () => this.help.close(), { class: "wb-small", "aria-keyshortcuts": "Escape" });
     return h("dialog", { class: "wb-help", "aria-label": "Keys" },
       h("div", { class: "wb-helphead" }, h("strong", null, "Keys"), close),
@@ -151,8 +148,7 @@ class Frame extends Store {
   contentsOf(item) {
     if (!item) return [h("p", { class: "wb-quiet" }, this.total ? "Waiting for the kernel to send this item …" : this.words.nothing)];
     if (item.gone) return [h("p", { class: "wb-quiet" }, "This trace was deleted from the store. Enter goes on.")];
-    const loadAll = () => this.send({ type: "want", start: this.position, count: 1, full: true });
-    return sections(item, loadAll, { raw: this.raw });
+    return sections(item, { raw: this.raw });
   }
 
   paintItemState() {
@@ -232,8 +228,6 @@ class Frame extends Store {
     this.bar.setAttribute("aria-valuenow", String(labelled));
     const facts = [`${number(labelled)} of ${number(total)} ${this.words.done}`];
     if (progress.skipped) facts.push(`${number(progress.skipped)} skipped`);
-    if (progress.per_hour && labelled >= 5) facts.push(`${number(Math.round(progress.per_hour))} an hour`);
-    if (progress.seconds_left && labelled >= 5) facts.push(`${duration(progress.seconds_left)} left`);
     this.counts.replaceChildren(facts.join(" · "));
     this.paintBalance();
     this.banner.hidden = !this.state.message;
@@ -293,11 +287,9 @@ class Frame extends Store {
   paintSummary() {
     const progress = this.state.progress ?? {};
     const rows = [[this.words.done, progress.labelled ?? 0], ["skipped", progress.skipped ?? 0], ["not saved yet", this.outbox.size]];
-    if (progress.per_hour) rows.push(["an hour", Math.round(progress.per_hour)]);
     this.figures.replaceChildren(...rows.map(([name, n]) => h("tr", null, h("th", { scope: "row" }, name), h("td", null, number(n)))));
     this.through.replaceChildren(this.outbox.size ? "You are through; the last ratings are still being saved" : "You are through");
     this.skippedButton.hidden = this.skippedAt() === null;
-    this.againButton.hidden = !progress.earlier;
   }
 
   /** Show something, and have it read out unless what is read out says it already. */

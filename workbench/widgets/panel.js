@@ -2,7 +2,7 @@
 
 // What each key does: the first row that fits counts. `at` is where it does it: at an "item", at
 // the "end" of the queue, by default at both. A key with Shift counts as itself unless it is named
-// with it. Answers have keys of their own, see `choices` in `content.py`.
+// with it. An answer has a key of its own, see `choices` in `content.py`.
 const KEYMAP = [
   { keys: ["x"], at: "item", act: (panel) => panel.rate(panel.form.active, { value: null, abstain: true }), help: "can't judge" },
   { keys: ["Enter"], at: "item", act: (panel) => panel.save(), help: "save and go on to the next item without a label" },
@@ -19,7 +19,6 @@ const KEYMAP = [
   { keys: ["t"], at: "item", act: (panel) => panel.toggleRaw(), help: "show the text as it is, or with Markdown" },
   { keys: ["Shift+r"], act: (panel) => panel.refresh(), shown: ["Shift", "r"], help: "refresh: read the store again" },
   { keys: ["?"], act: (panel) => panel.help.showModal(), help: "show or hide the keys" },
-  { keys: ["a"], at: "end", act: (panel) => panel.offerAgain() },
 ];
 
 /** What a pressed key does: its row of the keymap, or undefined. */
@@ -74,7 +73,7 @@ class Panel extends Frame {
     if (item.gone || isSettled) return this.forward(this.position + 1);
     this.form.read();
     const { answers, rationale } = structuredClone(this.draft());
-    const former = latest(done ?? item.partial ?? {});
+    const former = latest(done ?? {});
     const open = this.questions.findIndex(({ name, required }, n) =>
       this.form.rows[n].input?.matches(".wb-wrong") || (!answers[name] && (required !== false || former[name] || rationale[name]?.trim())));
     if (open >= 0 || !Object.keys(answers).length) {
@@ -183,14 +182,6 @@ class Panel extends Frame {
   /** From the summary to what was skipped, and where nothing was, back to the items. */
   leaveSummary() {
     this.go(this.skippedAt() ?? this.position);
-  }
-
-  /** The kernel offers labels of an earlier rubric again, so that it shows no verdict before the
-   * new answer, and says where to begin. */
-  offerAgain() {
-    if (this.againButton.hidden) return;
-    this.say("Labels made under an earlier rubric are offered again as soon as the kernel is free …");
-    this.send({ type: "offer_again" });
   }
 
   refresh() {

@@ -72,12 +72,6 @@ class Outbox {
     return this.size > 0 && performance.now() - this.waitingSince > RETRY_AFTER;
   }
 
-  /** The actions that another view of the same panel has settled: those are no longer stored. */
-  settledElsewhere() {
-    const ids = new Set(this.stored().map(({ id }) => id));
-    return this.isKept ? this.actions.filter(({ id }) => !ids.has(id)) : [];
-  }
-
   stored() {
     const names = () => Object.keys(localStorage).filter((name) => name.startsWith(this.prefix));
     const found = this.attempt(() => names().map((name) => JSON.parse(localStorage.getItem(name))));
@@ -169,7 +163,7 @@ class Store {
     else if (type === "saved") this.onSaved(message);
     else if (type === "unsaved") this.onUnsaved(message);
     else if (type === "queue") this.onQueue(message);
-    else if (type === "read") this.readNext(message.wait);
+    else if (type === "read") this.readNext(this.setup.refresh_every);
     else if (type === "problem") this.say(String(message.error));
     else if (type === "revealed") {
       this.revealed.set(message.trace_id, message);
@@ -259,10 +253,6 @@ class Store {
   }
 
   onTimer() {
-    // A panel made anew, after a restart of the kernel, saves what an older view of it still holds.
-    const settled = this.outbox.size ? this.outbox.settledElsewhere() : [];
-    for (const { id } of settled) this.outbox.remove(id);
-    if (settled.length) this.paintSaved();
     // What was sent and is not answered is sent again.
     const isOverdue = (type) => performance.now() - this.sent.get(type) > RETRY_AFTER;
     if (this.outbox.size && isOverdue("act")) this.send({ type: "act", actions: this.outbox.actions });
@@ -314,7 +304,7 @@ class Store {
   draft() {
     const { item } = this;
     if (!item) return draftOf(null);
-    return this.drafts.get(item.trace_id) ?? draftOf(this.statusOf(item).done ?? item.partial);
+    return this.drafts.get(item.trace_id) ?? draftOf(this.statusOf(item).done);
   }
 
   /** The questions that the draft of a labelled item answers otherwise, or for another reason. */
