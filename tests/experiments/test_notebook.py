@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -82,10 +83,34 @@ def test_a_notebook_runs_here_with_its_parameters(
     assert f"{folder} 7" in text
     assert f"{ran.parameters['data']} no/such.csv" in text
     assert "1/2" not in text  # of a rewritten line the last state is kept
-    shown = capfd.readouterr().err
-    assert "First stage" not in shown  # under which nothing is printed
-    assert "Second stage" in shown
-    assert f"{folder} 7" in shown
+    lines = capfd.readouterr().err.splitlines()
+    assert [lines[0], lines[1], *lines[-2:]] == ["First stage", "Second stage", "1/2", "2/2"]
+    assert f"{folder} 7" in lines
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_a_bar_with_the_line_that_is_rewritten(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above it stands what was printed, once."""
+    source = write(
+        folder / "n.ipynb",
+        "import sys, time\nprint('one')\n"
+        "for text in ('\\r 5/10', '\\r10/10', '\\x1b[A\\r', '\\n'):\n    sys.stdout.write(text)\n    sys.stdout.flush()\n    time.sleep(0.2)\n"
+        "sys.stdout.write('no end of line')",
+    )
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    run_notebook(source)
+    states = [one.strip() for one in re.split(r"[\r\n]", terminal.getvalue())]
+    kept = [one for one in states if one and "[00:0" not in one]
+    assert kept == ["First stage", "Second stage", "one", "10/10", "no end of line"]
+    assert any(re.match(r"\[\d/5\] Second stage \[00:0\d\], 5/10", one) for one in states)
+    assert states[-1] == ""
 
 
 def test_parameters_are_checked_before_anything_runs(folder: Path) -> None:
