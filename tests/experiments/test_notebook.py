@@ -100,8 +100,8 @@ def test_a_terminal_has_a_bar_with_the_line_that_is_rewritten(
     source = write(
         folder / "n.ipynb",
         "import sys, time\nprint('one')\n"
-        "for text in ('\\r 5/10', '\\r10/10', '\\x1b[A\\r', '\\n'):\n    sys.stdout.write(text)\n    sys.stdout.flush()\n    time.sleep(0.2)\n"
-        "sys.stdout.write('no end of line')",
+        "for text in ('\\r 5/10', '\\r10/10', '\\x1b[A\\r', '\\n', 'no end of line'):\n"
+        "    sys.stdout.write(text)\n    sys.stdout.flush()\n    time.sleep(0.2)\n",
     )
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
