@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
@@ -44,7 +44,7 @@ from workbench.experiments.parameters import (
     notebook_parameters,
 )
 from workbench.experiments.records import TAKEN
-from workbench.experiments.tracking import Logged, SweepRun, logged, table_of
+from workbench.experiments.tracking import SweepRun, logged, table_of
 from workbench.formatting import bar, counted, write_whole
 from workbench.models.budget import Budget, Usage
 from workbench.models.cache import CACHE_VARIABLE
@@ -52,8 +52,7 @@ from workbench.models.recording import MODEL_VARIABLE
 from workbench.store.database import find_experiment_id, prepare_database, store_message
 from workbench.store.tables import digest
 
-MOST_GIVEN: Final = 256
-"""Runs that an executor is given at a time, unless told otherwise: a thread waits for each."""
+MOST_GIVEN: Final = 256  # runs that an executor is given at a time: a thread waits for each
 
 
 def sweep(
@@ -73,10 +72,9 @@ def sweep(
     """Run a notebook once for each point of a grid, several runs at a time.
 
     Each run has a process, a kernel and a folder of its own. One that fails keeps its executed
-    notebook, and the others go on. A run that is complete, here or in MLflow, is not run again
-    while the notebook's cells, its parameters, the files that these name, ``WORKBENCH_MODEL`` and
-    the version of the package are the same; so the same call continues what was interrupted. What
-    its folder lacks then is fetched from MLflow.
+    notebook, and the others go on. A run that is complete is not run again while the notebook's
+    cells, its parameters, the files that these name, ``WORKBENCH_MODEL``, the version of the
+    package and its folder are the same; so the same call continues what was interrupted.
 
     The sweep is a run in the active MLflow experiment, and each run a child of it, with its
     parameters, what the notebook recorded (`record`), its executed copy, and its pictures.
@@ -126,7 +124,11 @@ def sweep(
         At the end, where the output folder or MLflow took not all, or the notebook does not record
         what is limited. What ran is complete all the same.
     """
-    check_limits(jobs=jobs, timeout=timeout, cell_timeout=cell_timeout)
+    if timeout is not None and not (isinstance(timeout, Real) and float(timeout) > 0):
+        raise ArgumentError(f"timeout={timeout!r} must be a number of seconds above 0, or None.")
+    for limit, value in {"jobs": jobs, "cell_timeout": cell_timeout}.items():
+        if value is not None:
+            check_whole(limit, value)
     source, points = find_notebook(notebook), expand(grid)
     declared = notebook_parameters(source)
     name = name or source.stem
@@ -147,15 +149,6 @@ def sweep(
     finally:
         log.end(status)
     return table_of(results, log.run_id)
-
-
-def check_limits(*, timeout: Any = None, **whole: Any) -> None:
-    """Raise `ArgumentError` unless each limit that is not None is positive."""
-    if timeout is not None and not (isinstance(timeout, Real) and float(timeout) > 0):
-        raise ArgumentError(f"timeout={timeout!r} must be a number of seconds above 0, or None.")
-    for name, limit in whole.items():
-        if limit is not None:
-            check_whole(name, limit)
 
 
 def _check(name: str, declared: list[Parameter], points: list[Point]) -> None:
@@ -213,8 +206,8 @@ def _plan(
 class _Sweep:
     """The runs of a sweep under way: what is known of them, and what they spent.
 
-    A thread looks after each run that is under way. Without an executor it has a process of its
-    own, so that one that dies takes no other run along.
+    A thread looks after each run. Without an executor it has a process of its own, so that one
+    that dies takes no other run along.
     """
 
     def __init__(self, tasks: list[Task], log: SweepRun, budget: Budget, shown: Any) -> None:
@@ -225,9 +218,6 @@ class _Sweep:
         self.killed = False
         self.lock, self.own = threading.RLock(), threading.local()
         self.pools, self.logging = ExitStack(), ThreadPoolExecutor(1)
-        # A pool does not wait for a thread that Ctrl-C met as it was started: that one must not
-        # begin a run, so none does before all are started.
-        self.started = threading.Event()
 
     def run(self, executor: Executor | None, jobs: int | None) -> list[Result]:
         """Execute what is not complete; return the results in the order of the tasks."""
@@ -236,9 +226,9 @@ class _Sweep:
             with self.logging:
                 for task in self.tasks:
                     self._recall(task, before.get(task.key, []))
-                self.shown.reset()  # so that the time left is that of the others
-                self.shown.initial = self.shown.n = self.shown.last_print_n = len(self.found)
-                self._run_all([t for t in self.tasks if t.key not in self.found], executor, jobs)
+                waiting = [task for task in self.tasks if task.key not in self.found]
+                self.shown.reset(total=len(waiting))  # so that the time left is that of these
+                self._run_all(waiting, executor, jobs)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"Stopped. {self._kept()}") from None
         finally:
@@ -247,30 +237,20 @@ class _Sweep:
             raise type(self.fault)(f"{self.fault}. {self._kept()}")
         return [self.found[task.key] for task in self.tasks]
 
-    def _recall(self, task: Task, earlier: list[Logged]) -> None:
+    def _recall(self, task: Task, earlier: list[Result]) -> None:
         """Charge what a run has paid until now, and take it where it is complete."""
-        here = read_result(task.folder)
-        before = {one.started: one for one, _ in earlier}
+        here, before = read_result(task.folder), {one.started: one for one in earlier}
         for one in (before | ({here.started: here} if here else {})).values():
             self._charge(one)
-        if task.force:
-            return
-        there, run_id = earlier[-1] if earlier else (None, "")
-        if there and there.status == "complete" and not (here and here.status == "complete"):
-            self.log.restore(run_id, Path(task.folder))
-            here = read_result(task.folder)
-        if here and here.status == "complete":
+        if here and here.status == "complete" and not task.force:
             self._take(here, log=here.started not in before)
 
     def _run_all(self, waiting: list[Task], executor: Executor | None, jobs: int | None) -> None:
         most = jobs or (MOST_GIVEN if executor else os.cpu_count() or 1)
         with self.pools, ThreadPoolExecutor(max(1, min(most, len(waiting)))) as pool:
             try:
-                left = {pool.submit(self._run, task, executor) for task in waiting}
-                with writable(Path(self.tasks[0].stop).parent):
-                    for path in {task.empty_store for task in waiting if task.empty_store}:
-                        prepare_database(f"sqlite:///{path}")  # which takes seconds; runs copy it
-                self.started.set()
+                ready = self.logging.submit(self._prepare, waiting)
+                left = {pool.submit(self._run, task, executor, ready) for task in waiting}
                 while left:
                     done, left = wait(left, timeout=1.0)
                     _ = [future.result() for future in done]
@@ -278,13 +258,18 @@ class _Sweep:
                     self.logging.submit(self._show, waiting)
             except BaseException:
                 self._end("the sweep was stopped", kill=True)
-                self.started.set()
                 raise
 
-    def _run(self, task: Task, executor: Executor | None) -> None:
+    def _prepare(self, waiting: list[Task]) -> None:
+        """Make the empty store that runs copy, which takes seconds."""
+        with writable(Path(self.tasks[0].stop).parent):
+            for path in {task.empty_store for task in waiting if task.empty_store}:
+                prepare_database(f"sqlite:///{path}")
+
+    def _run(self, task: Task, executor: Executor | None, ready: Future[None]) -> None:
         if executor is None and not self.over:
-            self._process()  # which takes seconds to start
-        self.started.wait()
+            self._process()  # which takes seconds to start as well
+        ready.result()
         with self.lock:
             left = min(self.budget.left, self.budget.left_tokens, self.budget.left_usd)
             if left <= 0 and not self.over:
