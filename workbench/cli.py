@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import shlex
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,8 +21,6 @@ _NOTEBOOK = "notebooks/4_align.ipynb"
 @click.version_option(package_name="judge-workbench", prog_name="workbench")
 def main() -> None:
     """Make an LLM judge agree with the people whose judgement counts."""
-    # Else Python looks through all that is in memory once more before it ends, for seconds.
-    atexit.register(gc.freeze)
 
 
 def _folder(option: str, default: str, what: str) -> Callable[[Any], Any]:
@@ -261,8 +257,6 @@ def score(
                 raise ArgumentError(
                     "--scheduler needs Dask: pip install 'judge-workbench[dask]'."
                 ) from None
-            except (OSError, ValueError) as error:
-                raise ArgumentError(f"--scheduler {scheduler}: {error}") from None
         _use_experiment(options.pop("experiment"))
         judge = workbench.load_judge(name, version)
         options["budget"] = _limit(options)

@@ -69,14 +69,11 @@ def logged(name: str = "quality") -> list[Feedback]:
     return [a for trace in found for a in trace.info.assessments if a.name == name]
 
 
-def test_a_budget_that_is_too_small_says_what_all_takes(store: str, loopback: Start) -> None:
-    """In the unit that is limited: 110 tokens a verdict here."""
+def test_a_budget_that_is_too_small_says_how_far_it_went(store: str, loopback: Start) -> None:
     judge = judge_at(loopback().url, inference_params={"max_tokens": 10})
     ids = traces(40)
-    with pytest.raises(BudgetError, match=r"40 verdicts are given.*at least 4,400 tokens, and"):
+    with pytest.raises(BudgetError, match=r"of 40 verdicts are given"):
         assess(judge, ids, budget=workbench.Budget(tokens=3000), concurrency=1, progress=False)
-    with pytest.raises(BudgetError, match=r"of 40 verdicts are given.*at least 40 calls, and more"):
-        assess(judge, ids, budget=1, cache=False, progress=False)
 
 
 class Counting(OwnJudge):

@@ -6,9 +6,8 @@ verdicts of a judge that was run elsewhere.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +21,7 @@ from mlflow.tracing.constant import AssessmentMetadataKey
 from workbench.errors import ArgumentError, BudgetError, check_whole
 from workbench.formatting import counted, html_table, html_text, with_content
 from workbench.judging.judge import fingerprints_of
-from workbench.judging.requests import Asker, judge_many, say_where
+from workbench.judging.requests import judge_many, say_where
 from workbench.judging.verdicts import (
     FINGERPRINT_KEY,
     RECORDED_KEY,
@@ -112,8 +111,10 @@ def assess(
     """Let the judge rate traces and log its verdicts to MLflow.
 
     A trace on which this very version of the judge has a verdict already is not judged again,
-    so an interrupted or partly failed run is completed by running it again. Failed calls are
-    logged as feedback with an error, listed in ``.failures``, and never count as a verdict.
+    so an interrupted or partly failed run is completed by running it again. (Within
+    `workbench.recording` it is, since the recording needs the answer; the cache has it for free.)
+    Failed calls are logged as feedback with an error, listed in ``.failures``, and never count as a
+    verdict.
 
     Parameters
     ----------
@@ -145,7 +146,7 @@ def assess(
     UnreachableModelError, CredentialError, ModelError
         When the model cannot answer at all. What was judged before is kept.
     BudgetError
-        When the budget is too small; it says how much is needed.
+        When the budget is too small; it says how many verdicts are given.
     ReplayError
         While a file of answers is replayed (`workbench.replaying`) that lacks one.
     """
@@ -159,8 +160,12 @@ def assess(
         check_not_deleted(experiment)
     infos = {trace.info.trace_id: trace.info for trace in fetched}
     earlier = {t.info.trace_id: earlier_verdict(t, judge.name, *known_as) for t in fetched}
-    known = {i: one for i, one in earlier.items() if one is not None and one.error is None}
-    questions = _questions(judge, list(earlier), known, samples, traces)
+    # A recording needs all answers, since another store has none of the verdicts.
+    kept = {} if recording.recorder() else earlier
+    known = {i: one for i, one in kept.items() if one is not None and one.error is None}
+    asked = [(i, 0) for i in earlier if i not in known]
+    asked += [(i, sample) for sample in range(1, samples) for i in earlier]
+    items = _items(traces, dict(asked))
     verdicts: dict[tuple[str, int], Verdict] = {(i, 0): one for i, one in known.items()}
     # Whatever ends the run, what the judge has answered until then is written.
     with ExitStack() as stack:
@@ -172,19 +177,18 @@ def assess(
         def keep(verdict: Verdict) -> None:
             verdicts[verdict.trace_id, verdict.sample] = verdict
             before = earlier[verdict.trace_id]
-            failed_alike = before is not None and before.error == verdict.error is not None
-            if writer is not None and not failed_alike and verdict.sample == 0:
+            is_new = before is None or before.error not in (None, verdict.error)
+            if writer is not None and is_new and verdict.sample == 0:
                 writer.put(as_feedback(verdict, judge, infos[verdict.trace_id]))
 
         shown = f"judging with {judge.name}" if progress else None
-        say_where(judge, wanted=progress and bool(questions))
+        say_where(judge, wanted=progress and bool(asked))
+        questions = [(judge, items[i], sample) for i, sample in asked]
         try:
             judge_many(questions, runner, on_verdict=keep, progress=shown)
         except BudgetError as error:
-            if (needed := len(earlier) * samples) > len(verdicts):
-                told = f"{error} {len(verdicts)} of {needed} verdicts are given."
-                least = _needed(limit, needed, len(verdicts) - len(known))
-                raise BudgetError(f"{told} {least}") from None
+            needed = len(earlier) * samples
+            raise BudgetError(f"{error} {len(verdicts)} of {needed} verdicts are given.") from None
     rows = [verdicts[i, sample] for sample in range(samples) for i in earlier]
     table, paid = _table(rows), sum((verdict.paid for verdict in rows), UNPAID)
     return Assessed(
@@ -198,19 +202,6 @@ def assess(
         seconds=time.monotonic() - started,
         previews=previews(fetched),
         samples=table,
-    )
-
-
-def _needed(budget: Budget, verdicts: int, asked: int) -> str:
-    """Estimate what all verdicts take from what those that were ``asked`` for have spent."""
-    share, least = verdicts / max(asked, 1), counted(verdicts, "call")
-    if budget.tokens is not None and budget.spent_tokens:
-        least = f"{math.ceil(share * budget.spent_tokens):,} tokens"
-    elif budget.usd is not None and budget.spent_usd:
-        least = f"${share * budget.spent_usd:.2f}"
-    return (
-        f"All of them take at least {least}, and more where calls fail or an alignment shares the "
-        "budget."
     )
 
 
@@ -270,29 +261,12 @@ def log_verdicts(
     )
 
 
-def _questions(
-    judge: Judge, trace_ids: Sequence[str], known: Mapping[str, Verdict], samples: int, traces: Any
-) -> list[tuple[Judge, Example, int]]:
-    """What is to be asked, all first samples before any second one.
-
-    Where answers are recorded, so are the known verdicts, which another store will not have.
-    """
-    asked = [(i, 0) for i in trace_ids if i not in known]
-    asked += [(i, sample) for sample in range(1, samples) for i in trace_ids]
-    recorder = recording.recorder()
-    # Only their spans are read, and not those of given traces, which the store may not hold.
+def _items(traces: Any, trace_ids: Iterable[str]) -> dict[str, Example]:
+    """What is judged, by trace id: given traces as they are, others with the spans in the store."""
     given = traces if isinstance(traces, (list, tuple)) else [traces]
     whole = {one.info.trace_id: one for one in given if isinstance(one, Trace)}
-    wanted = [whole.get(i, i) for i in (dict(asked) if recorder is None else trace_ids)]
-    items = {trace.info.trace_id: as_example(trace) for trace in fetch_traces(wanted)}
-    if recorder is not None and known:
-        asker = Asker(judge)
-        for trace_id, verdict in known.items():
-            request = asker.request(items[trace_id])
-            answer = {"value": verdict.value, "rationale": verdict.rationale}
-            recorder.put(recording.Entry(key=request.key or "", about=request.asker, answer=answer))
-        recorder.save()
-    return [(judge, items[i], sample) for i, sample in asked]
+    found = fetch_traces([whole.get(i, i) for i in trace_ids])
+    return {trace.info.trace_id: as_example(trace) for trace in found}
 
 
 # -- verdicts and the store -----------------------------------------------------------------
