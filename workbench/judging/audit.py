@@ -11,7 +11,6 @@ import pandas as pd
 import pyarrow.dataset as ds
 from mlflow.genai.judges import Judge
 
-from workbench.formatting import counted
 from workbench.judging.assessment import as_feedback, earlier_verdict
 from workbench.judging.verdict_folder import VerdictFolder
 from workbench.judging.verdicts import Verdict
@@ -21,11 +20,8 @@ from workbench.store.files import Reader
 from workbench.store.importing import import_traces
 from workbench.store.traces import fetch_traces
 
+# Tag of an imported trace: the probability with which its row was drawn from the table.
 PROBABILITY_TAG: Final = "workbench.selection_probability"
-"""Tag of an imported trace: the probability with which its row was drawn from the table."""
-
-ROWS_AT_ONCE: Final = 1000
-"""Rows of the table that are read at once."""
 
 
 def draw(rows: Sequence[int], sample: float, seed: int) -> tuple[list[int], float]:
@@ -46,25 +42,19 @@ def import_sample(
     folder: VerdictFolder,
     sample: float,
     seed: int,
-) -> tuple[str, ...]:
+) -> None:
     """Import randomly drawn rows as traces, and log their verdicts, each once.
 
     ``read`` gives the table in partitions of a size, and ``roles`` are inputs, outputs and
-    expectations as `import_traces` takes them. Notes are returned
-    where none was drawn, and where an earlier sample is replaced.
+    expectations as `import_traces` takes them.
     """
     known = folder.read(columns=["row", "error", "calls"]).to_pandas()
     askable = known["row"][known["error"].isna() | (known["calls"] > 0)]
     drawn, probability = draw(askable.tolist(), sample, seed)
     if not drawn:
-        return (f"sample={sample} drew none of {counted(len(askable), 'row')}; draw more",)
-    wanted, former = set(drawn), folder.sample()
-    # Equal rows are told apart by their order: those that have traces keep them by coming first.
-    place = {row: k for k, row in enumerate(former["row"])}
-    drawn.sort(key=lambda row: place.get(row, len(place)))
-    every = enumerate(itertools.chain.from_iterable(read(ROWS_AT_ONCE)))
-    records = {row: record for row, record in every if row in wanted}
-    table = pd.DataFrame([records[row] for row in drawn], dtype=object)
+        return
+    wanted, every = set(drawn), enumerate(itertools.chain.from_iterable(read(1000)))
+    table = pd.DataFrame([record for row, record in every if row in wanted], dtype=object)
     imported = import_traces(
         table.assign(**{PROBABILITY_TAG: str(probability)}),
         **roles,
@@ -88,10 +78,3 @@ def import_sample(
     log_assessments(new, progress=False)
     now = pd.DataFrame(list(trace_of.items()), columns=["row", "trace_id"])
     folder.write_sample(now.assign(probability=probability))
-    lost = former["trace_id"][~former["trace_id"].isin(imported.trace_ids)]
-    note = (
-        f"sample={sample}, seed={seed} replaces an earlier sample, of which {len(lost)} of "
-        f"{counted(len(former), 'trace')} are no longer part: their labels stay in MLflow and are "
-        "not monitored. The earlier seed with as many rows or more keeps them"
-    )
-    return (note,) if len(lost) else ()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import time as clock
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -18,7 +19,7 @@ import pandas as pd
 from mlflow.genai.judges import Judge
 
 from workbench.errors import ArgumentError, BudgetError, TableError, check_whole
-from workbench.formatting import bar, counted, say
+from workbench.formatting import bar, counted
 from workbench.judging.assessment import check_single
 from workbench.judging.audit import import_sample
 from workbench.judging.cluster import ask_on_cluster
@@ -29,13 +30,12 @@ from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.runner import Runner
 from workbench.scale import Scale, is_abstention, scale_of
-from workbench.store.files import Reader, Record, known_length, read_partitions
+from workbench.store.files import Reader, Record, column_type, known_length, read_partitions
 from workbench.store.tables import ColumnSpec, columns_by_key, digest, plain, read_row
 from workbench.store.traces import Example
 from workbench.vocabulary import is_missing
 
-PARTITION_ROWS: Final = 1000
-"""Rows of a partition: what a killed run may have to pay again."""
+PARTITION_ROWS: Final = 1000  # what a killed run may have to pay again
 
 
 def score(
@@ -75,8 +75,8 @@ def score(
     inputs, outputs, expectations
         Columns, as `workbench.import_traces` takes them.
     keep
-        Columns that are copied beside the verdicts, such as ids. One that begins with whole
-        numbers must hold no others, and one of numbers no text.
+        Columns that are copied beside the verdicts, such as ids; as text where their cells are of
+        several types.
     time
         A column of dates, or of texts in ISO 8601 (2026-03-31), by which `workbench.monitor` tells
         weeks. Rows without one, and all where it is None, are dated by when they were judged.
@@ -99,7 +99,7 @@ def score(
         A share of the rows, in (0, 1), or a number of them: drawn at random by ``seed``, they are
         imported as traces into the active experiment and their verdicts logged, so that they can
         be labelled (``LabelPanel(judge, scored, annotator=...)``) and monitored. A larger sample by
-        the same seed holds the smaller one.
+        the same seed holds the smaller one; another one takes its place.
     encoding
         Of a CSV file that is not UTF-8, such as ``cp1252``.
     progress
@@ -139,31 +139,26 @@ def score(
     say_where(judge, wanted=progress)
     shown = bar(total=known_length(table), desc=f"scoring with {judge.name}", disable=not progress)
     with shown, folder.writing(expected) as answered:
-        run = _Run(folder, layout, scale_of(judge), limit, {"judge": judge.name, **expected}, shown)
+        beside = read_partitions(table, layout.beside, partition_rows, encoding)
+        types = folder.types(layout.types(beside if layout.beside else ()), scale_of(judge))
+        about = {"judge": judge.name, **expected}
+        run = _Run(folder, layout, types, scale_of(judge), limit, about, shown)
         ask = _ask_here if client is None else ask_on_cluster
         read = partial(read_partitions, table, layout.columns, encoding=encoding)
-        if layout.beside:
-            run.check_copied(partial(read_partitions, table, layout.beside, encoding=encoding))
         tasks = run.tasks(read, retry_failed)
-        try:
-            with closing(ask(tasks, judge, client, concurrency, answered)) as asked:
-                for task, verdicts in asked:
-                    run.settle(task, verdicts)
-        except KeyboardInterrupt:
-            say(f"Interrupted. Whole partitions are kept in {folder.path}; run again for the rest.")
-            raise
+        with closing(ask(tasks, judge, client, concurrency, answered)) as asked:
+            for task, verdicts in asked:
+                run.settle(task, verdicts)
         if run.refused:
             raise BudgetError(
                 f"The budget does not allow the next {counted(run.refused, 'row')}: {limit} are "
                 f"used. {counted(run.asked, 'row')} were judged now and are kept in {folder.path}. "
-                "Run again with a larger budget for the rest, or, where not a single partition "
-                "fits, with fewer partition_rows in a new folder."
+                "Run again with a larger budget for the rest."
             )
-        notes: tuple[str, ...] = ()
         if sample is not None:
-            notes = import_sample(judge, read, roles, folder, sample, seed)
+            import_sample(judge, read, roles, folder, sample, seed)
     seconds, found = clock.monotonic() - started, Scored.open(folder.path)
-    return replace(found, asked=run.asked, paid=run.paid, seconds=seconds, notes=notes)
+    return replace(found, asked=run.asked, paid=run.paid, seconds=seconds)
 
 
 def _ask_here(
@@ -175,9 +170,8 @@ def _ask_here(
 
 
 def _check(judge: Judge, layout: _Layout, sample: Any) -> None:
-    is_number = isinstance(sample, Real) and math.isfinite(sample)
-    is_count = is_number and 1 <= sample == int(sample) and str(sample) != "1.0"  # one, or all?
-    if sample is not None and not is_count and not (is_number and 0 < sample < 1):
+    is_count = isinstance(sample, Real) and sample >= 1 and float(sample).is_integer()
+    if sample is not None and not is_count and not (isinstance(sample, Real) and 0 < sample < 1):
         raise ArgumentError(
             f"sample={sample!r} must be a share of the rows in (0, 1), or a whole number of them."
         )
@@ -199,10 +193,10 @@ def _check(judge: Judge, layout: _Layout, sample: Any) -> None:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which columns hold what; ``single`` where the output is a cell, and no dict."""
+    """Which columns hold what."""
 
     sides: dict[str, dict[str, str]]
-    single: bool
+    single: bool  # whether the output is a cell, and no dict
     keep: tuple[str, ...]
     time: str | None
 
@@ -227,6 +221,15 @@ class _Layout:
     def columns(self) -> list[str]:
         """All that are read."""
         return [*(c for by_key in self.sides.values() for c in by_key.values()), *self.beside]
+
+    def types(self, partitions: Iterable[Sequence[Record]]) -> dict[str, Any]:
+        """Look at all that is copied before anything is paid for; return the types of columns."""
+        found: dict[str, dict[type, Any]] = {column: {} for column in self.keep}
+        for number, record in enumerate(itertools.chain.from_iterable(partitions)):
+            row = self.row(number, record)
+            for column, by_type in found.items():
+                by_type[type(row[column])] = row[column]
+        return {column: column_type([*by_type.values()]) for column, by_type in found.items()}
 
     def read(self, number: int, record: Record) -> tuple[Record, Example, list[Any]]:
         """What is known of a row before it is judged (an error bars it), item, and content."""
@@ -268,8 +271,8 @@ class _Layout:
         if pd.isna(when):
             raise TableError(
                 f"time={self.time!r}: row {number} holds {given!r}, which is no date of ISO 8601. "
-                "Give dates (pandas.to_datetime(column, format=...) reads others), texts such as "
-                "2026-03-31 or 2026-03-31T10:00:00+02:00, or leave time out."
+                "Give dates, or texts such as 2026-03-31 or 2026-03-31T10:00:00+02:00 "
+                "(pandas.to_datetime(column, format=...) reads others), or leave time out."
             )
         at: datetime = when.to_pydatetime()
         return at
@@ -281,6 +284,7 @@ class _Run:
 
     folder: VerdictFolder
     layout: _Layout
+    types: dict[str, Any]
     scale: Scale | None
     budget: Budget
     about: dict[str, Any]
@@ -291,18 +295,6 @@ class _Run:
     charged: Budget = field(default_factory=Budget)  # what is known of it
     refused: int = 0
     failed: int = 0
-    types: dict[str, Any] = field(default_factory=dict)  # of the columns of all files
-
-    def check_copied(self, read: Reader) -> None:
-        """Look at all that is copied, so that no error about it comes once others are paid for."""
-        first = 0
-        for records in read(self.about["size of partitions"]):
-            rows = [self.layout.row(first + k, record) for k, record in enumerate(records)]
-            if not (self.types and all(self.types.values())):
-                found = self.folder.types(rows, self.scale)
-                self.types = {name: self.types.get(name) or kind for name, kind in found.items()}
-            self.folder.columns(rows, self.types)
-            first += len(rows)
 
     def tasks(self, read: Reader, retry_failed: bool) -> Iterator[Task]:
         """Read the table, and give the partitions of which something is to be asked."""
@@ -343,7 +335,6 @@ class _Run:
                 return None
         else:
             rows = [row | {"fingerprint": about["fingerprint"]} for row, _, _ in read]
-        self.types = self.types or self.folder.types(rows, self.scale)
         return Task(number, rows, items, about)
 
     def settle(self, task: Task, verdicts: Sequence[Verdict]) -> None:

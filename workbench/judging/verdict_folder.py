@@ -100,43 +100,28 @@ class VerdictFolder:
         self, number: int, rows: Sequence[Record], types: dict[str, Any], about: dict[str, Any]
     ) -> None:
         """Write the verdicts on a partition, and count them in the file's footer."""
-        table = self.columns(rows, types)
+        columns = {name: as_column([row[name] for row in rows], types[name]) for name in types}
         failed = sum(row["error"] is not None for row in rows)
         abstained = sum(row["verdict"] is None for row in rows) - failed
         counts = {"rows": len(rows), "failed": failed, "abstained": abstained}
-        write_parquet(self.part(number), table, {**about, **counts})
+        write_parquet(self.part(number), pa.table(columns), {**about, **counts})
 
-    def columns(self, rows: Sequence[Record], types: dict[str, Any]) -> pa.Table:
-        """Return rows as they are written; `ArgumentError` where a type would change a value."""
-        columns = {}
-        for name, kind in types.items():
-            try:
-                columns[name] = as_column([row[name] for row in rows], kind or pa.string())
-            except (ValueError, TypeError) as error:
-                raise ArgumentError(
-                    f"keep: column {name!r} begins with values of type {kind}, and rows from "
-                    f"{rows[0]['row']} hold another ({error}). Make it text."
-                ) from error
-        return pa.table(columns)
-
-    def types(self, rows: Sequence[Record], scale: Scale | None) -> dict[str, Any]:
-        """The type of each column: that of the first file, so that all agree.
-
-        Of a kept column that has no value in these rows it is None, by which it is written as text.
-        """
+    def types(self, kept: dict[str, Any], scale: Scale | None) -> dict[str, Any]:
+        """The types of all columns, with those ``kept``; of a folder in use those of its files."""
         if files := self.parts():
             schema = pq.read_schema(files[0])
             return dict(zip(schema.names, schema.types, strict=True))
         verdict = column_type([] if scale is None else scale.values)
         if scale is not None and scale.kind == "numeric":
             verdict = pa.int64() if scale.integer else pa.float64()
-        kinds: dict[str, Any] = {"time": pa.timestamp("us", "UTC"), "verdict": verdict}
+        kinds = {
+            **kept,
+            "time": pa.timestamp("us", "UTC"),
+            "verdict": verdict,
+            "cost": pa.float64(),
+        }
         kinds |= dict.fromkeys(("row", "input_tokens", "output_tokens", "calls"), pa.int64())
-        kinds |= {"cost": pa.float64()}
-        for name in (name for name in rows[0] if name not in COLUMNS):
-            cells = [row[name] for row in rows if row[name] is not None]
-            kinds[name] = column_type(cells) if cells else None
-        return {name: kinds.get(name, pa.string()) for name in rows[0]}
+        return {name: kinds.get(name, pa.string()) for name in ("row", *kept, *COLUMNS[1:])}
 
     # -- the sample ---------------------------------------------------------------------------
 
@@ -167,8 +152,6 @@ class Scored:
         abstained, and files.
     asked, paid
         Rows that the judge was asked about now, and what that took: requests, tokens, US dollars.
-    notes
-        On the sample: that none was drawn, or that it replaces an earlier one.
     """
 
     name: str
@@ -181,7 +164,6 @@ class Scored:
     asked: int = 0
     paid: Usage = UNPAID
     seconds: float = 0.0
-    notes: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, folder: str | Path) -> Scored:
@@ -237,7 +219,7 @@ class Scored:
             f"<Scored {self.name!r}: {counted(self.rows, 'row')} in {str(self.folder)!r}, "
             f"{counted(self.failed, 'failure')}, {counted(self.abstained, 'abstention')}; now "
             f"{counted(self.asked, 'row')} asked, {counted(self.paid.requests, 'call')}, "
-            f"{self.seconds:.1f} s{money}{'. '.join(['', *self.notes])}>"
+            f"{self.seconds:.1f} s{money}>"
         )
 
     def _repr_html_(self) -> str:
