@@ -36,10 +36,7 @@ from workbench.vocabulary import is_missing
 def judge_examples(
     judge: Judge, items: Sequence[Example], runner: Runner, *, sample: int = 0, **options: Any
 ) -> list[Verdict]:
-    """Call the judge on every item, in parallel, and return the verdicts in their order.
-
-    ``options`` are those of `judge_many`. Raises as `Runner.run` does.
-    """
+    """Return the judge's verdicts on the items, asked in parallel; ``options`` of `judge_many`."""
     return judge_many([(judge, item, sample) for item in items], runner, **options)
 
 
@@ -51,7 +48,7 @@ def judge_many(
     on_verdict: Callable[[Verdict], object] = lambda verdict: None,
     progress: str | None = None,
 ) -> list[Verdict]:
-    """As `judge_examples`, for (judge, item, sample number) triples of several judges at once.
+    """Answer (judge, item, sample number) triples; raise as `Runner.run` does.
 
     Values off ``scale``, the judge's own when None, are failures. ``on_verdict`` is called in this
     thread with each verdict as it comes, cached ones first.
@@ -102,7 +99,7 @@ class Asker:
         """The judge asked about an item; ``sample`` counts repeated questions from 0."""
         digest = item_digest(item, [name for name in self.fields if name != "trace"])
         if "trace" in self.fields:
-            digest += _content(mlflow.get_tracking_uri(), item.trace_id)
+            digest += item.trace_id
         key = question_key("judge", self.portable_fingerprint, digest, sample)
         return self._question(key, call=lambda: self._ask(item), about=f"trace {item.trace_id}")
 
@@ -195,11 +192,7 @@ _PREFIXES: Final = {
 
 
 def answers_from(model: str | None, base_url: str | None = None) -> dict[str, Any]:
-    """What decides the answers of a model beside the question: where they come from.
-
-    The model behind no name at all; the server, be it named by the base URL or by the environment,
-    without credentials; the version of the embedded model. Answers are kept for this origin alone.
-    """
+    """Where a model's answers come from, for which alone they are kept; without credentials."""
     model = model or get_default_model()
     provider = model.partition(":")[0]
     if model.startswith(SCHEME):
@@ -255,25 +248,3 @@ def _accepted_fields(judge: Judge) -> tuple[str, ...]:
     if required or not {"inputs", "outputs"} & set(fields):
         fields.append("trace")
     return tuple(fields)
-
-
-@functools.lru_cache(maxsize=10_000)
-def _content(tracking_uri: str, trace_id: str) -> str:
-    """Digest of the spans of a trace but for ids and dates, which differ from store to store."""
-    trace = mlflow.get_trace(trace_id)
-    spans = sorted(trace.data.spans if trace is not None else [], key=lambda s: s.start_time_ns)
-    number = {span.span_id: index for index, span in enumerate(spans)}
-    start = spans[0].start_time_ns if spans else 0
-    of_store = ("mlflow.traceRequestId", "mlflow.experimentId")
-    described = [
-        {
-            "name": span.name,
-            "parent": number.get(span.parent_id),
-            "times": [(ns or start) - start for ns in (span.start_time_ns, span.end_time_ns)],
-            "status": str(span.status.status_code),
-            "attributes": {k: v for k, v in span.attributes.items() if k not in of_store},
-            "events": [(event.name, event.attributes) for event in span.events],
-        }
-        for span in spans
-    ]
-    return question_key(described)
