@@ -1,8 +1,4 @@
-"""Let judges rate traces in the store, and log the verdicts.
-
-`assess` runs a judge and logs what comes back, failures included; `log_verdicts` takes
-verdicts of a judge that was run elsewhere.
-"""
+"""Let judges rate traces in the store, and log the verdicts."""
 
 from __future__ import annotations
 
