@@ -127,8 +127,8 @@ def choose_version(
     latest = [usable[-1] for verdicts in chosen.values() if (usable := _usable(verdicts))]
     count = sum(not verdict.fingerprint for verdict in latest)
     note = (
-        f"Taken as this version's: {counted(count, 'verdict')} without its mark, logged by MLflow or "
-        "by hand. workbench.assess marks its verdicts."
+        f"Taken as this version's: {counted(count, 'verdict')} without its mark, logged by MLflow "
+        "or by hand. workbench.assess marks its verdicts."
     )
     return chosen, fingerprints[0], [note] if count else []
 
