@@ -28,8 +28,8 @@ from mlflow.genai.judges import Judge
 import workbench
 from workbench.cli import main
 from workbench.errors import ArgumentError, BudgetError, ModelError, StoreError, TableError
-from workbench.judging.audit import draw
 from workbench.judging.judge import fingerprint
+from workbench.judging.scoring import draw
 
 Start = Callable[..., Loopback]
 GRADES = Literal["excellent", "good", "fair", "poor"]

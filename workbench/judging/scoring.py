@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import time as clock
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
+import pyarrow.dataset as ds
 from mlflow.genai.judges import Judge
 
-from workbench.errors import ArgumentError, BudgetError, TableError, check_whole
+from workbench.errors import ArgumentError, BudgetError, check_whole
 from workbench.formatting import bar, counted
-from workbench.judging.assessment import check_single
-from workbench.judging.audit import import_sample
+from workbench.judging.assessment import as_feedback, check_single, earlier_verdict
 from workbench.judging.cluster import ask_on_cluster
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import Asker, check_measurable, judge_examples, say_where
-from workbench.judging.verdict_folder import COLUMNS, Scored, Task, VerdictFolder
+from workbench.judging.verdict_folder import Layout, Scored, Task, VerdictFolder
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.runner import Runner
 from workbench.scale import Scale, is_abstention, scale_of
-from workbench.store.files import Reader, Record, column_type, known_length, read_partitions
-from workbench.store.tables import ColumnSpec, columns_by_key, digest, plain, read_row
-from workbench.store.traces import Example
-from workbench.vocabulary import is_missing
+from workbench.store.assessments import log_assessments
+from workbench.store.files import Reader, Record, known_length, read_partitions
+from workbench.store.importing import import_traces
+from workbench.store.tables import ColumnSpec, digest
+from workbench.store.traces import fetch_traces
 
 PARTITION_ROWS: Final = 1000  # what a killed run may have to pay again
 
@@ -121,7 +121,7 @@ def score(
     """
     started = clock.monotonic()
     roles = {"inputs": inputs, "outputs": outputs, "expectations": expectations}
-    layout = _Layout.of(roles, keep, time)
+    layout = Layout.of(roles, keep, time)
     check_whole("partition_rows", partition_rows)
     check_whole("concurrency", concurrency)
     check_whole("seed", seed, 0)
@@ -156,7 +156,7 @@ def score(
                 "Run again with a larger budget for the rest."
             )
         if sample is not None:
-            import_sample(judge, read, roles, folder, sample, seed)
+            _import_sample(judge, read, roles, folder, sample, seed)
     seconds, found = clock.monotonic() - started, Scored.open(folder.path)
     return replace(found, asked=run.asked, paid=run.paid, seconds=seconds)
 
@@ -169,7 +169,7 @@ def _ask_here(
             yield task, judge_examples(judge, list(task.items.values()), runner)
 
 
-def _check(judge: Judge, layout: _Layout, sample: Any) -> None:
+def _check(judge: Judge, layout: Layout, sample: Any) -> None:
     is_count = isinstance(sample, Real) and sample >= 1 and float(sample).is_integer()
     if sample is not None and not is_count and not (isinstance(sample, Real) and 0 < sample < 1):
         raise ArgumentError(
@@ -188,94 +188,7 @@ def _check(judge: Judge, layout: _Layout, sample: Any) -> None:
         )
 
 
-# -- rows and partitions --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Which columns hold what."""
-
-    sides: dict[str, dict[str, str]]
-    single: bool  # whether the output is a cell, and no dict
-    keep: tuple[str, ...]
-    time: str | None
-
-    @classmethod
-    def of(cls, roles: Mapping[str, Any], keep: Any, time: Any) -> _Layout:
-        sides = {role: columns_by_key(role, spec) for role, spec in roles.items()} | {"tags": {}}
-        keep = (keep,) if isinstance(keep, str) else tuple(keep or ())
-        if taken := set(keep) & set(COLUMNS):
-            raise ArgumentError(
-                f"keep={list(keep)!r}: {', '.join(sorted(taken))} is a column of the verdicts "
-                "themselves. Rename it in the table."
-            )
-        single = not isinstance(roles["outputs"], (list, tuple, Mapping))
-        return cls(sides, single, keep, time)
-
-    @property
-    def beside(self) -> list[str]:
-        """What is copied, and the time."""
-        return [*self.keep, *([self.time] if self.time else [])]
-
-    @property
-    def columns(self) -> list[str]:
-        """All that are read."""
-        return [*(c for by_key in self.sides.values() for c in by_key.values()), *self.beside]
-
-    def types(self, partitions: Iterable[Sequence[Record]]) -> dict[str, Any]:
-        """Look at all that is copied before anything is paid for; return the types of columns."""
-        found: dict[str, dict[type, Any]] = {column: {} for column in self.keep}
-        for number, record in enumerate(itertools.chain.from_iterable(partitions)):
-            row = self.row(number, record)
-            for column, by_type in found.items():
-                by_type[type(row[column])] = row[column]
-        return {column: column_type([*by_type.values()]) for column, by_type in found.items()}
-
-    def read(self, number: int, record: Record) -> tuple[Record, Example, list[Any]]:
-        """What is known of a row before it is judged (an error bars it), item, and content."""
-        cells, problems = read_row(number, record, self.sides, {})
-        outputs = next(iter(cells.outputs.values()), None) if self.single else cells.outputs
-        expected = cells.expectations if self.sides["expectations"] else None
-        item = Example(f"row {number}", cells.inputs, outputs, expected)
-        content = [item.inputs, item.outputs, item.expectations, self._copied(number, record)]
-        row = self.row(number, record) | {"error": "; ".join(problems) or None}
-        return row, item, content
-
-    def row(self, number: int, record: Record) -> Record:
-        """What is copied from a row, without a verdict yet."""
-        beside = self._copied(number, record)
-        row = {"row": number, **dict(zip(self.keep, beside, strict=False))}
-        time = self._time(number, beside[-1]) if self.time else None
-        return row | dict.fromkeys(COLUMNS[1:]) | {"calls": 0, "time": time}
-
-    def _copied(self, number: int, record: Record) -> list[Any]:
-        """The plain cells of what is copied, and the time."""
-        cells = []
-        for column in self.beside:
-            cell = record[column]
-            try:
-                cells.append(plain(cell))
-            except ValueError as error:
-                raise TableError(
-                    f"Column {column!r}, row {number}: it holds {error}. Make the column text, or "
-                    "leave it out of keep and time."
-                ) from None
-        return cells
-
-    def _time(self, number: int, given: Any) -> datetime | None:
-        if is_missing(given):
-            return None
-        # pandas guesses at others, each cell for itself, and reads "now" as ISO 8601.
-        iso = given if re.match(r"\s*\d{4}-\d\d-\d\d", str(given)) else ""
-        when = pd.to_datetime(iso, format="ISO8601", utc=True, errors="coerce")
-        if pd.isna(when):
-            raise TableError(
-                f"time={self.time!r}: row {number} holds {given!r}, which is no date of ISO 8601. "
-                "Give dates, or texts such as 2026-03-31 or 2026-03-31T10:00:00+02:00 "
-                "(pandas.to_datetime(column, format=...) reads others), or leave time out."
-            )
-        at: datetime = when.to_pydatetime()
-        return at
+# -- partitions -----------------------------------------------------------------------------
 
 
 @dataclass
@@ -283,7 +196,7 @@ class _Run:
     """One `score`: which partitions are open, and what was paid."""
 
     folder: VerdictFolder
-    layout: _Layout
+    layout: Layout
     types: dict[str, Any]
     scale: Scale | None
     budget: Budget
@@ -389,3 +302,59 @@ class _Run:
         expected = (calls, share * spent.spent_tokens, share * spent.spent_usd)
         left = (self.budget.left, self.budget.left_tokens, self.budget.left_usd)
         return min(left) > 0 and all(one <= most for one, most in zip(expected, left, strict=True))
+
+
+# -- the sample -----------------------------------------------------------------------------
+
+# Tag of an imported trace: the probability with which its row was drawn from the table.
+PROBABILITY_TAG: Final = "workbench.selection_probability"
+
+
+def draw(rows: Sequence[int], sample: float, seed: int) -> tuple[list[int], float]:
+    """Draw a share or a number of rows by the seed; return them and the probability of each."""
+    # A larger sample by the same seed holds the smaller one.
+    places = np.random.default_rng(seed).random(max(rows, default=-1) + 1)[list(rows)]
+    number = int((places < sample).sum()) if sample < 1 else int(sample)
+    drawn = sorted(rows[k] for k in np.argsort(places)[:number])
+    return drawn, sample if sample < 1 else min(1.0, sample / max(len(rows), 1))
+
+
+def _import_sample(
+    judge: Judge,
+    read: Reader,
+    roles: Mapping[str, Any],
+    folder: VerdictFolder,
+    sample: float,
+    seed: int,
+) -> None:
+    """Import randomly drawn rows as traces, and log their verdicts, each once."""
+    known = folder.read(columns=["row", "error", "calls"]).to_pandas()
+    askable = known["row"][known["error"].isna() | (known["calls"] > 0)]
+    drawn, probability = draw(askable.tolist(), sample, seed)
+    if not drawn:
+        return
+    wanted, every = set(drawn), enumerate(itertools.chain.from_iterable(read(1000)))
+    table = pd.DataFrame([record for row, record in every if row in wanted], dtype=object)
+    imported = import_traces(
+        table.assign(**{PROBABILITY_TAG: str(probability)}),
+        **roles,
+        tags=PROBABILITY_TAG,
+        progress=False,
+    )
+    trace_of = dict(zip(drawn, imported.trace_ids, strict=True))
+    traces = {trace.info.trace_id: trace for trace in fetch_traces(imported, spans=False)}
+    new = []
+    for row in folder.read(ds.field("row").isin(drawn)).to_pylist():
+        trace = traces[trace_of[row["row"]]]
+        used = Usage(row["calls"], row["input_tokens"], row["output_tokens"], row["cost"])
+        abstained = row["verdict"] is None and row["error"] is None
+        value = "N/A" if abstained else row["verdict"]
+        before = earlier_verdict(trace, judge.name, row["fingerprint"])
+        # A row that was asked again may have a verdict in place of an error.
+        if before is None or (before.error is not None and before.error != row["error"]):
+            said = value, row["rationale"], row["error"], row["fingerprint"]
+            verdict = Verdict(trace.info.trace_id, *said, usage=used)
+            new.append(as_feedback(verdict, judge, trace.info))
+    log_assessments(new, progress=False)
+    now = pd.DataFrame(list(trace_of.items()), columns=["row", "trace_id"])
+    folder.write_sample(now.assign(probability=probability))

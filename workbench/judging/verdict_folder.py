@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,12 +18,14 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from workbench.errors import ArgumentError, StoreError
+from workbench.errors import ArgumentError, StoreError, TableError
 from workbench.formatting import counted, html_result, write_whole
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
 from workbench.store.files import Record, as_column, column_type, read_about, write_parquet
+from workbench.store.tables import columns_by_key, plain, read_row
 from workbench.store.traces import Example
+from workbench.vocabulary import is_missing
 
 COLUMNS: Final = (
     "row", "time", "verdict", "rationale", "error", "fingerprint",
@@ -29,6 +34,93 @@ COLUMNS: Final = (
 """Of every file, beside those kept of the table itself."""
 
 _SAMPLE: Final = "_sample.json"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns of the table hold what."""
+
+    sides: dict[str, dict[str, str]]
+    single: bool  # whether the output is a cell, and no dict
+    keep: tuple[str, ...]
+    time: str | None
+
+    @classmethod
+    def of(cls, roles: Mapping[str, Any], keep: Any, time: Any) -> Layout:
+        sides = {role: columns_by_key(role, spec) for role, spec in roles.items()} | {"tags": {}}
+        keep = (keep,) if isinstance(keep, str) else tuple(keep or ())
+        if taken := set(keep) & set(COLUMNS):
+            raise ArgumentError(
+                f"keep={list(keep)!r}: {', '.join(sorted(taken))} is a column of the verdicts "
+                "themselves. Rename it in the table."
+            )
+        single = not isinstance(roles["outputs"], (list, tuple, Mapping))
+        return cls(sides, single, keep, time)
+
+    @property
+    def beside(self) -> list[str]:
+        """What is copied, and the time."""
+        return [*self.keep, *([self.time] if self.time else [])]
+
+    @property
+    def columns(self) -> list[str]:
+        """All that are read."""
+        return [*(c for by_key in self.sides.values() for c in by_key.values()), *self.beside]
+
+    def types(self, partitions: Iterable[Sequence[Record]]) -> dict[str, Any]:
+        """Look at all that is copied before anything is paid for; return the types of columns."""
+        found: dict[str, dict[type, Any]] = {column: {} for column in self.keep}
+        for number, record in enumerate(itertools.chain.from_iterable(partitions)):
+            row = self.row(number, record)
+            for column, by_type in found.items():
+                by_type[type(row[column])] = row[column]
+        return {column: column_type([*by_type.values()]) for column, by_type in found.items()}
+
+    def read(self, number: int, record: Record) -> tuple[Record, Example, list[Any]]:
+        """What is known of a row before it is judged (an error bars it), item, and content."""
+        cells, problems = read_row(number, record, self.sides, {})
+        outputs = next(iter(cells.outputs.values()), None) if self.single else cells.outputs
+        expected = cells.expectations if self.sides["expectations"] else None
+        item = Example(f"row {number}", cells.inputs, outputs, expected)
+        content = [item.inputs, item.outputs, item.expectations, self._copied(number, record)]
+        row = self.row(number, record) | {"error": "; ".join(problems) or None}
+        return row, item, content
+
+    def row(self, number: int, record: Record) -> Record:
+        """What is copied from a row, without a verdict yet."""
+        beside = self._copied(number, record)
+        row = {"row": number, **dict(zip(self.keep, beside, strict=False))}
+        time = self._time(number, beside[-1]) if self.time else None
+        return row | dict.fromkeys(COLUMNS[1:]) | {"calls": 0, "time": time}
+
+    def _copied(self, number: int, record: Record) -> list[Any]:
+        """The plain cells of what is copied, and the time."""
+        cells = []
+        for column in self.beside:
+            cell = record[column]
+            try:
+                cells.append(plain(cell))
+            except ValueError as error:
+                raise TableError(
+                    f"Column {column!r}, row {number}: it holds {error}. Make the column text, or "
+                    "leave it out of keep and time."
+                ) from None
+        return cells
+
+    def _time(self, number: int, given: Any) -> datetime | None:
+        if is_missing(given):
+            return None
+        # pandas guesses at others, each cell for itself, and reads "now" as ISO 8601.
+        iso = given if re.match(r"\s*\d{4}-\d\d-\d\d", str(given)) else ""
+        when = pd.to_datetime(iso, format="ISO8601", utc=True, errors="coerce")
+        if pd.isna(when):
+            raise TableError(
+                f"time={self.time!r}: row {number} holds {given!r}, which is no date of ISO 8601. "
+                "Give dates, or texts such as 2026-03-31 or 2026-03-31T10:00:00+02:00 "
+                "(pandas.to_datetime(column, format=...) reads others), or leave time out."
+            )
+        at: datetime = when.to_pydatetime()
+        return at
 
 
 @dataclass(frozen=True)
