@@ -29,7 +29,7 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.translators import PythonTranslator
 
 from workbench import errors
-from workbench.credentials import secret_params, withhold
+from workbench.credentials import redact, secret_params, withhold
 from workbench.errors import NotebookError
 from workbench.experiments.parameters import (
     FOLDERS,
@@ -125,21 +125,19 @@ def writable(folder: Path) -> Iterator[None]:
 
 # -- parameters -----------------------------------------------------------------------------
 
+# Parameters that name columns of the data.
 COLUMNS: Final = ("inputs", "outputs", "expectations", "annotators", "verdicts", "groups")
-"""Parameters that name columns of the data."""
-
 SAMPLE: Final = "shop_answers.csv"
+
+SHORTEST_SECRET: Final = 6  # characters; shorter ones are often words
 
 
 def resolve_parameters(source: Path, given: Mapping[str, Any], output: Path) -> dict[str, Any]:
-    """Check the values given and add those that depend on where the notebook runs.
-
-    These are the output folder, and the files that defaults name relative to the notebook. Where
-    ``data`` are given in place of the sample, defaults that name its columns are None.
-    """
+    """Check the values given; add the output folder and files beside the notebook."""
     declared = notebook_parameters(source)
     check_parameters(declared, given)
     values = dict(given)
+    # Where data are given in place of the sample, defaults that name its columns are None.
     if "data" in given and any(Path(str(p.default)).name == SAMPLE for p in declared):
         values |= {p.name: None for p in declared if p.name in COLUMNS and p.name not in given}
     for name, default in ((p.name, p.default) for p in declared if p.name not in values):
@@ -154,19 +152,17 @@ def resolve_parameters(source: Path, given: Mapping[str, Any], output: Path) -> 
 
 def without_secrets(data: Any, parameters: Mapping[str, Any]) -> Any:
     """Return plain data, such as a notebook, without the secrets among the parameters."""
-    secrets = dict(secret_params(dict(parameters))).values()
-    found = {str(value): "***" for value in secrets}
+    secrets = [str(value) for _, value in secret_params(dict(parameters))]
+    urls: dict[str, str] = {}
     for value in parameters.values():
         # A text that quotes a URL, such as instructions, does not begin with one.
         if isinstance(value, str) and re.match(r"\s*[a-z][\w+.-]*://", value, re.IGNORECASE):
             clean, withheld, parts = withhold({"base_url": value})
             if withheld:
-                found |= {**dict.fromkeys(parts, "***"), value: clean["base_url"]}
-    forms: dict[str, str] = {}
-    for secret in (each for each in found if len(each) >= 6):  # shorter ones are often words
-        quoted = (PythonTranslator.translate(secret), repr(secret), json.dumps(secret))
-        forms |= dict.fromkeys([secret, *(each[1:-1] for each in quoted)], found[secret])
-    longest_first = sorted(forms, key=len, reverse=True)
+                urls[value] = clean["base_url"]
+                secrets += parts
+    quoted = [PythonTranslator.translate, repr, json.dumps]
+    forms = {*secrets, *(quote(secret)[1:-1] for secret in secrets for quote in quoted)}
 
     def masked(value: Any) -> Any:
         if isinstance(value, dict):
@@ -178,12 +174,12 @@ def without_secrets(data: Any, parameters: Mapping[str, Any]) -> Any:
         if isinstance(value, (list, tuple)):
             return [masked(one) for one in value]
         if isinstance(value, str):
-            for form in longest_first:
-                value = value.replace(form, forms[form])
-            return value
-        return "***" if value in secrets and str(value) in forms else value
+            for url, clean in urls.items():
+                value = value.replace(url, clean)
+            return redact(value, forms, shortest=SHORTEST_SECRET)
+        return "***" if str(value) in secrets and len(str(value)) >= SHORTEST_SECRET else value
 
-    return masked(data)
+    return masked(data) if forms or urls else data
 
 
 # -- execution ------------------------------------------------------------------------------
