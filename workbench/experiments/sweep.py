@@ -74,25 +74,22 @@ def sweep(
     Each run has a process, a kernel and a folder of its own. One that fails keeps its executed
     notebook, and the others go on. A run that is complete is not run again while the notebook's
     cells, its parameters, the files that these name, ``WORKBENCH_MODEL``, the version of the
-    package and its folder are the same; so the same call continues what was interrupted.
-
-    The sweep is a run in the active MLflow experiment, and each run a child of it, with its
-    parameters, what the notebook recorded (`record`), its executed copy, and its pictures.
+    package and its folder are the same; so the same call continues what was interrupted. In the
+    active MLflow experiment the sweep is a run, and each of its runs a child.
 
     Parameters
     ----------
     notebook
-        Path, or name in ``notebooks/``; any notebook with a cell tagged ``parameters``. Its
-        parameter ``output_dir``, if it has one, is the folder of the run. Where it has a parameter
+        Path, or name in ``notebooks/``, of a notebook with a cell tagged ``parameters``. Its
+        parameter ``output_dir`` is the folder of the run. Where it has a parameter
         ``tracking_uri`` that is not given, each run gets an MLflow store of its own there.
     grid
         Parameter -> values, a list of dicts, or a table with a row a run.
     executor
-        Any `concurrent.futures.Executor`, such as Dask's ``client.get_executor()``. Its processes
-        must reach the notebook and ``output`` by the same paths. None: processes of this machine.
+        Any `concurrent.futures.Executor`, such as Dask's ``client.get_executor()``, whose processes
+        reach notebook and ``output`` by the same paths. None: processes of this machine.
     jobs
-        Runs at the same time, at most; by default as many as there are cores, or 256 where there is
-        an ``executor``.
+        Runs at the same time, at most; by default the cores, or 256 with an ``executor``.
     name
         Of the sweep; that of the notebook by default.
     output
@@ -100,10 +97,8 @@ def sweep(
     timeout, cell_timeout
         Seconds that a run, and each of its cells, may take.
     budget
-        Of the whole sweep: calls, or a `Budget`. It needs a notebook that records ``calls``,
-        ``tokens`` or ``cost``. What earlier calls have paid for these runs counts, those that
-        failed or were run again included; once it is spent, no further run is begun, and those
-        under way are finished.
+        Of the whole sweep, earlier calls included: calls, or a `Budget`. The notebook must record
+        ``calls``, ``tokens`` or ``cost``. Once it is spent, no further run is begun.
     force
         Run what is complete again.
     progress
@@ -113,8 +108,8 @@ def sweep(
     -------
     pandas.DataFrame
         A row a run in the order of the grid: its parameters, ``status`` (``complete``, ``failed``,
-        ``timeout`` or ``cancelled``), ``error``, ``seconds``, what the notebook recorded, each
-        under its name (figures as paths), and ``folder``.
+        ``timeout`` or ``cancelled``), ``error``, ``seconds``, what the notebook recorded
+        (`record`; figures as paths), and ``folder``.
 
     Raises
     ------
@@ -204,11 +199,7 @@ def _plan(
 
 
 class _Sweep:
-    """The runs of a sweep under way: what is known of them, and what they spent.
-
-    A thread looks after each run. Without an executor it has a process of its own, so that one
-    that dies takes no other run along.
-    """
+    """The runs of a sweep under way; a thread looks after each."""
 
     def __init__(self, tasks: list[Task], log: SweepRun, budget: Budget, shown: Any) -> None:
         self.tasks, self.log, self.budget, self.shown = tasks, log, budget, shown
@@ -302,6 +293,7 @@ class _Sweep:
             return self._process(anew=True).submit(execute, task).result()
 
     def _process(self, *, anew: bool = False) -> ProcessPoolExecutor:
+        """Return the process of this thread: one that dies takes no other run along."""
         if anew or not hasattr(self.own, "pool"):
             # Processes that are forked would share connections and locks of this one.
             spawn, stop = multiprocessing.get_context("spawn"), Path(self.tasks[0].stop)

@@ -28,20 +28,16 @@ NAME_TAG = "workbench.sweep"
 IDENTITY_TAG = "workbench.sweep_identity"
 KEY_TAG = "workbench.run_key"
 STATUS_TAG = "workbench.status"
-ROW_TAG = "workbench.row"
-"""Tags of a child, numbered from 0: its `Result` as JSON, in pieces that every store accepts."""
+ROW_TAG = "workbench.row"  # numbered from 0: a child's `Result` as JSON, in pieces
 
-PIECE = 4500
+PIECE = 4500  # characters that every store accepts in a tag
 _MLFLOW_STATUS = {"complete": "FINISHED", "cancelled": "KILLED"}
 # Files that are logged; not a notebook's own store, nor what it downloads.
 _KEPT = {".ipynb", ".html", ".json", ".csv", ".png", ".svg", ".pdf"}
 
 
 class SweepRun:
-    """The run of a sweep in the active store and experiment; an equal one is continued.
-
-    By the file ``lock`` processes with the same output folder take turns.
-    """
+    """The run of a sweep in the active store; processes take turns by the file ``lock``."""
 
     def __init__(self, name: str, identity: str, lock: Path, notebook: str) -> None:
         self.client, self.lock = mlflow.MlflowClient(), lock
@@ -151,8 +147,8 @@ def runs(sweep: str | pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     sweep
-        The name of a sweep in the active experiment, of which the latest counts, or the id of its
-        MLflow run: all runs that it ever had. Or a table that `sweep` returned: the runs in it.
+        Name of a sweep in the active experiment, of which the latest counts, or id of its MLflow
+        run: all runs that it ever had. Or a table that `sweep` returned: the runs in it.
 
     Raises
     ------

@@ -27,13 +27,10 @@ _VARIABLE = "MLFLOW_TRACKING_URI"
 
 @dataclass(frozen=True)
 class Workspace:
-    """A folder, and the MLflow store and experiment that are active.
-
-    ``tracking_uri`` is without credentials.
-    """
+    """A folder, and the MLflow store and experiment that are active."""
 
     folder: Path
-    tracking_uri: str
+    tracking_uri: str  # without credentials
     experiment: str
     experiment_id: str
 
@@ -47,15 +44,8 @@ class Workspace:
     ) -> Path:
         """Write ``summary.json``, which the command line prints when the notebook has ended.
 
-        It holds the comparison as a text (``table``) and as figures, what became of the judge,
-        and where everything is.
-
-        Parameters
-        ----------
-        alignment, registered, report
-            What `align` and `register` returned, and the path of the report.
-        recorded
-            Pairs with recorded verdicts of other judges, by their source.
+        ``alignment`` and ``registered`` are what `align` and `register` returned, and ``recorded``
+        pairs with recorded verdicts of other judges, by their source.
         """
         others = {source: agreement(pairs) for source, pairs in (recorded or {}).items()}
         lines = [
@@ -97,8 +87,7 @@ def use_workspace(
     Parameters
     ----------
     folder
-        Folder of the store; made if missing. A new experiment in a local store keeps its
-        artifacts here, so that no ``mlruns`` appears in the working folder.
+        Folder of the store, and of the artifacts of a new experiment; made if missing.
     experiment
         Name of the experiment; made if missing.
     tracking_uri

@@ -51,8 +51,7 @@ class Assessed:
     fingerprint
         Of the judge version that gave the verdicts.
     samples
-        One row a trace and sample, as ``table`` with a column ``sample`` from 0; sample 0 is the
-        verdict of ``table``.
+        One row a trace and sample, with a column ``sample`` from 0, which is the verdict.
     """
 
     name: str
@@ -106,11 +105,10 @@ def assess(
 ) -> Assessed:
     """Let the judge rate traces and log its verdicts to MLflow.
 
-    A trace on which this very version of the judge has a verdict already is not judged again,
-    so an interrupted or partly failed run is completed by running it again. (Within
-    `workbench.recording` it is, since the recording needs the answer; the cache has it for free.)
-    Failed calls are logged as feedback with an error, listed in ``.failures``, and never count as a
-    verdict.
+    A trace on which this version of the judge has a verdict already is not judged again (but within
+    `workbench.recording`, where the cache has the answer for free), so an interrupted or partly
+    failed run is completed by running it again. Failed calls are logged as feedback with an error,
+    listed in ``.failures``, and never count as a verdict.
 
     Parameters
     ----------
@@ -125,13 +123,12 @@ def assess(
     log
         Log the verdicts to the traces, each with the judge's fingerprint.
     budget
-        Model calls at most, or a `workbench.Budget`, which `align` can share. It is never
-        exceeded by a single call; where it ends before all is judged, what was judged is kept and
-        logged. Verdicts that are there already, and answers from the cache, are free.
+        Model calls at most, or a `workbench.Budget`, which `align` can share; never exceeded.
+        Where it ends before all is judged, what was judged is logged. The cache is free.
     samples
         Times that each trace is judged, at least 1 (see `self_agreement`). The first answer is the
-        verdict, and only it is logged, so that a version has one verdict a trace; the others are in
-        ``.samples`` and in the cache. Where sampling is off (temperature 0) all may be alike.
+        verdict and logged; the others are in ``.samples`` and in the cache. At temperature 0 all
+        may be alike.
     progress
         Show a progress bar.
 
@@ -223,7 +220,7 @@ def log_verdicts(
     encoding: str | None = None,
     progress: bool = True,
 ) -> Logged:
-    """Log recorded verdicts of a judge that was run elsewhere.
+    """Log recorded verdicts of a judge that was run elsewhere, as `log_labels` does labels.
 
     Parameters
     ----------
@@ -233,12 +230,8 @@ def log_verdicts(
         The name under which people label the same traces.
     source
         Who judged, for instance the model's name.
-    value, rationale
-        Names of the columns that hold them.
-    values
-        The rating values, as in `import_traces`, where one looks like a missing rating.
-    encoding
-        Of a file that is not UTF-8, such as ``cp1252``.
+    value, rationale, values, encoding
+        As in `log_labels`.
 
     Returns
     -------

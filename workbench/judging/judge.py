@@ -63,11 +63,9 @@ def make_judge(
     feedback_value_type
         Type of the verdict, best a ``Literal`` of the allowed values; str when None.
     mlflow_options
-        Everything else that `mlflow.genai.judges.make_judge` takes: ``description``,
-        ``inference_params``, ``base_url``, ``extra_headers``, ``generate_rationale_first``,
-        ``model_api``, ``include_timing_in_conversation``. MLflow posts chat requests to
-        ``base_url`` as it stands; an OpenAI-style base (``http://localhost:8000/v1``) is
-        therefore completed to its chat endpoint here.
+        Everything else that `mlflow.genai.judges.make_judge` takes, such as ``inference_params``,
+        ``base_url`` and ``extra_headers``. An OpenAI-style base (``http://localhost:8000/v1``) is
+        completed to its chat endpoint, to which MLflow must post.
 
     Raises
     ------

@@ -60,11 +60,10 @@ def score(
 ) -> Scored:
     """Let the judge rate a table of any length, and write the verdicts to a folder of Parquet.
 
-    The table is read partition by partition, and the verdicts on a partition are written as a
-    whole or not at all. One that is there is not asked again, so that a run that was interrupted
-    or killed is completed by running it again; it pays at most a partition a worker twice. No
-    trace is made but for a ``sample``, and the answer cache is not used: the folder itself keeps
-    what was paid for.
+    The verdicts on a partition of the table are written as a whole or not at all, and one that is
+    there is not asked again, so that a run that was killed is completed by running it again; it
+    pays at most a partition a worker twice. No trace is made but for a ``sample``, and the answer
+    cache is not used.
 
     Parameters
     ----------
@@ -79,12 +78,12 @@ def score(
         several types.
     time
         A column of dates, or of texts in ISO 8601 (2026-03-31), by which `workbench.monitor` tells
-        weeks. Rows without one, and all where it is None, are dated by when they were judged.
+        weeks; rows without one are dated by when they were judged.
     to
         The folder; it holds one judge's verdicts on one table.
     client
-        A ``distributed.Client``: partitions are judged by the workers of its cluster, one at a time
-        each. Workers need the judge's keys in their environment, but not the files.
+        A ``distributed.Client``: the workers of its cluster judge a partition each at a time. They
+        need the judge's keys in their environment, but not the files.
     partition_rows
         Rows of a partition, at least 1.
     concurrency
@@ -97,9 +96,9 @@ def score(
         Ask again about the rows without a usable verdict, of partitions that are there.
     sample
         A share of the rows, in (0, 1), or a number of them: drawn at random by ``seed``, they are
-        imported as traces into the active experiment and their verdicts logged, so that they can
-        be labelled (``LabelPanel(judge, scored, annotator=...)``) and monitored. A larger sample by
-        the same seed holds the smaller one; another one takes its place.
+        imported as traces with their verdicts, to be labelled (``LabelPanel(judge, scored, ...)``)
+        and monitored. A larger sample by the same seed holds the smaller one; another one takes
+        its place.
     encoding
         Of a CSV file that is not UTF-8, such as ``cp1252``.
     progress

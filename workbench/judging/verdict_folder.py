@@ -27,11 +27,11 @@ from workbench.store.tables import columns_by_key, plain, read_row
 from workbench.store.traces import Example
 from workbench.vocabulary import is_missing
 
+# Of every file, beside those kept of the table itself.
 COLUMNS: Final = (
     "row", "time", "verdict", "rationale", "error", "fingerprint",
     "input_tokens", "output_tokens", "cost", "calls",
 )  # fmt: skip
-"""Of every file, beside those kept of the table itself."""
 
 _SAMPLE: Final = "_sample.json"
 
