@@ -111,11 +111,9 @@ class Asker:
 
     def _read(self, given: Any) -> dict[str, Any]:
         # Some of MLflow's judges give a list.
-        ratings = given if isinstance(given, list) else [given]
-        if len(ratings) != 1 or not isinstance(ratings[0], Feedback):
-            kinds = ", ".join(type(one).__name__ for one in ratings) or "nothing"
-            raise AnswerError(f"the judge gave {kinds}, where one Feedback is needed")
-        feedback = ratings[0]
+        feedback = given[0] if isinstance(given, list) and len(given) == 1 else given
+        if not isinstance(feedback, Feedback):
+            raise AnswerError(f"the judge gave {given!r:.200}, where one Feedback is needed")
         if feedback.error is not None:
             raise AnswerError(feedback.error.error_message or feedback.error.error_code)
         value = feedback.value
@@ -173,12 +171,7 @@ def why_unmeasurable(judge: Judge) -> str:
 
 # -- where answers come from ----------------------------------------------------------------
 
-# How the variables of a provider end that say where it is reached, and how they begin where that is
-# not the provider's name.
-_PLACES: Final = (
-    r"(?:\w+_)?(?:API_BASE|BASE_URL|API_VERSION|ENDPOINT|ENDPOINT_URL|ENDPOINT_NAME|HOST|LOCATION|"
-    r"REGION|REGION_NAME|TARGET)"
-)
+# How the variables of a provider begin, where that is not its name.
 _PREFIXES: Final = {
     "amazon-bedrock": "AWS|BEDROCK",
     "bedrock": "AWS|BEDROCK",
@@ -202,10 +195,10 @@ def answers_from(model: str | None, base_url: str | None = None) -> dict[str, An
     if provider == "gateway":
         server = os.environ.get("MLFLOW_GATEWAY_URI") or mlflow.get_tracking_uri()
         return {"model": model, "server": _address(server)}
-    # Clients differ in which of several variables they heed, so that each of them counts.
+    # Clients differ in which of several variables they heed, so that each counts but for secrets.
     prefixes = _PREFIXES.get(provider, provider.upper().replace("-", "_"))
-    variable = re.compile(rf"(?:{prefixes})_{_PLACES}")
-    named = {n: _address(v) for n, v in os.environ.items() if v and variable.fullmatch(n)}
+    place = re.compile(rf"(?!.*(KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL))(?:{prefixes})_")
+    named = {n: _address(v) for n, v in os.environ.items() if v and place.match(n)}
     return {"model": model, "server": named}
 
 
