@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -112,10 +111,6 @@ def closing_words(summary: dict[str, Any], notebook: Path, seconds: float) -> st
     }
     lines = ["", *([table, ""] if table else [])]
     lines += [f"{name + ':':<14}{value}" for name, value in places.items() if value]
-    if store:
-        is_server = store.startswith(("http://", "https://", "databricks"))
-        browse = store if is_server else f"mlflow ui --backend-store-uri {shlex.quote(store)}"
-        lines += ["", f"Browse the store:  {browse}"]
     return "\n".join(lines)
 
 

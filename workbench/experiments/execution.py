@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -47,9 +46,8 @@ class Result:
     @classmethod
     def read(cls, text: str) -> Result | None:
         """Return the result that a text holds as JSON; None where it holds none."""
-        with suppress(ValueError, KeyError, TypeError):
-            data = json.loads(text)
-            return cls(**{one.name: data[one.name] for one in dataclasses.fields(cls)})
+        with suppress(ValueError, TypeError):
+            return cls(**json.loads(text))
         return None
 
 
@@ -108,19 +106,18 @@ def execute(task: Task) -> Result:
 
 def _execute(task: Task, folder: Path) -> Result:
     shutil.rmtree(folder, ignore_errors=True)
-    temporary = folder / "tmp"
-    temporary.mkdir(parents=True)
+    (folder / "tmp").mkdir(parents=True)
     parameters = dict(task.parameters)
     if task.empty_store:
         shutil.copy(task.empty_store, folder / "mlflow.db")
         parameters["tracking_uri"] = f"sqlite:///{folder}/mlflow.db"
-    result = _run(task, parameters, folder, temporary)
-    shutil.rmtree(temporary, ignore_errors=True)
+    result = _run(task, parameters, folder)
+    shutil.rmtree(folder / "tmp", ignore_errors=True)
     write_whole(folder / RESULT, json.dumps(asdict(result), indent=2))
     return result
 
 
-def _run(task: Task, parameters: dict[str, Any], folder: Path, temporary: Path) -> Result:
+def _run(task: Task, parameters: dict[str, Any], folder: Path) -> Result:
     source, begun, started = Path(task.notebook), time.monotonic(), time.time()
     ending: list[tuple[Status, str]] = []
 
@@ -136,7 +133,7 @@ def _run(task: Task, parameters: dict[str, Any], folder: Path, temporary: Path) 
         if notebook_digest(source) == task.content:
             run_notebook(
                 source, parameters=parameters, output=folder, progress=False, cwd=task.cwd,
-                environment={**task.store, "TMPDIR": str(temporary)},
+                environment={**task.store, "TMPDIR": str(folder / "tmp")},
                 cell_timeout=task.cell_timeout, ends=ends,
             )  # fmt: skip
         else:
@@ -147,7 +144,7 @@ def _run(task: Task, parameters: dict[str, Any], folder: Path, temporary: Path) 
             raise cell from None
         is_of_cell = isinstance(cell, papermill.PapermillExecutionError)
         outcome = ("failed", f"{cell.ename}: {cell.evalue}" if is_of_cell else str(error))
-    except Exception as error:  # whatever it is, it is this run's alone and is told
+    except Exception as error:  # whatever it is, it is this run's alone
         outcome = ("failed", f"{type(error).__name__}: {error}")
     recorded: dict[str, Any] = {}
     with suppress(WorkbenchError):  # there is no copy of a notebook whose kernel never started

@@ -28,7 +28,6 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.translators import PythonTranslator
 
-from workbench import errors
 from workbench.credentials import redact, secret_params, withhold
 from workbench.errors import NotebookError
 from workbench.experiments.parameters import (
@@ -256,15 +255,9 @@ def _execute(source: Path, copy: _Copy, parameters: dict[str, Any], **options: A
 
 
 def _failure(error: papermill.PapermillExecutionError, source: Path) -> str:
-    """Describe a failed cell: with its traceback, unless the error explains itself."""
     stage = _heading(read_notebook(source).cells[: error.cell_index])
-    lines = [
-        f"Cell In [{error.exec_count}] of {source.name}{f' ({stage})' if stage else ''} failed.",
-        f"{error.ename}: {error.evalue}",
-    ]
-    if not hasattr(errors, error.ename) and error.ename != "MlflowException":
-        lines[1:] = ["", *"\n".join(error.traceback).splitlines()[-15:], ""]
-    return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(lines))  # without colours
+    where = f"{source.name} ({stage})" if stage else source.name
+    return f"Cell In [{error.exec_count}] of {where} failed.\n{error.ename}: {error.evalue}"
 
 
 def _heading(cells: Sequence[Any]) -> str:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import nbformat
-import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError, NotebookError
+from workbench.store.tables import plain
 
 UNKNOWN: Final = ...  # default of a parameter that is computed when the notebook runs
 
@@ -255,22 +255,15 @@ def expand(grid: Grid) -> list[Point]:
         )
     unique: dict[str, Point] = {}
     for point in points:
-        plain = {name: _plain(name, value) for name, value in point.items()}
-        unique.setdefault(json.dumps(plain, sort_keys=True), plain)
+        try:
+            values = {name: plain(value) for name, value in point.items()}
+        except ValueError as error:
+            raise ArgumentError(
+                f"grid: {point!r} holds {error}, which no parameter takes."
+            ) from None
+        unique.setdefault(json.dumps(values, sort_keys=True), values)
     if not unique:
         raise ArgumentError(
             f"grid={grid!r} holds no point. Give a value or more for each parameter."
         )
     return list(unique.values())
-
-
-def _plain(name: str, value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic) else value
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(
-            f"grid: {name}={value!r} cannot be a parameter ({error}). Use numbers, text, True, "
-            "False, None, and lists and dicts of these."
-        ) from None
-    return value
