@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from workbench.credentials import without_credentials
-from workbench.errors import ArgumentError, NotebookError, WorkbenchError
+from workbench.errors import NotebookError, WorkbenchError
 
 _NOTEBOOK = "notebooks/4_align.ipynb"
 
@@ -229,7 +229,7 @@ def _use_experiment(experiment: str | None) -> None:
 @click.option("--sample", type=float, help="Share or number of rows to import as traces.")
 @click.option("--retry-failed", is_flag=True, help="Ask again about rows that failed.")
 @click.option("--encoding", help="Of a CSV file that is not UTF-8, such as cp1252.")
-@click.option("--scheduler", help="Address of a Dask scheduler whose workers judge.")
+@click.option("--scheduler", help="Of Dask, whose workers judge; needs the extra dask.")
 def score(
     name: str, table: Path, version: int | None, scheduler: str | None, **options: Any
 ) -> None:
@@ -244,14 +244,9 @@ def score(
         import workbench
 
         if scheduler:
-            try:
-                from distributed import Client
+            from distributed import Client
 
-                options["client"] = stack.enter_context(Client(scheduler))
-            except ImportError:
-                raise ArgumentError(
-                    "--scheduler needs Dask: pip install 'judge-workbench[dask]'."
-                ) from None
+            options["client"] = stack.enter_context(Client(scheduler))
         _use_experiment(options.pop("experiment"))
         judge = workbench.load_judge(name, version)
         options["budget"] = _limit(options)

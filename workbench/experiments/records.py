@@ -45,7 +45,7 @@ def record(name: str, value: Any) -> None:
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise ArgumentError(
             f"record(name={name!r}): a name has letters, digits, _ and -, begins with a letter, "
-            f"and is none of {', '.join(TAKEN)}, which a sweep fills itself."
+            f"and is none of {', '.join(TAKEN)}."
         )
     data: dict[str, Any] = {"name": name}
     shown: dict[str, Any] = {MIME: data}

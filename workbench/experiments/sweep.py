@@ -151,8 +151,7 @@ def _check(name: str, declared: list[Parameter], points: list[Point]) -> None:
         check_parameters(declared, point)
         if taken := point.keys() & {*TAKEN, "output_dir"}:
             raise ArgumentError(
-                f"grid: {', '.join(taken)} is set by the sweep itself, for each run. Rename the "
-                "parameter; the folder of all runs is output=."
+                f"grid: {', '.join(taken)} is set by the sweep itself, for each run. Rename it."
             )
     if not re.fullmatch(r"\w[\w .-]{0,99}", name):
         raise ArgumentError(
@@ -279,9 +278,8 @@ class _Sweep:
             self._end("the output folder cannot be written to")
         except Exception as error:  # of the process; those of the run are in its result
             died = "The process that ran it died: it was killed, or memory ran out."
-            result = task.result(
-                "failed", f"{died} ({type(error).__name__}: {error})", started=time.time()
-            )
+            reason = f"{died} ({type(error).__name__}: {error})"
+            result = task.result("failed", reason, started=time.time())
         self._charge(result)
         self._take(result, log=bool(result.started) or not self.killed)
 
@@ -304,8 +302,7 @@ class _Sweep:
             except RuntimeError:  # of this one, as it is imported by another, or of the new one
                 raise NotebookError(
                     "The processes of the sweep died before they began a run. In a script, call "
-                    "workbench.sweep below `if __name__ == '__main__':`, since each process "
-                    "imports the script."
+                    "workbench.sweep below `if __name__ == '__main__':`."
                 ) from None
         found: ProcessPoolExecutor = self.own.pool
         return found
@@ -345,9 +342,8 @@ class _Sweep:
             if not isinstance(self.fault, StoreError):
                 self.log.write(result)
         except Exception as error:
-            self.fault = self.fault or StoreError(
-                f"MLflow did not take all of it: {store_message(error)}"
-            )
+            told = f"MLflow did not take all of it: {store_message(error)}"
+            self.fault = self.fault or StoreError(told)
 
     def _show(self, tasks: list[Task]) -> None:
         folders = [Path(task.folder) for task in tasks]

@@ -169,8 +169,8 @@ def runs(sweep: str | pd.DataFrame) -> pd.DataFrame:
         found = found or [mlflow.get_run(sweep)]
     if not found or NAME_TAG not in found[0].data.tags:
         raise StoreError(
-            f"There is no sweep {sweep!r} in the active experiment of {address()}. Check the name, "
-            "and the experiment (mlflow.set_experiment)."
+            f"There is no sweep {sweep!r} in the active experiment (mlflow.set_experiment) of "
+            f"{address()}. Check both."
         )
     parent = found[0].info
     last = {k: each[-1] for k, each in logged(parent.experiment_id, parent.run_id).items()}

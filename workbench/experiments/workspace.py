@@ -16,7 +16,7 @@ from workbench.alignment.registry import Registered
 from workbench.alignment.result import Alignment
 from workbench.credentials import without_credentials
 from workbench.errors import StoreError
-from workbench.formatting import counted, html_text
+from workbench.formatting import counted, html_lines
 from workbench.metrics.agreement import agreement
 from workbench.metrics.intervals import figure
 from workbench.pairing.pairs import Pairs
@@ -72,10 +72,8 @@ class Workspace:
         return path
 
     def _repr_html_(self) -> str:
-        rows = {"experiment": self.experiment, "MLflow store": self.tracking_uri}
-        rows["folder"] = str(self.folder)
-        cells = (f"<tr><th>{k}</th><td>{html_text(v)}</td></tr>" for k, v in rows.items())
-        return f"<table>{''.join(cells)}</table>"
+        store = f"MLflow store: {self.tracking_uri}"
+        return html_lines([f"Experiment: {self.experiment}", store, f"Folder: {self.folder}"])
 
 
 @store_errors()

@@ -15,7 +15,7 @@ from mlflow.genai.judges import Judge
 from mlflow.tracing.constant import AssessmentMetadataKey
 
 from workbench.errors import ArgumentError, BudgetError, check_whole
-from workbench.formatting import counted, html_table, html_text, with_content
+from workbench.formatting import counted, html_result, with_content
 from workbench.judging.judge import fingerprints_of
 from workbench.judging.requests import judge_many, say_where
 from workbench.judging.verdicts import (
@@ -83,13 +83,8 @@ class Assessed:
         failed = self.failures.head(10)
         # Columns in which nothing is said are left out.
         columns = ["trace_id", "value", "rationale", *["error"] * bool(len(failed))]
-        parts = [
-            html_text(repr(self)[1:-1]),
-            html_table(with_content(self.table.head(10)[columns], self.previews), index=False),
-        ]
-        if len(failed):
-            parts += ["Failures", html_table(with_content(failed, self.previews), index=False)]
-        return "".join(f"<div>{part}</div>" for part in parts)
+        tables = [self.table.head(10)[columns], failed]
+        return html_result(self, *(with_content(one, self.previews) for one in tables))
 
 
 def assess(
@@ -204,8 +199,7 @@ def check_single(judge: Judge) -> None:
         raise ArgumentError("The judge has no name. Make it with workbench.make_judge(name, ...).")
     if getattr(judge, "is_session_level_scorer", False):
         raise ArgumentError(
-            f"Judge {judge.name!r} rates whole conversations; the workbench rates single traces. "
-            "Use {{ inputs }}, {{ outputs }}, {{ expectations }} or {{ trace }}."
+            f"Judge {judge.name!r} rates whole conversations; the workbench rates single traces."
         )
 
 

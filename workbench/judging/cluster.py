@@ -41,8 +41,7 @@ def ask_on_cluster(
     if current() is not None:
         raise ReplayError(
             "client: what the workers of a cluster are answered is neither recorded nor replayed. "
-            "Leave out client=, or score outside workbench.recording(...) and "
-            "workbench.replaying(...)."
+            "Leave out client=, or score outside workbench.recording and workbench.replaying."
         )
     name = f"workbench-score-{uuid.uuid4().hex}"
     shared = distributed.Variable(name, client=client)

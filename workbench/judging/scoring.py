@@ -151,8 +151,8 @@ def score(
         if run.refused:
             raise BudgetError(
                 f"The budget does not allow the next {counted(run.refused, 'row')}: {limit} are "
-                f"used. {counted(run.asked, 'row')} were judged now and are kept in {folder.path}. "
-                "Run again with a larger budget for the rest."
+                f"used. {counted(run.asked, 'row')} were judged now and are kept. Run again with a "
+                "larger budget for the rest."
             )
         if sample is not None:
             _import_sample(judge, read, roles, folder, sample, seed)
@@ -182,9 +182,7 @@ def _check(judge: Judge, layout: Layout, sample: Any) -> None:
             "Import them (workbench.import_traces) and use workbench.assess."
         )
     if "expectations" in needed and not layout.sides["expectations"]:
-        raise ArgumentError(
-            f"Judge {judge.name!r} needs expectations=: the columns that hold them."
-        )
+        raise ArgumentError(f"Judge {judge.name!r} needs expectations=: columns that hold them.")
 
 
 # -- partitions -----------------------------------------------------------------------------
@@ -278,8 +276,8 @@ class _Run:
         if self.budget.measures and self.charged.spent and not self.charged.spent_tokens:
             raise BudgetError(
                 f"The model's server does not say how many tokens it used, so {self.budget!r} "
-                f"cannot be kept. {counted(self.asked, 'row')} were judged now and are kept in "
-                f"{self.folder.path}. Run again with a budget of calls: budget=1000."
+                f"cannot be kept. {counted(self.asked, 'row')} were judged now and are kept. Run "
+                "again with a budget of calls: budget=1000."
             )
         money = f", ${self.paid.cost:.4f}" if self.paid.cost else ""
         self.shown.set_postfix_str(f"{self.failed} failed{money}", refresh=False)

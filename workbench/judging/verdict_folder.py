@@ -33,8 +33,6 @@ COLUMNS: Final = (
     "input_tokens", "output_tokens", "cost", "calls",
 )  # fmt: skip
 
-_SAMPLE: Final = "_sample.json"
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -51,8 +49,7 @@ class Layout:
         keep = (keep,) if isinstance(keep, str) else tuple(keep or ())
         if taken := set(keep) & set(COLUMNS):
             raise ArgumentError(
-                f"keep={list(keep)!r}: {', '.join(sorted(taken))} is a column of the verdicts "
-                "themselves. Rename it in the table."
+                f"keep={keep!r}: {', '.join(sorted(taken))} is a column of the verdicts. Rename it."
             )
         single = not isinstance(roles["outputs"], (list, tuple, Mapping))
         return cls(sides, single, keep, time)
@@ -102,8 +99,7 @@ class Layout:
                 cells.append(plain(cell))
             except ValueError as error:
                 raise TableError(
-                    f"Column {column!r}, row {number}: it holds {error}. Make the column text, or "
-                    "leave it out of keep and time."
+                    f"Column {column!r}, row {number}: it holds {error}. Make the column text."
                 ) from None
         return cells
 
@@ -115,9 +111,8 @@ class Layout:
         when = pd.to_datetime(iso, format="ISO8601", utc=True, errors="coerce")
         if pd.isna(when):
             raise TableError(
-                f"time={self.time!r}: row {number} holds {given!r}, which is no date of ISO 8601. "
-                "Give dates, or texts such as 2026-03-31 or 2026-03-31T10:00:00+02:00 "
-                "(pandas.to_datetime(column, format=...) reads others), or leave time out."
+                f"time={self.time!r}: row {number} holds {given!r}, which is no date of ISO 8601, "
+                "such as 2026-03-31. pandas.to_datetime(column, format=...) reads others."
             )
         at: datetime = when.to_pydatetime()
         return at
@@ -125,7 +120,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Task:
-    """The rows of a partition with what is known of them, and the items to ask about by index."""
+    """A partition: its rows with what is known of them, and the items to ask about by index."""
 
     number: int
     rows: list[Record]
@@ -154,8 +149,7 @@ class VerdictFolder:
             lock.acquire()
         except filelock.Timeout:
             raise ArgumentError(
-                f"to={str(self.path)!r}: another process scores into this folder. Wait for it, or "
-                "name another folder."
+                f"to={str(self.path)!r}: another process scores into this folder. Wait for it."
             ) from None
         except OSError as error:
             raise StoreError(f"The folder {self.path} cannot be written: {error}.") from error
@@ -173,9 +167,8 @@ class VerdictFolder:
                 what = "judge" if key == "fingerprint" else key
                 raise ArgumentError(
                     f"to={str(self.path)!r}: {path.name} is of another {what} "
-                    f"({about.get(key)!r}, not {value!r}). Name a new folder, or remove this one "
-                    "if its verdicts are not needed; a folder holds one judge's verdicts on one "
-                    "table."
+                    f"({about.get(key)!r}, not {value!r}). Name a new folder: each holds one "
+                    "judge's verdicts on one table."
                 )
         return about
 
@@ -206,12 +199,8 @@ class VerdictFolder:
         verdict = column_type([] if scale is None else scale.values)
         if scale is not None and scale.kind == "numeric":
             verdict = pa.int64() if scale.integer else pa.float64()
-        kinds = {
-            **kept,
-            "time": pa.timestamp("us", "UTC"),
-            "verdict": verdict,
-            "cost": pa.float64(),
-        }
+        kinds = {**kept, "time": pa.timestamp("us", "UTC")}
+        kinds |= {"verdict": verdict, "cost": pa.float64()}
         kinds |= dict.fromkeys(("row", "input_tokens", "output_tokens", "calls"), pa.int64())
         return {name: kinds.get(name, pa.string()) for name in ("row", *kept, *COLUMNS[1:])}
 
@@ -219,14 +208,11 @@ class VerdictFolder:
 
     def write_sample(self, sample: pd.DataFrame) -> None:
         """Keep which rows were imported as which traces."""
-        try:
-            write_whole(self.path / _SAMPLE, sample.to_json(orient="records"))
-        except OSError as error:
-            raise StoreError(f"{self.path / _SAMPLE} cannot be written: {error}.") from error
+        write_whole(self.path / "_sample.json", sample.to_json(orient="records"))
 
     def sample(self) -> pd.DataFrame:
         """Return the rows imported as traces: ``row``, ``trace_id``, ``probability``."""
-        path = self.path / _SAMPLE
+        path = self.path / "_sample.json"
         rows = json.loads(path.read_text("utf-8")) if path.exists() else []
         return pd.DataFrame(rows, columns=["row", "trace_id", "probability"])
 
