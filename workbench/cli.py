@@ -97,15 +97,13 @@ def _declared(notebook: str) -> tuple[Path, list[Any]]:
 def closing_words(summary: dict[str, Any], notebook: Path, seconds: float) -> str:
     """Return what is printed at the end: the table of the summary, and where things are."""
     judge, table = summary.get("judge") or {}, str(summary.get("table") or "").rstrip("\n")
-    numbered = f"{judge.get('name')} version {judge.get('version')}"
-    # Whatever notebook wrote it, it is shown without credentials.
-    store = without_credentials(str(summary.get("tracking_uri") or ""))
     places = {
         "status": summary.get("headline") or summary.get("status"),
-        "judge": judge.get("name") if judge.get("version") is None else numbered,
+        "judge": judge and f"{judge.get('name')} version {judge.get('version')}",
         "report": summary.get("report"),
         "notebook": notebook,
-        "MLflow store": store,
+        # Whatever notebook wrote it, it is shown without credentials.
+        "MLflow store": without_credentials(str(summary.get("tracking_uri") or "")),
         "experiment": summary.get("experiment"),
         "time": f"{seconds:.0f} s",
     }

@@ -100,8 +100,8 @@ def run_notebook(
     started = time.monotonic()
     try:
         _execute(
-            source, copy, passed, progress_bar=progress and _BAR, cell_timeout=cell_timeout,
-            ends=ends, environment=variables, folder=str(cwd or Path.cwd()),
+            source, copy, passed, show=progress, cell_timeout=cell_timeout, ends=ends,
+            environment=variables, folder=str(cwd or Path.cwd()),
         )  # fmt: skip
     finally:
         if recorder is not None:
@@ -192,10 +192,6 @@ _QUIET: Final = {
 }
 _INLINE: Final = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
-# Papermill's bar over the cells; a log has none.
-_LOOK: Final = "[{n_fmt}/{total_fmt}] {desc} [{elapsed}]{postfix}"
-_BAR: Final = {"bar_format": _LOOK, "desc": "", "leave": False, "disable": None}
-
 
 @dataclass
 class _Copy:
@@ -222,6 +218,7 @@ def _execute(source: Path, copy: _Copy, parameters: dict[str, Any], **options: A
             engine_name="workbench",
             kernel_name="python3",
             language="python",
+            progress_bar=False,
             copy=copy,
             **options,
         )
@@ -273,11 +270,10 @@ MOST_TEXT: Final = 250_000  # characters of what a cell prints that the executed
 
 
 class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has no types
-    """Runs the cells in this Python, and shows what they print above papermill's bar."""
+    """Runs the cells in this Python, and shows headings and what the cells print."""
 
     begun = False
-    heading = ""
-    line = ""  # that a cell has not ended yet
+    shown: bool
     printed: Counter[int]
 
     def create_kernel_manager(self) -> AsyncKernelManager:
@@ -304,7 +300,9 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has n
     def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
         if msg["msg_type"] == "stream":
             text = msg["content"]["text"]
-            self.show(text)
+            if self.shown:
+                sys.stderr.write(text)
+                sys.stderr.flush()
             left = MOST_TEXT - self.printed[cell_index]
             self.printed[cell_index] += len(text)
             if left <= 0:
@@ -314,24 +312,9 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has n
         return super().process_message(msg, cell, cell_index)
 
     def start(self, cell: Any, cell_index: int) -> None:
-        """Show the heading above a cell that begins."""
         self.begun = True
-        before, self.heading = self.heading, _heading(self.nb.cells[: cell_index + 1])
-        self.show("\n" if self.heading == before else f"\n{self.heading}\n")
-
-    def show(self, text: str) -> None:
-        """Write lines above the bar; one that has not ended yet stands beside it."""
-        bar = self.nb_man.pbar
-        if bar is None:
-            return
-        # A bar within a bar moves the cursor, which is the bar's of the cells here.
-        text = re.sub(r"\x1b\[\d*[A-HJKSTfsu]", "", self.line + text)
-        # A log has each state of a line that is rewritten, since nobody sees it change there.
-        *ended, self.line = re.split(r"[\r\n]" if bar.disable else r"\n", text)
-        for line in filter(str.strip, ended):
-            bar.write(line.rstrip().rpartition("\r")[2], file=sys.stderr)
-        bar.set_description_str(self.heading, refresh=False)
-        bar.set_postfix_str(self.line.rpartition("\r")[2].strip())
+        if self.shown and (heading := _heading([cell])):
+            print(f"\n[{cell_index + 1}/{len(self.nb.cells)}] {heading}", file=sys.stderr)
 
 
 class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
@@ -353,7 +336,8 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
                 iopub_timeout=120,  # a busy machine is no reason to end a run
                 coalesce_streams=True,
             )
-            client.printed, client.on_cell_start = Counter(), client.start
+            client.shown, client.printed = options["show"], Counter()
+            client.on_cell_start = client.start
             try:
                 with _ended(client, options["ends"]):
                     client.execute(env=options["environment"], cwd=options["folder"])
@@ -361,8 +345,6 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
             except (RuntimeError, TimeoutError):
                 if client.begun or not again or options["ends"]():
                     raise
-            finally:
-                client.show("\n")
 
 
 @contextmanager

@@ -120,22 +120,21 @@ def logged(experiment_id: str, parent: str, key: str = "") -> dict[str, list[Res
 
 def table_of(results: Sequence[Result], run_id: str) -> pd.DataFrame:
     """Return the table of `sweep`, a row a run."""
-    rows = []
-    for one in results:
-        own = {"status": one.status, "error": one.error, "seconds": one.seconds or None}
-        recorded = {
-            f"{name}_recorded" if name in one.parameters else name: math.nan if v is None else v
-            for name, v in one.recorded.items()
+    given = pd.DataFrame([one.parameters for one in results])
+    for name in given:
+        values = [one.parameters.get(name) for one in results]
+        if None in values and all(type(value) in (int, type(None)) for value in values):
+            given[name] = pd.array(values, dtype="Int64")  # stay whole beside what is not given
+    ends = [(one.status, one.error, one.seconds or None) for one in results]
+    recorded = [
+        {
+            f"{k}_recorded" if k in given else k: math.nan if v is None else v
+            for k, v in each.items()
         }
-        rows.append({**one.parameters, **own, **recorded, "folder": one.folder})
-    table = pd.DataFrame(rows, columns=None if rows else [*TAKEN])
-    names = list(dict.fromkeys(name for one in results for name in one.parameters))
-    for name in names:
-        given = [one.parameters.get(name) for one in results]
-        if None in given and all(type(value) in (int, type(None)) for value in given):
-            table[name] = pd.array(given, dtype="Int64")  # stay whole beside what is not given
-    first = [*names, "status", "error", "seconds"]
-    table = table[[*first, *(name for name in table.columns if name not in first)]]
+        for each in (one.recorded for one in results)
+    ]
+    parts = [given, pd.DataFrame(ends, columns=[*TAKEN[:3]]), pd.DataFrame(recorded)]
+    table = pd.concat(parts, axis=1).assign(folder=[one.folder for one in results])
     table.attrs["sweep"] = run_id
     return table
 

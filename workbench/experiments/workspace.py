@@ -16,9 +16,8 @@ from workbench.alignment.registry import Registered
 from workbench.alignment.result import Alignment
 from workbench.credentials import without_credentials
 from workbench.errors import StoreError
-from workbench.formatting import counted, html_lines
+from workbench.formatting import html_lines
 from workbench.metrics.agreement import agreement
-from workbench.metrics.intervals import figure
 from workbench.pairing.pairs import Pairs
 from workbench.store.database import find_experiment_id, prepare_database, store_errors
 
@@ -48,14 +47,8 @@ class Workspace:
         pairs with recorded verdicts of other judges, by their source.
         """
         others = {source: agreement(pairs) for source, pairs in (recorded or {}).items()}
-        lines = [
-            f"Recorded verdicts of {source} on {counted(found.n, 'item')}: accuracy "
-            f"{figure(found.accuracy, found.accuracy_interval)}, kappa "
-            f"{figure(found.kappa, found.kappa_interval)}."
-            for source, found in others.items()
-        ]
         summary: dict[str, Any] = {
-            "table": "\n".join([str(alignment.comparison), *lines]),
+            "table": str(alignment.comparison),
             **{key: getattr(alignment, key) for key in ("status", "headline", "reason", "seed")},
             "judge": {key: getattr(registered, key) for key in ("name", "version", "new")},
             "report": str(Path(report).resolve()),
