@@ -7,6 +7,7 @@ dies loses its partition, which another one takes over.
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import threading
 import time
@@ -46,29 +47,24 @@ def ask_on_cluster(
     name = f"workbench-score-{uuid.uuid4().hex}"
     shared = distributed.Variable(name, client=client)
     shared.set(_NEWS)
-    under_way: dict[Any, tuple[Task, str]] = {}
+    under_way: dict[Any, Task] = {}
     try:
         while True:
             client.wait_for_workers(1, timeout=WORKER_SECONDS)
-            workers = list(client.nthreads())
-            busy = {worker for _, worker in under_way.values()}
-            free = [worker for worker in workers if worker not in busy]
+            workers = len(client.nthreads())
+            most = max(0, min(workers, concurrency) - len(under_way))
             # Not read ahead: a budget allows a partition by what the ones before it took.
-            most = max(0, min(len(workers), concurrency) - len(under_way))
-            for worker, task in zip(free[:most], tasks, strict=False):
-                future = client.submit(
-                    _ask, name, max(1, concurrency // len(workers)), judge,
-                    list(task.items.values()), answered, workers=[worker],
-                    allow_other_workers=True, pure=False,
-                )  # fmt: skip
-                under_way[future] = task, worker
+            for task in itertools.islice(tasks, most):
+                share, items = max(1, concurrency // workers), list(task.items.values())
+                future = client.submit(_ask, name, share, judge, items, answered, pure=False)
+                under_way[future] = task
             if workers and not under_way:
                 break
             # Woken now and then, since workers may have joined.
             with suppress(distributed.TimeoutError):
                 distributed.wait(list(under_way), timeout=5, return_when="FIRST_COMPLETED")
             for future in [one for one in under_way if one.done()]:
-                yield under_way.pop(future)[0], future.result()
+                yield under_way.pop(future), future.result()
     except BaseException:
         shared.set({**_NEWS, "over": True})  # what is under way ends at its next call
         raise

@@ -177,9 +177,6 @@ _PREFIXES: Final = {
     "bedrock": "AWS|BEDROCK",
     "databricks": "DATABRICKS|MLFLOW_DEPLOYMENTS",
     "endpoints": "DATABRICKS|MLFLOW_DEPLOYMENTS",
-    "huggingface": "HF|HUGGINGFACE",
-    "sap-ai-core": "MLFLOW_GENAI_JUDGE|SAP_AI_CORE",
-    "togetherai": "TOGETHERAI|TOGETHER_AI",
     "vertex_ai": "VERTEX|VERTEXAI",
 }
 
