@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import difflib
+import functools
 import hashlib
 import itertools
 import json
@@ -152,18 +153,19 @@ def check_parameters(parameters: Iterable[Parameter], values: Mapping[str, Any])
             )
 
 
-def hashes_of(value: Any, start: Path, hash_of: Callable[[Path], str]) -> list[str]:
+def hashes_of(value: Any, start: Path) -> list[str]:
     """Return hashes of the files that a value names; not of folders, which a run may write to."""
     found = []
     for each in value if isinstance(value, (list, tuple)) else [value]:
         with suppress(OSError, ValueError, TypeError, RuntimeError):  # as for no home folder
             file = start / Path(each).expanduser()
-            found += [hash_of(file)] if file.is_file() else []
+            found += [_hash(file, file.stat().st_mtime_ns)] if file.is_file() else []
     return found
 
 
-def hash_of_file(file: Path) -> str:
-    """Return a hash of a file's content, which may be larger than memory."""
+@functools.lru_cache
+def _hash(file: Path, mtime: int) -> str:
+    """Return a hash of a file, which may be larger than memory."""
     found = hashlib.sha256()
     with file.open("rb") as opened:
         while block := opened.read(1 << 20):

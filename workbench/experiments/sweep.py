@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import os
 import re
 import secrets
 import threading
 import time
-from collections import Counter
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
@@ -39,7 +37,6 @@ from workbench.experiments.parameters import (
     check_parameters,
     expand,
     find_notebook,
-    hash_of_file,
     hashes_of,
     notebook_parameters,
 )
@@ -168,10 +165,9 @@ def _plan(
     shared = {name: os.environ.get(name, "") for name in (MODEL_VARIABLE, CACHE_VARIABLE)}
     fixed = [content, version("judge-workbench"), shared[MODEL_VARIABLE]]
     stop = str(place / f".stop-{secrets.token_hex(8)}")
-    hash_of, here, beside = functools.cache(hash_of_file), Path.cwd(), source.parent
-    told = [without_secrets(point, point) for point in points]
-    equal = Counter(map(digest, told))
-    tasks, data, takes_store = [], set[str](), "tracking_uri" in defaults
+    here, beside, takes_store = Path.cwd(), source.parent, "tracking_uri" in defaults
+    tasks: dict[str, Task] = {}
+    data = set[str]()
     # MLflow tells its processes the active experiment, but not always the store that it is in.
     own = {"MLFLOW_EXPERIMENT_ID": "0"} if "MLFLOW_EXPERIMENT_ID" in os.environ else {}
     active = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
@@ -180,21 +176,19 @@ def _plan(
         files = {
             f"{name}.{k}" if k else name: known
             for name, value in {**defaults, **point}.items()
-            for k, known in enumerate(hashes_of(value, here if name in point else beside, hash_of))
+            for k, known in enumerate(hashes_of(value, here if name in point else beside))
         }
         data.update(files.values())
-        # Another secret makes no other run, unless points of the grid differ in nothing else.
-        parameters = told[position] if equal[digest(told[position])] == 1 else point
-        key = digest([fixed, parameters, files])[:16]
+        key = digest([fixed, without_secrets(point, point), files])[:16]
+        if key in tasks:  # another secret makes no other run, unless points differ in nothing else
+            key = digest([key, position])[:16]
         own_store = takes_store and "tracking_uri" not in point
         store = shared | (own if own_store else {} if takes_store else active)
-        tasks.append(
-            Task(
-                str(source), content, point, key, position, str(place / key), str(here), stop,
-                empty_store=str(place / ".empty.db") if own_store else "", store=store, **options,
-            )
+        tasks[key] = Task(
+            str(source), content, point, key, position, str(place / key), str(here), stop,
+            empty_store=str(place / ".empty.db") if own_store else "", store=store, **options,
         )  # fmt: skip
-    return tasks, [*fixed, sorted(data)]
+    return [*tasks.values()], [*fixed, sorted(data)]
 
 
 class _Sweep:
