@@ -270,7 +270,7 @@ def test_what_is_no_grid_is_told(grid: Any) -> None:
 
 @pytest.mark.parametrize("value", [object(), float("inf"), [{1, 2}]])
 def test_what_no_notebook_can_be_given_is_named(value: Any) -> None:
-    with pytest.raises(ArgumentError, match=r"grid: .*'seed'.* which no parameter takes"):
+    with pytest.raises(ArgumentError, match=r"grid: seed="):
         expand([{"seed": value}])
 
 

@@ -257,12 +257,12 @@ def expand(grid: Grid) -> list[Point]:
         )
     unique: dict[str, Point] = {}
     for point in points:
-        try:
-            values = {name: plain(value) for name, value in point.items()}
-        except ValueError as error:
-            raise ArgumentError(
-                f"grid: {point!r} holds {error}, which no parameter takes."
-            ) from None
+        values: Point = {}
+        for name, value in point.items():
+            try:
+                values[name] = plain(value)
+            except ValueError as error:
+                raise ArgumentError(f"grid: {name}={value!r} is {error}.") from None
         unique.setdefault(json.dumps(values, sort_keys=True), values)
     if not unique:
         raise ArgumentError(
