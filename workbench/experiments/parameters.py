@@ -257,13 +257,13 @@ def expand(grid: Grid) -> list[Point]:
         )
     unique: dict[str, Point] = {}
     for point in points:
-        values: Point = {}
+        clean: Point = {}
         for name, value in point.items():
             try:
-                values[name] = plain(value)
+                clean[name] = plain(value)
             except ValueError as error:
                 raise ArgumentError(f"grid: {name}={value!r} is {error}.") from None
-        unique.setdefault(json.dumps(values, sort_keys=True), values)
+        unique.setdefault(json.dumps(clean, sort_keys=True), clean)
     if not unique:
         raise ArgumentError(
             f"grid={grid!r} holds no point. Give a value or more for each parameter."
