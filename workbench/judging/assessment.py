@@ -149,8 +149,8 @@ def assess(
     infos = {trace.info.trace_id: trace.info for trace in fetched}
     earlier = {t.info.trace_id: earlier_verdict(t, judge.name, *known_as) for t in fetched}
     # A recording needs all answers, since another store has none of the verdicts.
-    kept = {} if recording.recorder() else earlier
-    known = {i: one for i, one in kept.items() if one is not None and one.error is None}
+    recorded = recording.recorder() is not None
+    known = {i: v for i, v in earlier.items() if v and v.error is None and not recorded}
     asked = [(i, 0) for i in earlier if i not in known]
     asked += [(i, sample) for sample in range(1, samples) for i in earlier]
     items = _items(traces, dict(asked))
