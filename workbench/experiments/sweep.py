@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import secrets
 import threading
 import time
@@ -123,8 +122,13 @@ def sweep(
             check_whole(limit, value)
     source, points = find_notebook(notebook), expand(grid)
     declared = notebook_parameters(source)
+    for point in points:
+        check_parameters(declared, point)
+        if taken := point.keys() & {*TAKEN, "output_dir"}:
+            raise ArgumentError(
+                f"grid: {', '.join(taken)} is set by the sweep itself, for each run. Rename it."
+            )
     name = name or source.stem
-    _check(name, declared, points)
     place = Path(output).expanduser().resolve() / name
     tasks, identity = _plan(
         source, declared, points, place, force=force, timeout=timeout, cell_timeout=cell_timeout
@@ -141,19 +145,6 @@ def sweep(
     finally:
         log.end(status)
     return table_of(results, log.run_id)
-
-
-def _check(name: str, declared: list[Parameter], points: list[Point]) -> None:
-    for point in points:
-        check_parameters(declared, point)
-        if taken := point.keys() & {*TAKEN, "output_dir"}:
-            raise ArgumentError(
-                f"grid: {', '.join(taken)} is set by the sweep itself, for each run. Rename it."
-            )
-    if not re.fullmatch(r"\w[\w .-]{0,99}", name):
-        raise ArgumentError(
-            f"name={name!r} must be the name of a folder: letters, digits, spaces and ._- only."
-        )
 
 
 def _plan(
