@@ -14,10 +14,10 @@ from mlflow.entities.assessment_error import AssessmentError
 from mlflow.genai.judges import Judge
 from mlflow.tracing.constant import AssessmentMetadataKey
 
-from workbench.errors import ArgumentError, BudgetError, check_whole
+from workbench.errors import ArgumentError, check_whole
 from workbench.formatting import counted, html_result, with_content
 from workbench.judging.judge import fingerprints_of
-from workbench.judging.requests import judge_many, say_where
+from workbench.judging.requests import check_budget, judge_many, say_where
 from workbench.judging.verdicts import (
     FINGERPRINT_KEY,
     RECORDED_KEY,
@@ -134,7 +134,7 @@ def assess(
     UnreachableModelError, CredentialError, ModelError
         When the model cannot answer at all. What was judged before is kept.
     BudgetError
-        When the budget is too small; it says how many verdicts are given.
+        When the budget is too small.
     ReplayError
         While a file of answers is replayed (`workbench.replaying`) that lacks one.
     """
@@ -142,17 +142,15 @@ def assess(
     check_whole("samples", samples)
     check_single(judge)
     limit, known_as = Budget.of(budget), fingerprints_of(judge)
-    limit.check(str(getattr(judge, "model", None) or ""))
+    check_budget(judge, limit)
     fetched = fetch_traces(traces, spans=False)
     for experiment in {trace.info.experiment_id for trace in fetched} if log else ():
         check_not_deleted(experiment)
     infos = {trace.info.trace_id: trace.info for trace in fetched}
     earlier = {t.info.trace_id: earlier_verdict(t, judge.name, *known_as) for t in fetched}
-    # A recording needs all answers, since another store has none of the verdicts.
-    recorded = recording.recorder() is not None
-    known = {i: v for i, v in earlier.items() if v and v.error is None and not recorded}
-    asked = [(i, 0) for i in earlier if i not in known]
-    asked += [(i, sample) for sample in range(1, samples) for i in earlier]
+    asks_all = recording.recorder() is not None  # another store has none of the verdicts
+    known = {i: v for i, v in earlier.items() if v and v.error is None and not asks_all}
+    asked = [(i, sample) for sample in range(samples) for i in earlier if sample or i not in known]
     items = _items(traces, dict(asked))
     verdicts: dict[tuple[str, int], Verdict] = {(i, 0): one for i, one in known.items()}
     # Whatever ends the run, what the judge has answered until then is written.
@@ -172,11 +170,7 @@ def assess(
         shown = f"judging with {judge.name}" if progress else None
         say_where(judge, wanted=progress and bool(asked))
         questions = [(judge, items[i], sample) for i, sample in asked]
-        try:
-            judge_many(questions, runner, on_verdict=keep, progress=shown)
-        except BudgetError as error:
-            needed = len(earlier) * samples
-            raise BudgetError(f"{error} {len(verdicts)} of {needed} verdicts are given.") from None
+        judge_many(questions, runner, on_verdict=keep, progress=shown)
     rows = [verdicts[i, sample] for sample in range(samples) for i in earlier]
     table, paid = _table(rows), sum((verdict.paid for verdict in rows), UNPAID)
     return Assessed(

@@ -23,6 +23,7 @@ from workbench.formatting import say, storable
 from workbench.judging.judge import fingerprint, is_cacheable
 from workbench.judging.verdicts import Verdict
 from workbench.models.answers import AnswerError
+from workbench.models.budget import Budget
 from workbench.models.cache import question_key
 from workbench.models.client import Outcome, Request
 from workbench.models.offline import SCHEME, VERSION
@@ -54,9 +55,8 @@ def judge_many(
     thread with each verdict as it comes, cached ones first.
     """
     judges = {id(judge): judge for judge, _, _ in questions}
-    if runner.budget.measures:
-        for judge in judges.values():
-            check_measurable(judge)
+    for judge in judges.values():
+        check_budget(judge, runner.budget)
     askers = {key: Asker(judge, scale) for key, judge in judges.items()}
     verdicts: dict[int, Verdict] = {}
 
@@ -147,10 +147,10 @@ class Asker:
         )
 
 
-def check_measurable(judge: Judge) -> None:
-    """Raise `BudgetError` where tokens of the judge's requests cannot be counted beforehand."""
-    why = why_unmeasurable(judge)
-    if why:
+def check_budget(judge: Judge, budget: Budget) -> None:
+    """Raise `BudgetError` where its limit of tokens or money cannot be kept for the judge."""
+    budget.check(str(getattr(judge, "model", None) or ""))
+    if budget.measures and (why := why_unmeasurable(judge)):
         raise BudgetError(
             f"A budget in tokens or money cannot be kept for judge {judge.name!r}: {why}. Nothing "
             "was spent. Set the budget in calls instead."

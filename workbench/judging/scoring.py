@@ -23,7 +23,7 @@ from workbench.formatting import bar, counted
 from workbench.judging.assessment import as_feedback, check_single, earlier_verdict
 from workbench.judging.cluster import ask_on_cluster
 from workbench.judging.judge import fingerprint
-from workbench.judging.requests import Asker, check_measurable, judge_examples, say_where
+from workbench.judging.requests import Asker, check_budget, judge_examples, say_where
 from workbench.judging.verdict_folder import Layout, Scored, Task, VerdictFolder
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Budget, Usage
@@ -126,9 +126,7 @@ def score(
     check_whole("seed", seed, 0)
     _check(judge, layout, sample)
     limit = Budget.of(budget)
-    limit.check(str(getattr(judge, "model", None) or ""))
-    if limit.measures:
-        check_measurable(judge)
+    check_budget(judge, limit)
     folder = VerdictFolder(Path(to).expanduser().resolve())
     given = Path(table).expanduser().resolve() if isinstance(table, (str, Path)) else None
     if given in (folder.path, *folder.path.parents):
