@@ -160,7 +160,7 @@ def without_secrets(data: Any, parameters: Mapping[str, Any]) -> Any:
             if withheld:
                 urls[value] = clean["base_url"]
                 secrets += parts
-    quoted = [PythonTranslator.translate, repr, json.dumps]
+    quoted: list[Any] = [PythonTranslator.translate, repr, json.dumps]
     forms = {*secrets, *(quote(secret)[1:-1] for secret in secrets for quote in quoted)}
 
     def masked(value: Any) -> Any:

@@ -121,7 +121,7 @@ def logged(experiment_id: str, parent: str, key: str = "") -> dict[str, list[Res
 def table_of(results: Sequence[Result], run_id: str) -> pd.DataFrame:
     """Return the table of `sweep`, a row a run."""
     given = pd.DataFrame([one.parameters for one in results])
-    for name in given:
+    for name in map(str, given):
         values = [one.parameters.get(name) for one in results]
         if None in values and all(type(value) in (int, type(None)) for value in values):
             given[name] = pd.array(values, dtype="Int64")  # stay whole beside what is not given
