@@ -305,7 +305,7 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has n
                 sys.stderr.flush()
             left = MOST_TEXT - self.printed[cell_index]
             self.printed[cell_index] += len(text)
-            if left <= 0:
+            if left < 0:
                 return None
             more = "\n[Further output is omitted.]\n" * (len(text) > left)
             msg["content"]["text"] = text[:left] + more
