@@ -68,7 +68,7 @@ class Layout:
         """Look at all that is copied before anything is paid for; return the types of columns."""
         found: dict[str, dict[type, Any]] = {column: {} for column in self.keep}
         for number, record in enumerate(itertools.chain.from_iterable(partitions)):
-            row = self.row(number, record)
+            row, _ = self._copied(number, record)
             for column, by_type in found.items():
                 by_type[type(row[column])] = row[column]
         return {column: column_type([*by_type.values()]) for column, by_type in found.items()}
@@ -79,29 +79,24 @@ class Layout:
         outputs = next(iter(cells.outputs.values()), None) if self.single else cells.outputs
         expected = cells.expectations if self.sides["expectations"] else None
         item = Example(f"row {number}", cells.inputs, outputs, expected)
-        content = [item.inputs, item.outputs, item.expectations, self._copied(number, record)]
-        row = self.row(number, record) | {"error": "; ".join(problems) or None}
-        return row, item, content
+        row, copied = self._copied(number, record)
+        row["error"] = "; ".join(problems) or None
+        return row, item, [item.inputs, item.outputs, item.expectations, copied]
 
-    def row(self, number: int, record: Record) -> Record:
-        """What is copied from a row, without a verdict yet."""
-        beside = self._copied(number, record)
-        row = {"row": number, **dict(zip(self.keep, beside, strict=False))}
-        time = self._time(number, beside[-1]) if self.time else None
-        return row | dict.fromkeys(COLUMNS[1:]) | {"calls": 0, "time": time}
-
-    def _copied(self, number: int, record: Record) -> list[Any]:
-        """The plain cells of what is copied, and the time."""
+    def _copied(self, number: int, record: Record) -> tuple[Record, list[Any]]:
+        """A row without a verdict yet, and the plain cells of what is copied, and the time."""
         cells = []
         for column in self.beside:
-            cell = record[column]
             try:
-                cells.append(plain(cell))
+                cells.append(plain(record[column]))
             except ValueError as error:
                 raise TableError(
                     f"Column {column!r}, row {number}: it holds {error}. Make the column text."
                 ) from None
-        return cells
+        row: Record = {**dict.fromkeys(COLUMNS), **dict(zip(self.keep, cells, strict=False))}
+        row |= {"row": number, "calls": 0}
+        row["time"] = self._time(number, cells[-1]) if self.time else None
+        return row, cells
 
     def _time(self, number: int, given: Any) -> datetime | None:
         if is_missing(given):
