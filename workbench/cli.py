@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
-import shlex
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +11,7 @@ from typing import Any
 import click
 
 from workbench.credentials import without_credentials
-from workbench.errors import ArgumentError, NotebookError, WorkbenchError
+from workbench.errors import NotebookError, WorkbenchError
 
 _NOTEBOOK = "notebooks/4_align.ipynb"
 
@@ -23,8 +20,6 @@ _NOTEBOOK = "notebooks/4_align.ipynb"
 @click.version_option(package_name="judge-workbench", prog_name="workbench")
 def main() -> None:
     """Make an LLM judge agree with the people whose judgement counts."""
-    # Else Python looks through all that is in memory once more before it ends, for seconds.
-    atexit.register(gc.freeze)
 
 
 def _folder(option: str, default: str, what: str) -> Callable[[Any], Any]:
@@ -102,24 +97,18 @@ def _declared(notebook: str) -> tuple[Path, list[Any]]:
 def closing_words(summary: dict[str, Any], notebook: Path, seconds: float) -> str:
     """Return what is printed at the end: the table of the summary, and where things are."""
     judge, table = summary.get("judge") or {}, str(summary.get("table") or "").rstrip("\n")
-    numbered = f"{judge.get('name')} version {judge.get('version')}"
-    # Whatever notebook wrote it, it is shown without credentials.
-    store = without_credentials(str(summary.get("tracking_uri") or ""))
     places = {
         "status": summary.get("headline") or summary.get("status"),
-        "judge": judge.get("name") if judge.get("version") is None else numbered,
+        "judge": judge and f"{judge.get('name')} version {judge.get('version')}",
         "report": summary.get("report"),
         "notebook": notebook,
-        "MLflow store": store,
+        # Whatever notebook wrote it, it is shown without credentials.
+        "MLflow store": without_credentials(str(summary.get("tracking_uri") or "")),
         "experiment": summary.get("experiment"),
         "time": f"{seconds:.0f} s",
     }
     lines = ["", *([table, ""] if table else [])]
     lines += [f"{name + ':':<14}{value}" for name, value in places.items() if value]
-    if store:
-        is_server = store.startswith(("http://", "https://", "databricks"))
-        browse = store if is_server else f"mlflow ui --backend-store-uri {shlex.quote(store)}"
-        lines += ["", f"Browse the store:  {browse}"]
     return "\n".join(lines)
 
 
@@ -148,8 +137,8 @@ def params(notebook: str) -> None:
 @click.option("--name", help="Of the sweep; that of the notebook by default.")
 @_folder("--output", "output", "Folder; each run has its own below OUTPUT/NAME.")
 @click.option("--experiment", default="sweeps", show_default=True, help="MLflow experiment.")
-@click.option("--timeout", type=float, help="Seconds that a run may take.")
-@click.option("--cell-timeout", type=int, help="Seconds that each cell may take.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Seconds a run may take.")
+@click.option("--cell-timeout", type=click.IntRange(1), help="Seconds that each cell may take.")
 @_budget
 @click.option("--force", is_flag=True, help="Run what is complete again.")
 def sweep(notebook: str, given: Any, output: Path, experiment: str, **options: Any) -> None:
@@ -160,12 +149,10 @@ def sweep(notebook: str, given: Any, output: Path, experiment: str, **options: A
     all runs are complete, 1 some are not, 2 the parameters are wrong.
     """
     from workbench.experiments.parameters import expand, parse_grid
-    from workbench.experiments.sweep import check_limits
 
     with _errors(exit_code=2):
         source, known = _declared(notebook)
         grid = expand(parse_grid(known, given))
-        check_limits(timeout=options["timeout"], cell_timeout=options["cell_timeout"])
     with _errors(exit_code=1):
         import workbench
 
@@ -239,7 +226,7 @@ def _use_experiment(experiment: str | None) -> None:
 @click.option("--sample", type=float, help="Share or number of rows to import as traces.")
 @click.option("--retry-failed", is_flag=True, help="Ask again about rows that failed.")
 @click.option("--encoding", help="Of a CSV file that is not UTF-8, such as cp1252.")
-@click.option("--scheduler", help="Address of a Dask scheduler whose workers judge.")
+@click.option("--scheduler", help="Of Dask, whose workers judge; needs the extra dask.")
 def score(
     name: str, table: Path, version: int | None, scheduler: str | None, **options: Any
 ) -> None:
@@ -254,16 +241,9 @@ def score(
         import workbench
 
         if scheduler:
-            try:
-                from distributed import Client
+            from distributed import Client
 
-                options["client"] = stack.enter_context(Client(scheduler))
-            except ImportError:
-                raise ArgumentError(
-                    "--scheduler needs Dask: pip install 'judge-workbench[dask]'."
-                ) from None
-            except (OSError, ValueError) as error:
-                raise ArgumentError(f"--scheduler {scheduler}: {error}") from None
+            options["client"] = stack.enter_context(Client(scheduler))
         _use_experiment(options.pop("experiment"))
         judge = workbench.load_judge(name, version)
         options["budget"] = _limit(options)

@@ -1,8 +1,4 @@
-"""The exceptions that the workbench raises; each message says what to do next.
-
-Errors of MLflow that are clear by themselves (instructions without a template variable, say) are
-passed on as they are.
-"""
+"""The exceptions that the workbench raises; MLflow's own pass where they are clear."""
 
 from __future__ import annotations
 

@@ -39,10 +39,7 @@ def unstorable(text: str) -> int:
 
 
 def safe_html(markup: str) -> str:
-    r"""Return HTML in which characters that hide or reorder their neighbours are codes.
-
-    Every ``_repr_html_`` and the report pass through here.
-    """
+    """Return HTML in which characters that hide or reorder their neighbours are codes."""
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", markup)
 
 
@@ -59,7 +56,7 @@ def html_lines(lines: Iterable[object]) -> str:
 def html_result(result: object, *tables: pd.DataFrame) -> str:
     """Return the HTML of a result: its repr, and those of the tables that have rows."""
     shown = [html_table(table, index=False, max_rows=10) for table in tables if len(table)]
-    return f"<div>{html_text(repr(result)[1:-1])}</div>" + "".join(shown)
+    return html_lines([repr(result)[1:-1]]) + "".join(shown)
 
 
 def counted(n: int, noun: str, plural: str = "") -> str:
@@ -79,10 +76,7 @@ def excerpt(value: Any, length: int = 100) -> str:
 
 
 def with_content(table: pd.DataFrame, previews: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
-    """Return a table of traces as people read it: inputs and outputs first, a short id last.
-
-    ``previews`` are the beginnings of inputs and outputs by trace id.
-    """
+    """Return a table of traces with the beginnings of inputs and outputs first, a short id last."""
     shown = table.drop(columns="trace_id")
     texts = [previews.get(i, ("", "")) for i in table["trace_id"]]
     if any(map(any, texts)):
@@ -92,10 +86,7 @@ def with_content(table: pd.DataFrame, previews: Mapping[str, tuple[str, str]]) -
 
 
 def html_table(table: pd.DataFrame, *, index: bool = True, **options: Any) -> str:
-    """Return a small HTML table with everything escaped; ``options`` are those of ``to_html``.
-
-    Text is aligned to the left, and what is missing is an empty cell.
-    """
+    """Return an HTML table, escaped, with empty cells for nan; ``options`` of ``to_html``."""
     look: dict[str, Any] = {"border": 0, "na_rep": "", "float_format": "{:.3f}".format} | options
     numeric = [pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]
     shown = table.astype(object).map(_cell)
@@ -145,10 +136,7 @@ def _plain(value: Any) -> Any:
 
 
 def bar(*, total: int | None, desc: str | None, disable: bool = False) -> Any:
-    """Return a tqdm bar over ``total`` steps, None where nobody knows how many.
-
-    With ``disable``, or for no steps, it shows nothing.
-    """
+    """Return a tqdm bar over ``total`` steps, None where nobody knows how many."""
     look: dict[str, Any] = {}
     if os.environ.get("WORKBENCH_PROGRESS") == "text":
         from tqdm.std import tqdm
@@ -172,10 +160,7 @@ _parsing = threading.Lock()
 
 
 def read_literal(text: str) -> Any:
-    """Return the Python value that a text writes down (`ast.literal_eval`).
-
-    One thread at a time: CPython 3.11 counts the depth of all threads' parsers together, and
-    raises SystemError where they differ.
-    """
+    """Return the Python value that a text writes down (`ast.literal_eval`)."""
+    # CPython 3.11 counts the depth of all threads' parsers together.
     with _parsing:
         return ast.literal_eval(text)

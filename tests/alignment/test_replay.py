@@ -193,30 +193,6 @@ def test_few_labels_are_replayed_in_another_store(
         assert few() == before
 
 
-def test_a_whole_trace_goes_by_its_content(
-    tmp_path: Path,
-    elsewhere: Callable[[], None],
-    loopback: Callable[..., Loopback],
-) -> None:
-    """Its ids and dates are others in another store; equal traces share an answer."""
-    url = loopback().url
-    judge = workbench.make_judge(
-        "whole", "Is {{ trace }} fine?", model="openai:/m", feedback_value_type=bool, base_url=url
-    )
-    rows = pd.concat([TABLE.head(3), TABLE.head(1)])
-
-    def values() -> list[Any]:
-        traces = workbench.import_traces(rows, inputs="question", outputs="answer", progress=False)
-        return list(workbench.assess(judge, traces, progress=False).table["value"])
-
-    with recording(tmp_path / "a") as tape:
-        before = values()
-        assert len(tape) == 3
-    elsewhere()
-    with replaying(tmp_path / "a"):
-        assert values() == before
-
-
 # -- the command ----------------------------------------------------------------------------
 
 

@@ -34,7 +34,6 @@ from workbench import (
 )
 from workbench.errors import (
     ArgumentError,
-    BudgetError,
     CredentialError,
     NoVerdictsError,
     StoreError,
@@ -67,16 +66,6 @@ def logged(name: str = "quality") -> list[Feedback]:
     """What the store holds under the name, read by MLflow alone."""
     found = mlflow.search_traces(return_type="list", include_spans=False, max_results=5000)
     return [a for trace in found for a in trace.info.assessments if a.name == name]
-
-
-def test_a_budget_that_is_too_small_says_what_all_takes(store: str, loopback: Start) -> None:
-    """In the unit that is limited: 110 tokens a verdict here."""
-    judge = judge_at(loopback().url, inference_params={"max_tokens": 10})
-    ids = traces(40)
-    with pytest.raises(BudgetError, match=r"40 verdicts are given.*at least 4,400 tokens, and"):
-        assess(judge, ids, budget=workbench.Budget(tokens=3000), concurrency=1, progress=False)
-    with pytest.raises(BudgetError, match=r"of 40 verdicts are given.*at least 40 calls, and more"):
-        assess(judge, ids, budget=1, cache=False, progress=False)
 
 
 class Counting(OwnJudge):

@@ -51,7 +51,6 @@ def _no_servers_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ("bedrock:/m", "AWS_REGION"),
         ("vertex_ai:/m", "VERTEX_LOCATION"),
         ("databricks:/m", "DATABRICKS_HOST"),
-        ("sap-ai-core:/m", "MLFLOW_GENAI_JUDGE_BASE_URL"),
     ],
 )
 def test_a_server_that_the_environment_names_has_answers_of_its_own(

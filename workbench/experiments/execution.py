@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -18,7 +17,7 @@ from typing import Any, Final, Literal
 import papermill
 from filelock import FileLock, Timeout
 
-from workbench.errors import NotebookError, WorkbenchError
+from workbench.errors import WorkbenchError
 from workbench.experiments.notebook import run_notebook, without_secrets
 from workbench.experiments.parameters import read_notebook
 from workbench.experiments.records import read_records
@@ -47,26 +46,14 @@ class Result:
     @classmethod
     def read(cls, text: str) -> Result | None:
         """Return the result that a text holds as JSON; None where it holds none."""
-        with suppress(ValueError, KeyError, TypeError):
-            data = json.loads(text)
-            return cls(**{one.name: data[one.name] for one in dataclasses.fields(cls)})
+        with suppress(ValueError, TypeError):
+            return cls(**json.loads(text))
         return None
-
-    def moved(self, folder: str) -> Result:
-        """Return it with its paths as they are where its files lie in ``folder``."""
-        was, now = self.folder + os.sep, folder + os.sep
-        paths = {k: v for k, v in self.recorded.items() if str(v).startswith(was)}
-        moved = {k: v.replace(was, now, 1) for k, v in paths.items()}
-        return dataclasses.replace(self, folder=folder, recorded=self.recorded | moved)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A run as it is sent to the process that executes it.
-
-    Once the file ``stop`` is there, it is not begun; where that is empty, it is killed. ``store``
-    holds the variables that name the model, the cache, and MLflow's active store and experiment.
-    """
+    """A run as it is sent to the process that executes it."""
 
     notebook: str
     content: str
@@ -75,12 +62,12 @@ class Task:
     position: int
     folder: str
     cwd: str
-    stop: str
+    stop: str  # a file: once it is there, the run is not begun; where that is empty, it is killed
     force: bool = False
     timeout: float | None = None
     cell_timeout: int | None = None
-    empty_store: str = ""
-    store: dict[str, str] = field(default_factory=dict)
+    empty_store: str = ""  # copied for a run with a store of its own
+    store: dict[str, str] = field(default_factory=dict)  # variables of model, cache and MLflow
 
     def result(self, status: Status, error: str = "", **more: Any) -> Result:
         """Return how this run ended, without secrets."""
@@ -97,16 +84,11 @@ def notebook_digest(source: Path) -> str:
     return digest([[c.cell_type, c.source, c.metadata.get("tags", [])] for c in cells])
 
 
-def _check_unchanged(source: Path, content: str) -> None:
-    if notebook_digest(source) != content:
-        raise NotebookError(f"{source.name} was changed while the sweep went on.")
-
-
 def read_result(folder: str) -> Result | None:
-    """Return how the run in a folder, wherever that was then, ended; None where none did."""
+    """Return how the run in a folder ended; None where none did, or in another folder."""
     with suppress(OSError, ValueError):
         found = Result.read((Path(folder) / RESULT).read_text("utf-8"))
-        return found and found.moved(folder)
+        return found if found and found.folder == folder else None
     return None
 
 
@@ -124,19 +106,18 @@ def execute(task: Task) -> Result:
 
 def _execute(task: Task, folder: Path) -> Result:
     shutil.rmtree(folder, ignore_errors=True)
-    temporary = folder / "tmp"
-    temporary.mkdir(parents=True)
+    (folder / "tmp").mkdir(parents=True)
     parameters = dict(task.parameters)
     if task.empty_store:
         shutil.copy(task.empty_store, folder / "mlflow.db")
         parameters["tracking_uri"] = f"sqlite:///{folder}/mlflow.db"
-    result = _run(task, parameters, folder, temporary)
-    shutil.rmtree(temporary, ignore_errors=True)
+    result = _run(task, parameters, folder)
+    shutil.rmtree(folder / "tmp", ignore_errors=True)
     write_whole(folder / RESULT, json.dumps(asdict(result), indent=2))
     return result
 
 
-def _run(task: Task, parameters: dict[str, Any], folder: Path, temporary: Path) -> Result:
+def _run(task: Task, parameters: dict[str, Any], folder: Path) -> Result:
     source, begun, started = Path(task.notebook), time.monotonic(), time.time()
     ending: list[tuple[Status, str]] = []
 
@@ -149,19 +130,21 @@ def _run(task: Task, parameters: dict[str, Any], folder: Path, temporary: Path) 
 
     outcome: tuple[Status, str] = ("complete", "")
     try:
-        _check_unchanged(source, task.content)
-        run_notebook(
-            source, parameters=parameters, output=folder, progress=False, cwd=task.cwd,
-            environment={**task.store, "TMPDIR": str(temporary)}, cell_timeout=task.cell_timeout,
-            ends=ends,
-        )  # fmt: skip
+        if notebook_digest(source) == task.content:
+            run_notebook(
+                source, parameters=parameters, output=folder, progress=False, cwd=task.cwd,
+                environment={**task.store, "TMPDIR": str(folder / "tmp")},
+                cell_timeout=task.cell_timeout, ends=ends,
+            )  # fmt: skip
+        else:
+            outcome = ("failed", f"{source.name} was changed while the sweep went on.")
     except WorkbenchError as error:
         cell: Any = error.__cause__
         if isinstance(cell, OSError) and not isinstance(cell, TimeoutError):  # of the folder
             raise cell from None
         is_of_cell = isinstance(cell, papermill.PapermillExecutionError)
         outcome = ("failed", f"{cell.ename}: {cell.evalue}" if is_of_cell else str(error))
-    except Exception as error:  # whatever it is, it is this run's alone and is told
+    except Exception as error:  # whatever it is, it is this run's alone
         outcome = ("failed", f"{type(error).__name__}: {error}")
     recorded: dict[str, Any] = {}
     with suppress(WorkbenchError):  # there is no copy of a notebook whose kernel never started

@@ -6,9 +6,14 @@ import json
 import logging
 import os
 import re
+import signal
+import subprocess
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +21,15 @@ from typing import Any, Final
 
 import nbformat
 import papermill
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NBClientEngine, papermill_engines
 from papermill.translators import PythonTranslator
 
-from workbench import errors
-from workbench.credentials import secret_params, withhold
+from workbench.credentials import redact, secret_params, withhold
 from workbench.errors import NotebookError
-from workbench.experiments.engine import ENGINE, headings
 from workbench.experiments.parameters import (
     FOLDERS,
     check_parameters,
@@ -37,7 +44,7 @@ from workbench.models.recording import variables as recording_variables
 
 @dataclass(frozen=True)
 class Ran:
-    """A notebook that ran: the executed copy, what was passed, and its ``summary.json``."""
+    """A notebook that ran: its executed copy, what it was given, and its ``summary.json``."""
 
     notebook: Path
     parameters: dict[str, Any]
@@ -60,13 +67,10 @@ def run_notebook(
 ) -> Ran:
     """Execute a notebook with parameters and keep the executed copy in the folder ``output``.
 
-    It runs in a kernel of this Python, in ``cwd`` or the current folder, so that relative paths
-    among the parameters mean what they say. A variable that is empty in ``environment`` is not
-    set there. ``record`` and ``replay`` are files of model answers;
-    a replay takes its parameters from the file where none are given. With ``progress`` the output
-    of the cells is shown on stderr. ``ends`` is asked several times a second: once it returns
-    something true, the kernel is killed. Secrets among the parameters reach the cells, but no file.
-    What goes wrong is a `NotebookError`; after Ctrl-C, too, the executed copy is kept.
+    A variable that is empty in ``environment`` is not set in the kernel. A ``replay`` of model
+    answers takes its parameters from the file where none are given. Once ``ends``, which is asked
+    several times a second, returns something true, the kernel is killed. Secrets among the
+    parameters reach the cells, but no file. What goes wrong is a `NotebookError`.
     """
     source, folder = find_notebook(notebook), Path(output).expanduser().resolve()
     given = {**(Player(replay).head.parameters if replay else {}), **(parameters or {})}
@@ -90,9 +94,8 @@ def run_notebook(
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
         summary.unlink(missing_ok=True)  # one of an earlier run must not pass for one of this run
-    own = environment or {}
-    variables = _QUIET | os.environ | {"MPLBACKEND": _INLINE}
-    variables |= {**recording_variables(record, replay), **own}
+    own = dict(environment or {})
+    variables = _QUIET | os.environ | _INLINE | recording_variables(record, replay) | own
     variables = {k: v for k, v in variables.items() if v or k not in own}
     started = time.monotonic()
     try:
@@ -121,21 +124,19 @@ def writable(folder: Path) -> Iterator[None]:
 
 # -- parameters -----------------------------------------------------------------------------
 
+# Parameters that name columns of the data.
 COLUMNS: Final = ("inputs", "outputs", "expectations", "annotators", "verdicts", "groups")
-"""Parameters that name columns of the data."""
-
 SAMPLE: Final = "shop_answers.csv"
+
+SHORTEST_SECRET: Final = 6  # characters; shorter ones are often words
 
 
 def resolve_parameters(source: Path, given: Mapping[str, Any], output: Path) -> dict[str, Any]:
-    """Check the values given and add those that depend on where the notebook runs.
-
-    These are the output folder, and the files that defaults name relative to the notebook. Where
-    ``data`` are given in place of the sample, defaults that name its columns are None.
-    """
+    """Check the values given; add the output folder and files beside the notebook."""
     declared = notebook_parameters(source)
     check_parameters(declared, given)
     values = dict(given)
+    # Where data are given in place of the sample, defaults that name its columns are None.
     if "data" in given and any(Path(str(p.default)).name == SAMPLE for p in declared):
         values |= {p.name: None for p in declared if p.name in COLUMNS and p.name not in given}
     for name, default in ((p.name, p.default) for p in declared if p.name not in values):
@@ -150,19 +151,17 @@ def resolve_parameters(source: Path, given: Mapping[str, Any], output: Path) -> 
 
 def without_secrets(data: Any, parameters: Mapping[str, Any]) -> Any:
     """Return plain data, such as a notebook, without the secrets among the parameters."""
-    secrets = dict(secret_params(dict(parameters))).values()
-    found = {str(value): "***" for value in secrets}
+    secrets = [str(value) for _, value in secret_params(dict(parameters))]
+    urls: dict[str, str] = {}
     for value in parameters.values():
         # A text that quotes a URL, such as instructions, does not begin with one.
         if isinstance(value, str) and re.match(r"\s*[a-z][\w+.-]*://", value, re.IGNORECASE):
             clean, withheld, parts = withhold({"base_url": value})
             if withheld:
-                found |= {**dict.fromkeys(parts, "***"), value: clean["base_url"]}
-    forms: dict[str, str] = {}
-    for secret in (each for each in found if len(each) >= 6):  # shorter ones are often words
-        quoted = (PythonTranslator.translate(secret), repr(secret), json.dumps(secret))
-        forms |= dict.fromkeys([secret, *(each[1:-1] for each in quoted)], found[secret])
-    longest_first = sorted(forms, key=len, reverse=True)
+                urls[value] = clean["base_url"]
+                secrets += parts
+    quoted: list[Any] = [PythonTranslator.translate, repr, json.dumps]
+    forms = {*secrets, *(quote(secret)[1:-1] for secret in secrets for quote in quoted)}
 
     def masked(value: Any) -> Any:
         if isinstance(value, dict):
@@ -174,24 +173,24 @@ def without_secrets(data: Any, parameters: Mapping[str, Any]) -> Any:
         if isinstance(value, (list, tuple)):
             return [masked(one) for one in value]
         if isinstance(value, str):
-            for form in longest_first:
-                value = value.replace(form, forms[form])
-            return value
-        return "***" if value in secrets and str(value) in forms else value
+            for url, clean in urls.items():
+                value = value.replace(url, clean)
+            return redact(value, forms, shortest=SHORTEST_SECRET)
+        return "***" if str(value) in secrets and len(str(value)) >= SHORTEST_SECRET else value
 
-    return masked(data)
+    return masked(data) if forms or urls else data
 
 
 # -- execution ------------------------------------------------------------------------------
 
-# The environment of the kernel: less noise, for a reader of text.
+# In the environment of the kernel: less noise, for a reader of text.
 _QUIET: Final = {
     "WORKBENCH_PROGRESS": "text",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
 }
-_INLINE: Final = "module://matplotlib_inline.backend_inline"
+_INLINE: Final = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
 
 @dataclass
@@ -203,7 +202,6 @@ class _Copy:
     notebook: Any = None  # set by the engine
 
     def save(self, **_: Any) -> None:
-        """Write the notebook as it is now."""
         shown = nbformat.from_dict(without_secrets(self.notebook, self.parameters))
         with writable(self.target.parent):
             write_whole(self.target, nbformat.writes(shown))
@@ -217,7 +215,7 @@ def _execute(source: Path, copy: _Copy, parameters: dict[str, Any], **options: A
             str(source).replace("{", "{{").replace("}", "}}"),
             None,  # written by `copy`
             parameters,
-            engine_name=ENGINE,
+            engine_name="workbench",
             kernel_name="python3",
             language="python",
             progress_bar=False,
@@ -254,13 +252,119 @@ def _execute(source: Path, copy: _Copy, parameters: dict[str, Any], **options: A
 
 
 def _failure(error: papermill.PapermillExecutionError, source: Path) -> str:
-    """Describe a failed cell: with its traceback, unless the error explains itself."""
-    # papermill puts a cell with the parameters among those of the source.
-    stage = headings(read_notebook(source))[max(error.cell_index - 1, 0)]
-    lines = [
-        f"Cell In [{error.exec_count}] of {source.name}{f' ({stage})' if stage else ''} failed.",
-        f"{error.ename}: {error.evalue}",
-    ]
-    if not hasattr(errors, error.ename) and error.ename != "MlflowException":
-        lines[1:] = ["", *"\n".join(error.traceback).splitlines()[-15:], ""]
-    return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(lines))  # without colours
+    stage = _heading(read_notebook(source).cells[: error.cell_index])
+    where = f"{source.name} ({stage})" if stage else source.name
+    return f"Cell In [{error.exec_count}] of {where} failed.\n{error.ename}: {error.evalue}"
+
+
+def _heading(cells: Sequence[Any]) -> str:
+    """Return the last heading in some cells; empty where there is none."""
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return ["", *re.findall(r"^#+\s+(.+?)\s*#*$", text, flags=re.MULTILINE)][-1]
+
+
+# -- papermill's engine ---------------------------------------------------------------------
+
+STARTS: Final = 3  # of a kernel at most: those that start together may choose the same port
+MOST_TEXT: Final = 250_000  # characters of what a cell prints that the executed copy keeps
+
+
+class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has no types
+    """Runs the cells in this Python, and shows headings and what the cells print."""
+
+    begun = False
+    shown: bool
+    printed: Counter[int]
+
+    def create_kernel_manager(self) -> AsyncKernelManager:
+        # Without folders it knows one kernel: this interpreter's, whatever the user registered.
+        specs = KernelSpecManager(kernel_dirs=[])
+        self.km = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
+        return self.km
+
+    def set_widgets_metadata(self) -> None:
+        super().set_widgets_metadata()
+        # Let the kernel end by itself: interrupted first, as nbclient does it, it takes seconds. So
+        # does a last look of Python through all that is in memory.
+        self.kc.execute("import gc; gc.freeze()", silent=True, store_history=False)
+        # Over the control channel one of ten kernels of ipykernel 7.4 would wait for itself.
+        end = self.kc.session.msg("shutdown_request", {"restart": False})
+        self.kc.shell_channel.send(end)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=2)
+
+    @property
+    def process(self) -> Any:
+        return getattr(getattr(self.km, "provisioner", None), "process", None)
+
+    def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
+        if msg["msg_type"] == "stream":
+            text = msg["content"]["text"]
+            if self.shown:
+                sys.stderr.write(text)
+                sys.stderr.flush()
+            left = MOST_TEXT - self.printed[cell_index]
+            self.printed[cell_index] += len(text)
+            if left < 0:
+                return None
+            more = "\n[Further output is omitted.]\n" * (len(text) > left)
+            msg["content"]["text"] = text[:left] + more
+        return super().process_message(msg, cell, cell_index)
+
+    def start(self, cell: Any, cell_index: int) -> None:
+        self.begun = True
+        if self.shown and (heading := _heading([cell])):
+            print(f"\n[{cell_index + 1}/{len(self.nb.cells)}] {heading}", file=sys.stderr)
+
+
+class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
+    """Saves the copy after each cell, and starts a kernel again that did not start."""
+
+    @classmethod
+    def execute_managed_notebook(
+        cls, nb_man: Any, kernel_name: str, *, copy: Any, **options: Any
+    ) -> None:
+        copy.notebook, nb_man.save = nb_man.nb, copy.save
+        for again in reversed(range(STARTS)):
+            client = _Client(
+                nb_man,
+                kernel_name=kernel_name,
+                # Its warnings, such as that of a local TCP port, say nothing to who runs it.
+                extra_arguments=["--log-level=ERROR"],
+                timeout=options["cell_timeout"],
+                startup_timeout=120,
+                iopub_timeout=120,  # a busy machine is no reason to end a run
+                coalesce_streams=True,
+            )
+            client.shown, client.printed = options["show"], Counter()
+            client.on_cell_start = client.start
+            try:
+                with _ended(client, options["ends"]):
+                    client.execute(env=options["environment"], cwd=options["folder"])
+                break
+            except (RuntimeError, TimeoutError):
+                if client.begun or not again or options["ends"]():
+                    raise
+
+
+@contextmanager
+def _ended(client: _Client, ends: Callable[[], object]) -> Iterator[None]:
+    """Within it, kill the client's kernel and its children once ``ends`` says so."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.25):
+            if client.process is not None and ends():
+                with suppress(ProcessLookupError):
+                    os.killpg(client.process.pid, signal.SIGKILL)  # it leads a group of its own
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+papermill_engines.register("workbench", _Engine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import difflib
+import functools
 import hashlib
 import itertools
 import json
@@ -18,27 +19,22 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import nbformat
-import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError, NotebookError
+from workbench.store.tables import plain
 
-UNKNOWN: Final = ...
-"""Default of a parameter whose value is computed when the notebook runs."""
+UNKNOWN: Final = ...  # default of a parameter that is computed when the notebook runs
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """An assignment in the cell tagged ``parameters``.
-
-    ``source`` is the default as it is written, and ``default`` its value, or `UNKNOWN` where it is
-    no literal. ``help`` is the comment behind the assignment, or else the one above it.
-    """
+    """An assignment in the cell tagged ``parameters``."""
 
     name: str
-    source: str
+    source: str  # the default as it is written
     default: Any
-    help: str
+    help: str  # the comment behind the assignment, or else the one above it
     annotation: str = ""
 
     @property
@@ -56,23 +52,22 @@ def _is_text(value: Any) -> bool:
     return all(isinstance(one, str) for one in several)
 
 
-_GIVEN = "which workbench.sweep can give and a command line cannot"
 _KINDS: Final[dict[Any, tuple[str, Callable[[Any], bool]]]] = {
     bool: ("neither True nor False", lambda value: isinstance(value, bool)),
     int: ("no whole number", lambda value: type(value) in (int, float) and value % 1 == 0),
     float: ("no number", lambda value: type(value) in (int, float) and math.isfinite(value)),
     str: ("no text", _is_text),
-    list: (f"no list, {_GIVEN}", lambda value: not isinstance(value, (str, dict))),
-    tuple: (f"no list, {_GIVEN}", lambda value: not isinstance(value, (str, dict))),
-    dict: (f"no dict, {_GIVEN}", lambda value: isinstance(value, dict)),
+    list: ("no list", lambda value: not isinstance(value, (str, dict))),
+    tuple: ("no list", lambda value: not isinstance(value, (str, dict))),
+    dict: ("no dict", lambda value: isinstance(value, dict)),
 }
 """What fits a type, and what is said of a value that does not. Others may be anything."""
 
 Grid: TypeAlias = Mapping[str, Any] | Iterable[Mapping[str, Any]] | pd.DataFrame
 Point: TypeAlias = dict[str, Any]
 
+# Where notebooks have names: in the current folder, beside a package run from its repository.
 FOLDERS: Final = (Path("notebooks"), Path(__file__).resolve().parents[2] / "notebooks")
-"""Where notebooks have names: in the current folder, beside a package run from its repository."""
 
 
 def find_notebook(name: str | Path) -> Path:
@@ -100,11 +95,8 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
 
 
 def notebook_parameters(path: Path) -> list[Parameter]:
-    """Return the parameters that a notebook declares, in their order.
-
-    They are read from the syntax tree: papermill's own inspection skips lines with two equal
-    signs and knows only the comment behind an assignment.
-    """
+    """Return the parameters that a notebook declares, in their order."""
+    # papermill's own inspection skips lines with two equal signs.
     for cell in read_notebook(path).cells:
         if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
             try:
@@ -161,18 +153,19 @@ def check_parameters(parameters: Iterable[Parameter], values: Mapping[str, Any])
             )
 
 
-def hashes_of(value: Any, start: Path, hash_of: Callable[[Path], str]) -> list[str]:
+def hashes_of(value: Any, start: Path) -> list[str]:
     """Return hashes of the files that a value names; not of folders, which a run may write to."""
     found = []
     for each in value if isinstance(value, (list, tuple)) else [value]:
         with suppress(OSError, ValueError, TypeError, RuntimeError):  # as for no home folder
             file = start / Path(each).expanduser()
-            found += [hash_of(file)] if file.is_file() else []
+            found += [_hash(file, file.stat().st_mtime_ns)] if file.is_file() else []
     return found
 
 
-def hash_of_file(file: Path) -> str:
-    """Return a hash of a file's content, which may be larger than memory."""
+@functools.lru_cache
+def _hash(file: Path, mtime: int) -> str:
+    """Return a hash of a file, which may be larger than memory."""
     found = hashlib.sha256()
     with file.open("rb") as opened:
         while block := opened.read(1 << 20):
@@ -213,8 +206,7 @@ def parse_grid(parameters: Sequence[Parameter], given: Iterable[str]) -> dict[st
     """Return the grid that texts from a command line say, such as ``seed=0..4`` and ``n=10,20``.
 
     Commas separate values, unless quotes stand around them (``columns='"a, b"'``). Both ends of a
-    range belong to it. Values are read and checked as by `parse_parameters`; a name that is given
-    twice has the values of both.
+    range belong to it. A name that is given twice has the values of both.
     """
     kinds = {p.name: p.kind for p in parameters}
     grid: dict[str, list[Any]] = {}
@@ -223,18 +215,11 @@ def parse_grid(parameters: Sequence[Parameter], given: Iterable[str]) -> dict[st
         if not is_there:
             raise NotebookError(f"-p {one!r} gives no value. Write NAME=VALUE or NAME=VALUE,VALUE.")
         kind, values = kinds.get(name), grid.setdefault(name, [])
-        try:
-            listed = next(csv.reader([text], skipinitialspace=True), [""])
-        except csv.Error as error:  # as for a line break
-            raise NotebookError(
-                f"-p {one!r} cannot be read ({error}). Put quotes around a value of several lines."
-            ) from None
-        for value in listed:
-            span = None if kind is str else _RANGE.fullmatch(value)
-            low, high = map(int, span.groups()) if span else (0, 0)
-            if low > high:
-                raise NotebookError(f"-p {one!r}: a range begins at its lower end: {high}..{low}.")
-            values += range(low, high + 1) if span else [_value(value, kind)]
+        for value in next(csv.reader([text], skipinitialspace=True), [""]):
+            if kind is not str and (span := _RANGE.fullmatch(value)):
+                values += range(int(span[1]), int(span[2]) + 1)
+            else:
+                values.append(_value(value, kind))
         for read in values or [None]:
             check_parameters(parameters, {name: read})
     return grid
@@ -248,7 +233,6 @@ def expand(grid: Grid) -> list[Point]:
 
     Of a mapping (parameter -> values, or a single value) every combination is taken, the last
     parameter changing fastest. In a table an empty cell leaves a parameter at its default.
-    No points at all, and values that JSON cannot hold, are an `ArgumentError`.
 
     >>> expand({"seed": range(2), "model": "m"})
     [{'seed': 0, 'model': 'm'}, {'seed': 1, 'model': 'm'}]
@@ -273,22 +257,15 @@ def expand(grid: Grid) -> list[Point]:
         )
     unique: dict[str, Point] = {}
     for point in points:
-        plain = {name: _plain(name, value) for name, value in point.items()}
-        unique.setdefault(json.dumps(plain, sort_keys=True), plain)
+        clean: Point = {}
+        for name, value in point.items():
+            try:
+                clean[name] = plain(value)
+            except ValueError as error:
+                raise ArgumentError(f"grid: {name}={value!r} is {error}.") from None
+        unique.setdefault(json.dumps(clean, sort_keys=True), clean)
     if not unique:
         raise ArgumentError(
             f"grid={grid!r} holds no point. Give a value or more for each parameter."
         )
     return list(unique.values())
-
-
-def _plain(name: str, value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic) else value
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(
-            f"grid: {name}={value!r} cannot be a parameter ({error}). Use numbers, text, True, "
-            "False, None, and lists and dicts of these."
-        ) from None
-    return value

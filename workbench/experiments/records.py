@@ -15,8 +15,7 @@ from workbench.errors import ArgumentError
 
 MIME: Final = "application/vnd.judge-workbench.record+json"
 
-TAKEN: Final = ("status", "error", "seconds", "folder")
-"""Columns of a sweep's table that it fills itself."""
+TAKEN: Final = ("status", "error", "seconds", "folder")  # columns that a sweep fills itself
 
 _NAME = re.compile(rf"(?!(?:{'|'.join(TAKEN)})$)[A-Za-z][\w-]{{0,99}}", re.ASCII)
 
@@ -25,8 +24,7 @@ def record(name: str, value: Any) -> None:
     """Record a value or a figure of this notebook, for the sweep that runs it.
 
     It becomes a column of `sweep`'s table, and of the MLflow run a metric, a tag (of a text) or a
-    picture. Recorded again, the latest counts. It is shown where it is recorded, and lies in the
-    executed notebook, from which `sweep` reads it.
+    picture. Recorded again, the latest counts. It is kept in the executed notebook.
 
     Parameters
     ----------
@@ -47,7 +45,7 @@ def record(name: str, value: Any) -> None:
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise ArgumentError(
             f"record(name={name!r}): a name has letters, digits, _ and -, begins with a letter, "
-            f"and is none of {', '.join(TAKEN)}, which a sweep fills itself."
+            f"and is none of {', '.join(TAKEN)}."
         )
     data: dict[str, Any] = {"name": name}
     shown: dict[str, Any] = {MIME: data}

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import os
-import re
 import secrets
 import threading
 import time
-from collections import Counter
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
@@ -39,12 +36,11 @@ from workbench.experiments.parameters import (
     check_parameters,
     expand,
     find_notebook,
-    hash_of_file,
     hashes_of,
     notebook_parameters,
 )
 from workbench.experiments.records import TAKEN
-from workbench.experiments.tracking import Logged, SweepRun, logged, table_of
+from workbench.experiments.tracking import SweepRun, logged, table_of
 from workbench.formatting import bar, counted, write_whole
 from workbench.models.budget import Budget, Usage
 from workbench.models.cache import CACHE_VARIABLE
@@ -52,8 +48,7 @@ from workbench.models.recording import MODEL_VARIABLE
 from workbench.store.database import find_experiment_id, prepare_database, store_message
 from workbench.store.tables import digest
 
-MOST_GIVEN: Final = 256
-"""Runs that an executor is given at a time, unless told otherwise: a thread waits for each."""
+MOST_GIVEN: Final = 256  # runs that an executor is given at a time: a thread waits for each
 
 
 def sweep(
@@ -73,28 +68,24 @@ def sweep(
     """Run a notebook once for each point of a grid, several runs at a time.
 
     Each run has a process, a kernel and a folder of its own. One that fails keeps its executed
-    notebook, and the others go on. A run that is complete, here or in MLflow, is not run again
-    while the notebook's cells, its parameters, the files that these name, ``WORKBENCH_MODEL`` and
-    the version of the package are the same; so the same call continues what was interrupted. What
-    its folder lacks then is fetched from MLflow.
-
-    The sweep is a run in the active MLflow experiment, and each run a child of it, with its
-    parameters, what the notebook recorded (`record`), its executed copy, and its pictures.
+    notebook, and the others go on. A run that is complete is not run again while the notebook's
+    cells, its parameters, the files that these name, ``WORKBENCH_MODEL``, the version of the
+    package and its folder are the same; so the same call continues what was interrupted. In the
+    active MLflow experiment the sweep is a run, and each of its runs a child.
 
     Parameters
     ----------
     notebook
-        Path, or name in ``notebooks/``; any notebook with a cell tagged ``parameters``. Its
-        parameter ``output_dir``, if it has one, is the folder of the run. Where it has a parameter
+        Path, or name in ``notebooks/``, of a notebook with a cell tagged ``parameters``. Its
+        parameter ``output_dir`` is the folder of the run. Where it has a parameter
         ``tracking_uri`` that is not given, each run gets an MLflow store of its own there.
     grid
         Parameter -> values, a list of dicts, or a table with a row a run.
     executor
-        Any `concurrent.futures.Executor`, such as Dask's ``client.get_executor()``. Its processes
-        must reach the notebook and ``output`` by the same paths. None: processes of this machine.
+        Any `concurrent.futures.Executor`, such as Dask's ``client.get_executor()``, whose processes
+        reach notebook and ``output`` by the same paths. None: processes of this machine.
     jobs
-        Runs at the same time, at most; by default as many as there are cores, or 256 where there is
-        an ``executor``.
+        Runs at the same time, at most; by default the cores, or 256 with an ``executor``.
     name
         Of the sweep; that of the notebook by default.
     output
@@ -102,10 +93,8 @@ def sweep(
     timeout, cell_timeout
         Seconds that a run, and each of its cells, may take.
     budget
-        Of the whole sweep: calls, or a `Budget`. It needs a notebook that records ``calls``,
-        ``tokens`` or ``cost``. What earlier calls have paid for these runs counts, those that
-        failed or were run again included; once it is spent, no further run is begun, and those
-        under way are finished.
+        Of the whole sweep, earlier calls included: calls, or a `Budget`. The notebook must record
+        ``calls``, ``tokens`` or ``cost``. Once it is spent, no further run is begun.
     force
         Run what is complete again.
     progress
@@ -115,8 +104,8 @@ def sweep(
     -------
     pandas.DataFrame
         A row a run in the order of the grid: its parameters, ``status`` (``complete``, ``failed``,
-        ``timeout`` or ``cancelled``), ``error``, ``seconds``, what the notebook recorded, each
-        under its name (figures as paths), and ``folder``.
+        ``timeout`` or ``cancelled``), ``error``, ``seconds``, what the notebook recorded
+        (`record`; figures as paths), and ``folder``.
 
     Raises
     ------
@@ -126,11 +115,20 @@ def sweep(
         At the end, where the output folder or MLflow took not all, or the notebook does not record
         what is limited. What ran is complete all the same.
     """
-    check_limits(jobs=jobs, timeout=timeout, cell_timeout=cell_timeout)
+    if timeout is not None and not (isinstance(timeout, Real) and float(timeout) > 0):
+        raise ArgumentError(f"timeout={timeout!r} must be a number of seconds above 0, or None.")
+    for limit, value in {"jobs": jobs, "cell_timeout": cell_timeout}.items():
+        if value is not None:
+            check_whole(limit, value)
     source, points = find_notebook(notebook), expand(grid)
     declared = notebook_parameters(source)
+    for point in points:
+        check_parameters(declared, point)
+        if taken := point.keys() & {*TAKEN, "output_dir"}:
+            raise ArgumentError(
+                f"grid: {', '.join(taken)} is set by the sweep itself, for each run. Rename it."
+            )
     name = name or source.stem
-    _check(name, declared, points)
     place = Path(output).expanduser().resolve() / name
     tasks, identity = _plan(
         source, declared, points, place, force=force, timeout=timeout, cell_timeout=cell_timeout
@@ -149,29 +147,6 @@ def sweep(
     return table_of(results, log.run_id)
 
 
-def check_limits(*, timeout: Any = None, **whole: Any) -> None:
-    """Raise `ArgumentError` unless each limit that is not None is positive."""
-    if timeout is not None and not (isinstance(timeout, Real) and float(timeout) > 0):
-        raise ArgumentError(f"timeout={timeout!r} must be a number of seconds above 0, or None.")
-    for name, limit in whole.items():
-        if limit is not None:
-            check_whole(name, limit)
-
-
-def _check(name: str, declared: list[Parameter], points: list[Point]) -> None:
-    for point in points:
-        check_parameters(declared, point)
-        if taken := point.keys() & {*TAKEN, "output_dir"}:
-            raise ArgumentError(
-                f"grid: {', '.join(taken)} is set by the sweep itself, for each run. Rename the "
-                "parameter; the folder of all runs is output=."
-            )
-    if not re.fullmatch(r"\w[\w .-]{0,99}", name):
-        raise ArgumentError(
-            f"name={name!r} must be the name of a folder: letters, digits, spaces and ._- only."
-        )
-
-
 def _plan(
     source: Path, declared: list[Parameter], points: list[Point], place: Path, **options: Any
 ) -> tuple[list[Task], list[Any]]:
@@ -181,10 +156,9 @@ def _plan(
     shared = {name: os.environ.get(name, "") for name in (MODEL_VARIABLE, CACHE_VARIABLE)}
     fixed = [content, version("judge-workbench"), shared[MODEL_VARIABLE]]
     stop = str(place / f".stop-{secrets.token_hex(8)}")
-    hash_of, here, beside = functools.cache(hash_of_file), Path.cwd(), source.parent
-    told = [without_secrets(point, point) for point in points]
-    equal = Counter(map(digest, told))
-    tasks, data, takes_store = [], set[str](), "tracking_uri" in defaults
+    here, beside, takes_store = Path.cwd(), source.parent, "tracking_uri" in defaults
+    tasks: dict[str, Task] = {}
+    data = set[str]()
     # MLflow tells its processes the active experiment, but not always the store that it is in.
     own = {"MLFLOW_EXPERIMENT_ID": "0"} if "MLFLOW_EXPERIMENT_ID" in os.environ else {}
     active = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
@@ -193,29 +167,23 @@ def _plan(
         files = {
             f"{name}.{k}" if k else name: known
             for name, value in {**defaults, **point}.items()
-            for k, known in enumerate(hashes_of(value, here if name in point else beside, hash_of))
+            for k, known in enumerate(hashes_of(value, here if name in point else beside))
         }
         data.update(files.values())
-        # Another secret makes no other run, unless points of the grid differ in nothing else.
-        parameters = told[position] if equal[digest(told[position])] == 1 else point
-        key = digest([fixed, parameters, files])[:16]
+        key = digest([fixed, without_secrets(point, point), files])[:16]
+        if key in tasks:  # another secret makes no other run, unless points differ in nothing else
+            key = digest([key, position])[:16]
         own_store = takes_store and "tracking_uri" not in point
         store = shared | (own if own_store else {} if takes_store else active)
-        tasks.append(
-            Task(
-                str(source), content, point, key, position, str(place / key), str(here), stop,
-                empty_store=str(place / ".empty.db") if own_store else "", store=store, **options,
-            )
+        tasks[key] = Task(
+            str(source), content, point, key, position, str(place / key), str(here), stop,
+            empty_store=str(place / ".empty.db") if own_store else "", store=store, **options,
         )  # fmt: skip
-    return tasks, [*fixed, sorted(data)]
+    return [*tasks.values()], [*fixed, sorted(data)]
 
 
 class _Sweep:
-    """The runs of a sweep under way: what is known of them, and what they spent.
-
-    A thread looks after each run that is under way. Without an executor it has a process of its
-    own, so that one that dies takes no other run along.
-    """
+    """The runs of a sweep under way; a thread looks after each."""
 
     def __init__(self, tasks: list[Task], log: SweepRun, budget: Budget, shown: Any) -> None:
         self.tasks, self.log, self.budget, self.shown = tasks, log, budget, shown
@@ -225,9 +193,6 @@ class _Sweep:
         self.killed = False
         self.lock, self.own = threading.RLock(), threading.local()
         self.pools, self.logging = ExitStack(), ThreadPoolExecutor(1)
-        # A pool does not wait for a thread that Ctrl-C met as it was started: that one must not
-        # begin a run, so none does before all are started.
-        self.started = threading.Event()
 
     def run(self, executor: Executor | None, jobs: int | None) -> list[Result]:
         """Execute what is not complete; return the results in the order of the tasks."""
@@ -236,9 +201,9 @@ class _Sweep:
             with self.logging:
                 for task in self.tasks:
                     self._recall(task, before.get(task.key, []))
-                self.shown.reset()  # so that the time left is that of the others
-                self.shown.initial = self.shown.n = self.shown.last_print_n = len(self.found)
-                self._run_all([t for t in self.tasks if t.key not in self.found], executor, jobs)
+                waiting = [task for task in self.tasks if task.key not in self.found]
+                self.shown.reset(total=len(waiting))  # so that the time left is that of these
+                self._run_all(waiting, executor, jobs)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"Stopped. {self._kept()}") from None
         finally:
@@ -247,30 +212,20 @@ class _Sweep:
             raise type(self.fault)(f"{self.fault}. {self._kept()}")
         return [self.found[task.key] for task in self.tasks]
 
-    def _recall(self, task: Task, earlier: list[Logged]) -> None:
+    def _recall(self, task: Task, earlier: list[Result]) -> None:
         """Charge what a run has paid until now, and take it where it is complete."""
-        here = read_result(task.folder)
-        before = {one.started: one for one, _ in earlier}
+        here, before = read_result(task.folder), {one.started: one for one in earlier}
         for one in (before | ({here.started: here} if here else {})).values():
             self._charge(one)
-        if task.force:
-            return
-        there, run_id = earlier[-1] if earlier else (None, "")
-        if there and there.status == "complete" and not (here and here.status == "complete"):
-            self.log.restore(run_id, Path(task.folder))
-            here = read_result(task.folder)
-        if here and here.status == "complete":
+        if here and here.status == "complete" and not task.force:
             self._take(here, log=here.started not in before)
 
     def _run_all(self, waiting: list[Task], executor: Executor | None, jobs: int | None) -> None:
         most = jobs or (MOST_GIVEN if executor else os.cpu_count() or 1)
         with self.pools, ThreadPoolExecutor(max(1, min(most, len(waiting)))) as pool:
             try:
-                left = {pool.submit(self._run, task, executor) for task in waiting}
-                with writable(Path(self.tasks[0].stop).parent):
-                    for path in {task.empty_store for task in waiting if task.empty_store}:
-                        prepare_database(f"sqlite:///{path}")  # which takes seconds; runs copy it
-                self.started.set()
+                ready = self.logging.submit(self._prepare, waiting)
+                left = {pool.submit(self._run, task, executor, ready) for task in waiting}
                 while left:
                     done, left = wait(left, timeout=1.0)
                     _ = [future.result() for future in done]
@@ -278,13 +233,18 @@ class _Sweep:
                     self.logging.submit(self._show, waiting)
             except BaseException:
                 self._end("the sweep was stopped", kill=True)
-                self.started.set()
                 raise
 
-    def _run(self, task: Task, executor: Executor | None) -> None:
+    def _prepare(self, waiting: list[Task]) -> None:
+        """Make the empty store that runs copy, which takes seconds."""
+        with writable(Path(self.tasks[0].stop).parent):
+            for path in {task.empty_store for task in waiting if task.empty_store}:
+                prepare_database(f"sqlite:///{path}")
+
+    def _run(self, task: Task, executor: Executor | None, ready: Future[None]) -> None:
         if executor is None and not self.over:
-            self._process()  # which takes seconds to start
-        self.started.wait()
+            self._process()  # which takes seconds to start as well
+        ready.result()
         with self.lock:
             left = min(self.budget.left, self.budget.left_tokens, self.budget.left_usd)
             if left <= 0 and not self.over:
@@ -303,9 +263,8 @@ class _Sweep:
             self._end("the output folder cannot be written to")
         except Exception as error:  # of the process; those of the run are in its result
             died = "The process that ran it died: it was killed, or memory ran out."
-            result = task.result(
-                "failed", f"{died} ({type(error).__name__}: {error})", started=time.time()
-            )
+            reason = f"{died} ({type(error).__name__}: {error})"
+            result = task.result("failed", reason, started=time.time())
         self._charge(result)
         self._take(result, log=bool(result.started) or not self.killed)
 
@@ -317,6 +276,7 @@ class _Sweep:
             return self._process(anew=True).submit(execute, task).result()
 
     def _process(self, *, anew: bool = False) -> ProcessPoolExecutor:
+        """Return the process of this thread: one that dies takes no other run along."""
         if anew or not hasattr(self.own, "pool"):
             # Processes that are forked would share connections and locks of this one.
             spawn, stop = multiprocessing.get_context("spawn"), Path(self.tasks[0].stop)
@@ -327,8 +287,7 @@ class _Sweep:
             except RuntimeError:  # of this one, as it is imported by another, or of the new one
                 raise NotebookError(
                     "The processes of the sweep died before they began a run. In a script, call "
-                    "workbench.sweep below `if __name__ == '__main__':`, since each process "
-                    "imports the script."
+                    "workbench.sweep below `if __name__ == '__main__':`."
                 ) from None
         found: ProcessPoolExecutor = self.own.pool
         return found
@@ -368,9 +327,8 @@ class _Sweep:
             if not isinstance(self.fault, StoreError):
                 self.log.write(result)
         except Exception as error:
-            self.fault = self.fault or StoreError(
-                f"MLflow did not take all of it: {store_message(error)}"
-            )
+            told = f"MLflow did not take all of it: {store_message(error)}"
+            self.fault = self.fault or StoreError(told)
 
     def _show(self, tasks: list[Task]) -> None:
         folders = [Path(task.folder) for task in tasks]

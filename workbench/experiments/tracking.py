@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import mlflow
 import pandas as pd
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
@@ -30,58 +28,37 @@ NAME_TAG = "workbench.sweep"
 IDENTITY_TAG = "workbench.sweep_identity"
 KEY_TAG = "workbench.run_key"
 STATUS_TAG = "workbench.status"
-ROW_TAG = "workbench.row"
-"""Tags of a child, numbered from 0: its `Result` as JSON, in pieces that every store accepts."""
+ROW_TAG = "workbench.row"  # numbered from 0: a child's `Result` as JSON, in pieces
 
-PIECE = 4500
+PIECE = 4500  # characters that every store accepts in a tag
 _MLFLOW_STATUS = {"complete": "FINISHED", "cancelled": "KILLED"}
+# Files that are logged; not a notebook's own store, nor what it downloads.
 _KEPT = {".ipynb", ".html", ".json", ".csv", ".png", ".svg", ".pdf"}
-"""Files that are logged; not a notebook's own store, nor what it downloads."""
-
-
-Logged: TypeAlias = tuple[Result, str]
-"""How a run ended, and the id of its MLflow run."""
 
 
 class SweepRun:
-    """The run of a sweep in the active store and experiment; an equal one is continued.
-
-    By the file ``lock`` processes with the same output folder take turns.
-    """
+    """The run of a sweep in the active store; processes take turns by the file ``lock``."""
 
     def __init__(self, name: str, identity: str, lock: Path, notebook: str) -> None:
         self.client, self.lock = mlflow.MlflowClient(), lock
         self.experiment_id = str(find_experiment_id())  # MLflow's store of files takes no other
-        equal = [self.experiment_id], f"tags.`{IDENTITY_TAG}` = '{identity}'"
-        search = partial(self.client.search_runs, *equal, order_by=["attributes.start_time"])
+        equal = f"tags.`{IDENTITY_TAG}` = '{identity}'"
         with store_errors(), FileLock(lock):
-            found = [*search()]
-            if not found:
+            found = self.client.search_runs([self.experiment_id], equal)
+            if found:
+                self.run_id = found[0].info.run_id
+            else:
                 tags = resolve_tags() | {NAME_TAG: name, IDENTITY_TAG: identity}
-                own = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
-                self.client.log_param(own.info.run_id, "notebook", notebook)
-                # One with another output folder, and so another lock, may begin at the same time.
-                found = [*search()]
-                if found[0].info.run_id != own.info.run_id:
-                    self.client.delete_run(own.info.run_id)
-            self.run_id = found[0].info.run_id
+                made = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
+                self.run_id = made.info.run_id
+                self.client.log_param(self.run_id, "notebook", notebook)
             self.client.update_run(self.run_id, status="RUNNING")
-
-    def restore(self, run_id: str, folder: Path) -> None:
-        """Fetch what was logged of a run into its folder, all of it or nothing."""
-        with suppress(Timeout), FileLock(self.lock.with_name(folder.name), timeout=0):
-            shutil.rmtree(folder, ignore_errors=True)
-            try:
-                folder.mkdir(parents=True)
-                self.client.download_artifacts(run_id, "", str(folder))
-            except (MlflowException, OSError):  # no longer there either
-                shutil.rmtree(folder, ignore_errors=True)
 
     def write(self, result: Result) -> None:
         """Log a run below the sweep, unless it is there."""
         with FileLock(self.lock):
             known = logged(self.experiment_id, self.run_id, result.key).get(result.key, [])
-            if result.started not in [one.started for one, _ in known]:
+            if result.started not in [one.started for one in known]:
                 retrying(self._write, result)
 
     def _write(self, result: Result) -> None:
@@ -127,38 +104,37 @@ class SweepRun:
             self.client.set_terminated(self.run_id, status)
 
 
-def logged(experiment_id: str, parent: str, key: str = "") -> dict[str, list[Logged]]:
+def logged(experiment_id: str, parent: str, key: str = "") -> dict[str, list[Result]]:
     """Return what was logged of each run of a sweep, or of one, by its key: the latest last."""
     where = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'"
     where += f" AND tags.`{KEY_TAG}` = '{key}'" if key else ""
     children: Any = mlflow.search_runs([experiment_id], where, output_format="list")
-    found: dict[str, list[Logged]] = {}
+    found: dict[str, list[Result]] = {}
     for child in children:
         tags = child.data.tags
         result = Result.read("".join(tags.get(f"{ROW_TAG}.{n}", "") for n in range(len(tags))))
         if result:  # else it was not written to its end
-            found.setdefault(result.key, []).append((result, child.info.run_id))
-    return {key: sorted(each, key=lambda one: one[0].started) for key, each in found.items()}
+            found.setdefault(result.key, []).append(result)
+    return {key: sorted(each, key=lambda one: one.started) for key, each in found.items()}
 
 
 def table_of(results: Sequence[Result], run_id: str) -> pd.DataFrame:
     """Return the table of `sweep`, a row a run."""
-    rows = []
-    for one in results:
-        own = {"status": one.status, "error": one.error, "seconds": one.seconds or None}
-        recorded = {
-            f"{name}_recorded" if name in one.parameters else name: math.nan if v is None else v
-            for name, v in one.recorded.items()
+    given = pd.DataFrame([one.parameters for one in results])
+    for name in map(str, given):
+        values = [one.parameters.get(name) for one in results]
+        if None in values and all(type(value) in (int, type(None)) for value in values):
+            given[name] = pd.array(values, dtype="Int64")  # stay whole beside what is not given
+    ends = [(one.status, one.error, one.seconds or None) for one in results]
+    recorded = [
+        {
+            f"{k}_recorded" if k in given else k: math.nan if v is None else v
+            for k, v in each.items()
         }
-        rows.append({**one.parameters, **own, **recorded, "folder": one.folder})
-    table = pd.DataFrame(rows, columns=None if rows else [*TAKEN])
-    names = list(dict.fromkeys(name for one in results for name in one.parameters))
-    for name in names:
-        given = [one.parameters.get(name) for one in results]
-        if None in given and all(type(value) in (int, type(None)) for value in given):
-            table[name] = pd.array(given, dtype="Int64")  # stay whole beside what is not given
-    first = [*names, "status", "error", "seconds"]
-    table = table[[*first, *(name for name in table.columns if name not in first)]]
+        for each in (one.recorded for one in results)
+    ]
+    parts = [given, pd.DataFrame(ends, columns=[*TAKEN[:3]]), pd.DataFrame(recorded)]
+    table = pd.concat(parts, axis=1).assign(folder=[one.folder for one in results])
     table.attrs["sweep"] = run_id
     return table
 
@@ -170,8 +146,8 @@ def runs(sweep: str | pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     sweep
-        The name of a sweep in the active experiment, of which the latest counts, or the id of its
-        MLflow run: all runs that it ever had. Or a table that `sweep` returned: the runs in it.
+        Name of a sweep in the active experiment, of which the latest counts, or id of its MLflow
+        run: all runs that it ever had. Or a table that `sweep` returned: the runs in it.
 
     Raises
     ------
@@ -180,11 +156,11 @@ def runs(sweep: str | pd.DataFrame) -> pd.DataFrame:
     StoreError
         Where there is no such sweep.
     """
-    folders: dict[str, str] = {}
+    keys: list[str] = []
     if isinstance(sweep, pd.DataFrame):
         if "sweep" not in sweep.attrs:
             raise ArgumentError("This table is none that workbench.sweep returned. Give a name.")
-        folders = {Path(folder).name: folder for folder in sweep.get("folder", ())}
+        keys = [Path(folder).name for folder in sweep.get("folder", ())]
         sweep = str(sweep.attrs["sweep"])
     named = f"tags.`{NAME_TAG}` = '{str(sweep).replace(chr(39), '')}'"
     found: Any = mlflow.search_runs(filter_string=named, output_format="list")  # the latest first
@@ -192,12 +168,12 @@ def runs(sweep: str | pd.DataFrame) -> pd.DataFrame:
         found = found or [mlflow.get_run(sweep)]
     if not found or NAME_TAG not in found[0].data.tags:
         raise StoreError(
-            f"There is no sweep {sweep!r} in the active experiment of {address()}. Check the name, "
-            "and the experiment (mlflow.set_experiment)."
+            f"There is no sweep {sweep!r} in the active experiment (mlflow.set_experiment) of "
+            f"{address()}. Check both."
         )
     parent = found[0].info
-    last = {k: each[-1][0] for k, each in logged(parent.experiment_id, parent.run_id).items()}
+    last = {k: each[-1] for k, each in logged(parent.experiment_id, parent.run_id).items()}
     results = sorted(last.values(), key=lambda one: one.position)
-    if folders:
-        results = [last[key].moved(place) for key, place in folders.items() if key in last]
+    if keys:
+        results = [last[key] for key in keys if key in last]
     return table_of(results, parent.run_id)

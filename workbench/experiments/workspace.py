@@ -16,9 +16,8 @@ from workbench.alignment.registry import Registered
 from workbench.alignment.result import Alignment
 from workbench.credentials import without_credentials
 from workbench.errors import StoreError
-from workbench.formatting import counted, html_text
+from workbench.formatting import html_lines
 from workbench.metrics.agreement import agreement
-from workbench.metrics.intervals import figure
 from workbench.pairing.pairs import Pairs
 from workbench.store.database import find_experiment_id, prepare_database, store_errors
 
@@ -27,13 +26,10 @@ _VARIABLE = "MLFLOW_TRACKING_URI"
 
 @dataclass(frozen=True)
 class Workspace:
-    """A folder, and the MLflow store and experiment that are active.
-
-    ``tracking_uri`` is without credentials.
-    """
+    """A folder, and the MLflow store and experiment that are active."""
 
     folder: Path
-    tracking_uri: str
+    tracking_uri: str  # without credentials
     experiment: str
     experiment_id: str
 
@@ -47,25 +43,12 @@ class Workspace:
     ) -> Path:
         """Write ``summary.json``, which the command line prints when the notebook has ended.
 
-        It holds the comparison as a text (``table``) and as figures, what became of the judge,
-        and where everything is.
-
-        Parameters
-        ----------
-        alignment, registered, report
-            What `align` and `register` returned, and the path of the report.
-        recorded
-            Pairs with recorded verdicts of other judges, by their source.
+        ``alignment`` and ``registered`` are what `align` and `register` returned, and ``recorded``
+        pairs with recorded verdicts of other judges, by their source.
         """
         others = {source: agreement(pairs) for source, pairs in (recorded or {}).items()}
-        lines = [
-            f"Recorded verdicts of {source} on {counted(found.n, 'item')}: accuracy "
-            f"{figure(found.accuracy, found.accuracy_interval)}, kappa "
-            f"{figure(found.kappa, found.kappa_interval)}."
-            for source, found in others.items()
-        ]
         summary: dict[str, Any] = {
-            "table": "\n".join([str(alignment.comparison), *lines]),
+            "table": str(alignment.comparison),
             **{key: getattr(alignment, key) for key in ("status", "headline", "reason", "seed")},
             "judge": {key: getattr(registered, key) for key in ("name", "version", "new")},
             "report": str(Path(report).resolve()),
@@ -82,10 +65,8 @@ class Workspace:
         return path
 
     def _repr_html_(self) -> str:
-        rows = {"experiment": self.experiment, "MLflow store": self.tracking_uri}
-        rows["folder"] = str(self.folder)
-        cells = (f"<tr><th>{k}</th><td>{html_text(v)}</td></tr>" for k, v in rows.items())
-        return f"<table>{''.join(cells)}</table>"
+        store = f"MLflow store: {self.tracking_uri}"
+        return html_lines([f"Experiment: {self.experiment}", store, f"Folder: {self.folder}"])
 
 
 @store_errors()
@@ -97,8 +78,7 @@ def use_workspace(
     Parameters
     ----------
     folder
-        Folder of the store; made if missing. A new experiment in a local store keeps its
-        artifacts here, so that no ``mlruns`` appears in the working folder.
+        Folder of the store, and of the artifacts of a new experiment; made if missing.
     experiment
         Name of the experiment; made if missing.
     tracking_uri

@@ -1,14 +1,9 @@
-"""Let judges rate traces in the store, and log the verdicts.
-
-`assess` runs a judge and logs what comes back, failures included; `log_verdicts` takes
-verdicts of a judge that was run elsewhere.
-"""
+"""Let judges rate traces in the store, and log the verdicts."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +14,10 @@ from mlflow.entities.assessment_error import AssessmentError
 from mlflow.genai.judges import Judge
 from mlflow.tracing.constant import AssessmentMetadataKey
 
-from workbench.errors import ArgumentError, BudgetError, check_whole
-from workbench.formatting import counted, html_table, html_text, with_content
+from workbench.errors import ArgumentError, check_whole
+from workbench.formatting import counted, html_result, with_content
 from workbench.judging.judge import fingerprints_of
-from workbench.judging.requests import Asker, judge_many, say_where
+from workbench.judging.requests import check_budget, judge_many, say_where
 from workbench.judging.verdicts import (
     FINGERPRINT_KEY,
     RECORDED_KEY,
@@ -56,8 +51,7 @@ class Assessed:
     fingerprint
         Of the judge version that gave the verdicts.
     samples
-        One row a trace and sample, as ``table`` with a column ``sample`` from 0; sample 0 is the
-        verdict of ``table``.
+        One row a trace and sample, with a column ``sample`` from 0, which is the verdict.
     """
 
     name: str
@@ -89,13 +83,8 @@ class Assessed:
         failed = self.failures.head(10)
         # Columns in which nothing is said are left out.
         columns = ["trace_id", "value", "rationale", *["error"] * bool(len(failed))]
-        parts = [
-            html_text(repr(self)[1:-1]),
-            html_table(with_content(self.table.head(10)[columns], self.previews), index=False),
-        ]
-        if len(failed):
-            parts += ["Failures", html_table(with_content(failed, self.previews), index=False)]
-        return "".join(f"<div>{part}</div>" for part in parts)
+        tables = [self.table.head(10)[columns], failed]
+        return html_result(self, *(with_content(one, self.previews) for one in tables))
 
 
 def assess(
@@ -111,9 +100,10 @@ def assess(
 ) -> Assessed:
     """Let the judge rate traces and log its verdicts to MLflow.
 
-    A trace on which this very version of the judge has a verdict already is not judged again,
-    so an interrupted or partly failed run is completed by running it again. Failed calls are
-    logged as feedback with an error, listed in ``.failures``, and never count as a verdict.
+    A trace on which this version of the judge has a verdict already is not judged again (but within
+    `workbench.recording`, where the cache has the answer for free), so an interrupted or partly
+    failed run is completed by running it again. Failed calls are logged as feedback with an error,
+    listed in ``.failures``, and never count as a verdict.
 
     Parameters
     ----------
@@ -128,13 +118,12 @@ def assess(
     log
         Log the verdicts to the traces, each with the judge's fingerprint.
     budget
-        Model calls at most, or a `workbench.Budget`, which `align` can share. It is never
-        exceeded by a single call; where it ends before all is judged, what was judged is kept and
-        logged. Verdicts that are there already, and answers from the cache, are free.
+        Model calls at most, or a `workbench.Budget`, which `align` can share; never exceeded.
+        Where it ends before all is judged, what was judged is logged. The cache is free.
     samples
         Times that each trace is judged, at least 1 (see `self_agreement`). The first answer is the
-        verdict, and only it is logged, so that a version has one verdict a trace; the others are in
-        ``.samples`` and in the cache. Where sampling is off (temperature 0) all may be alike.
+        verdict and logged; the others are in ``.samples`` and in the cache. At temperature 0 all
+        may be alike.
     progress
         Show a progress bar.
 
@@ -145,7 +134,7 @@ def assess(
     UnreachableModelError, CredentialError, ModelError
         When the model cannot answer at all. What was judged before is kept.
     BudgetError
-        When the budget is too small; it says how much is needed.
+        When the budget is too small.
     ReplayError
         While a file of answers is replayed (`workbench.replaying`) that lacks one.
     """
@@ -153,14 +142,16 @@ def assess(
     check_whole("samples", samples)
     check_single(judge)
     limit, known_as = Budget.of(budget), fingerprints_of(judge)
-    limit.check(str(getattr(judge, "model", None) or ""))
+    check_budget(judge, limit)
     fetched = fetch_traces(traces, spans=False)
     for experiment in {trace.info.experiment_id for trace in fetched} if log else ():
         check_not_deleted(experiment)
     infos = {trace.info.trace_id: trace.info for trace in fetched}
     earlier = {t.info.trace_id: earlier_verdict(t, judge.name, *known_as) for t in fetched}
-    known = {i: one for i, one in earlier.items() if one is not None and one.error is None}
-    questions = _questions(judge, list(earlier), known, samples, traces)
+    asks_all = recording.recorder() is not None  # another store has none of the verdicts
+    known = {i: v for i, v in earlier.items() if v and v.error is None and not asks_all}
+    asked = [(i, sample) for sample in range(samples) for i in earlier if sample or i not in known]
+    items = _items(traces, dict(asked))
     verdicts: dict[tuple[str, int], Verdict] = {(i, 0): one for i, one in known.items()}
     # Whatever ends the run, what the judge has answered until then is written.
     with ExitStack() as stack:
@@ -172,19 +163,14 @@ def assess(
         def keep(verdict: Verdict) -> None:
             verdicts[verdict.trace_id, verdict.sample] = verdict
             before = earlier[verdict.trace_id]
-            failed_alike = before is not None and before.error == verdict.error is not None
-            if writer is not None and not failed_alike and verdict.sample == 0:
+            is_new = before is None or before.error not in (None, verdict.error)
+            if writer is not None and is_new and verdict.sample == 0:
                 writer.put(as_feedback(verdict, judge, infos[verdict.trace_id]))
 
         shown = f"judging with {judge.name}" if progress else None
-        say_where(judge, wanted=progress and bool(questions))
-        try:
-            judge_many(questions, runner, on_verdict=keep, progress=shown)
-        except BudgetError as error:
-            if (needed := len(earlier) * samples) > len(verdicts):
-                told = f"{error} {len(verdicts)} of {needed} verdicts are given."
-                least = _needed(limit, needed, len(verdicts) - len(known))
-                raise BudgetError(f"{told} {least}") from None
+        say_where(judge, wanted=progress and bool(asked))
+        questions = [(judge, items[i], sample) for i, sample in asked]
+        judge_many(questions, runner, on_verdict=keep, progress=shown)
     rows = [verdicts[i, sample] for sample in range(samples) for i in earlier]
     table, paid = _table(rows), sum((verdict.paid for verdict in rows), UNPAID)
     return Assessed(
@@ -201,27 +187,13 @@ def assess(
     )
 
 
-def _needed(budget: Budget, verdicts: int, asked: int) -> str:
-    """Estimate what all verdicts take from what those that were ``asked`` for have spent."""
-    share, least = verdicts / max(asked, 1), counted(verdicts, "call")
-    if budget.tokens is not None and budget.spent_tokens:
-        least = f"{math.ceil(share * budget.spent_tokens):,} tokens"
-    elif budget.usd is not None and budget.spent_usd:
-        least = f"${share * budget.spent_usd:.2f}"
-    return (
-        f"All of them take at least {least}, and more where calls fail or an alignment shares the "
-        "budget."
-    )
-
-
 def check_single(judge: Judge) -> None:
     """Raise `ArgumentError` unless the judge has a name and rates single items."""
     if not judge.name:
         raise ArgumentError("The judge has no name. Make it with workbench.make_judge(name, ...).")
     if getattr(judge, "is_session_level_scorer", False):
         raise ArgumentError(
-            f"Judge {judge.name!r} rates whole conversations; the workbench rates single traces. "
-            "Use {{ inputs }}, {{ outputs }}, {{ expectations }} or {{ trace }}."
+            f"Judge {judge.name!r} rates whole conversations; the workbench rates single traces."
         )
 
 
@@ -236,7 +208,7 @@ def log_verdicts(
     encoding: str | None = None,
     progress: bool = True,
 ) -> Logged:
-    """Log recorded verdicts of a judge that was run elsewhere.
+    """Log recorded verdicts of a judge that was run elsewhere, as `log_labels` does labels.
 
     Parameters
     ----------
@@ -246,12 +218,8 @@ def log_verdicts(
         The name under which people label the same traces.
     source
         Who judged, for instance the model's name.
-    value, rationale
-        Names of the columns that hold them.
-    values
-        The rating values, as in `import_traces`, where one looks like a missing rating.
-    encoding
-        Of a file that is not UTF-8, such as ``cp1252``.
+    value, rationale, values, encoding
+        As in `log_labels`.
 
     Returns
     -------
@@ -270,29 +238,12 @@ def log_verdicts(
     )
 
 
-def _questions(
-    judge: Judge, trace_ids: Sequence[str], known: Mapping[str, Verdict], samples: int, traces: Any
-) -> list[tuple[Judge, Example, int]]:
-    """What is to be asked, all first samples before any second one.
-
-    Where answers are recorded, so are the known verdicts, which another store will not have.
-    """
-    asked = [(i, 0) for i in trace_ids if i not in known]
-    asked += [(i, sample) for sample in range(1, samples) for i in trace_ids]
-    recorder = recording.recorder()
-    # Only their spans are read, and not those of given traces, which the store may not hold.
+def _items(traces: Any, trace_ids: Iterable[str]) -> dict[str, Example]:
+    """What is judged, by trace id: given traces as they are, others with the spans in the store."""
     given = traces if isinstance(traces, (list, tuple)) else [traces]
     whole = {one.info.trace_id: one for one in given if isinstance(one, Trace)}
-    wanted = [whole.get(i, i) for i in (dict(asked) if recorder is None else trace_ids)]
-    items = {trace.info.trace_id: as_example(trace) for trace in fetch_traces(wanted)}
-    if recorder is not None and known:
-        asker = Asker(judge)
-        for trace_id, verdict in known.items():
-            request = asker.request(items[trace_id])
-            answer = {"value": verdict.value, "rationale": verdict.rationale}
-            recorder.put(recording.Entry(key=request.key or "", about=request.asker, answer=answer))
-        recorder.save()
-    return [(judge, items[i], sample) for i, sample in asked]
+    found = fetch_traces([whole.get(i, i) for i in trace_ids])
+    return {trace.info.trace_id: as_example(trace) for trace in found}
 
 
 # -- verdicts and the store -----------------------------------------------------------------

@@ -1,13 +1,13 @@
 """Partitions judged by the workers of a Dask cluster, which slow down together.
 
-Only what Dask has is used: tasks, and a ``distributed.Variable`` that all workers read. A worker
-judges one partition at a time, with connections that it keeps from one to the next. One that dies
-loses its partition, which another one takes over.
+Only what Dask has is used: tasks, and a ``distributed.Variable`` that all workers read. One that
+dies loses its partition, which another one takes over.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import threading
 import time
@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from mlflow.genai.judges import Judge
 
-from workbench.errors import ArgumentError, ReplayError
+from workbench.errors import ReplayError
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdict_folder import Task
 from workbench.judging.verdicts import Verdict
@@ -30,61 +30,41 @@ from workbench.store.traces import Example, collector_paused
 
 WORKER_SECONDS: Final = 120  # that a worker is waited for, as clusters start them
 
-HEARD_EVERY: Final = 0.25
-"""Seconds after which a worker asks again whether another one met a rate limit."""
+HEARD_EVERY: Final = 0.25  # seconds: whether another worker has met a rate limit
 
 
 def ask_on_cluster(
     tasks: Iterator[Task], judge: Judge, client: Any, concurrency: int, answered: int
 ) -> Generator[tuple[Task, list[Verdict]]]:
-    """Have the workers of a ``distributed.Client`` judge partitions, and give them as they come.
-
-    Each worker gets its next partition once the last one was taken here, so that one a worker is
-    under way at any time.
-    """
+    """Have each worker of a cluster judge a partition at a time; give them as they come."""
     import distributed
 
     if current() is not None:
         raise ReplayError(
             "client: what the workers of a cluster are answered is neither recorded nor replayed. "
-            "Leave out client=, or score outside workbench.recording(...) and "
-            "workbench.replaying(...)."
+            "Leave out client=, or score outside workbench.recording and workbench.replaying."
         )
     name = f"workbench-score-{uuid.uuid4().hex}"
     shared = distributed.Variable(name, client=client)
     shared.set(_NEWS)
-    under_way: dict[Any, tuple[Task, str]] = {}
-    upcoming = next(tasks, None)
+    under_way: dict[Any, Task] = {}
     try:
-        while upcoming is not None or under_way:
-            try:
-                client.wait_for_workers(1, timeout=WORKER_SECONDS)
-            except distributed.TimeoutError:
-                raise ArgumentError(
-                    f"client={client!r}: no worker came within {WORKER_SECONDS} seconds. Start "
-                    "workers, and run again: whole partitions are kept."
-                ) from None
-            workers = list(client.nthreads())
-            busy = {worker for _, worker in under_way.values()}
-            free = [worker for worker in workers if worker not in busy]
-            for worker in free[: max(0, min(len(workers), concurrency) - len(under_way))]:
-                # Not read ahead: a budget allows a partition by what the ones before it took.
-                upcoming = next(tasks, None) if upcoming is None else upcoming
-                if upcoming is None:
-                    break
-                future = client.submit(
-                    _ask, name, max(1, concurrency // len(workers)), judge,
-                    list(upcoming.items.values()), answered, workers=[worker],
-                    allow_other_workers=True, pure=False,
-                )  # fmt: skip
-                under_way[future] = upcoming, worker
-                upcoming = None
+        while True:
+            client.wait_for_workers(1, timeout=WORKER_SECONDS)
+            workers = len(client.nthreads())
+            most = max(0, min(workers, concurrency) - len(under_way))
+            # Not read ahead: a budget allows a partition by what the ones before it took.
+            for task in itertools.islice(tasks, most):
+                share, items = max(1, concurrency // workers), list(task.items.values())
+                future = client.submit(_ask, name, share, judge, items, answered, pure=False)
+                under_way[future] = task
+            if workers and not under_way:
+                break
             # Woken now and then, since workers may have joined.
             with suppress(distributed.TimeoutError):
                 distributed.wait(list(under_way), timeout=5, return_when="FIRST_COMPLETED")
             for future in [one for one in under_way if one.done()]:
-                yield under_way.pop(future)[0], future.result()
-                upcoming = next(tasks, None) if upcoming is None else upcoming
+                yield under_way.pop(future), future.result()
     except BaseException:
         shared.set({**_NEWS, "over": True})  # what is under way ends at its next call
         raise
@@ -100,8 +80,7 @@ _NEWS: Final = {"slowed": 0.0, "resume": 0.0, "over": False}
 class SharedThrottle(Throttle):
     """A worker's share of the slots of a cluster, halved when any of its workers meets a limit.
 
-    ``shared`` holds when that last was, and until when all wait, in seconds since 1970; calls that
-    were under way then meet the same limit, and count once. ``stop`` is called once all is over.
+    ``shared`` holds when that last was, and until when all wait, in seconds since 1970.
     """
 
     def __init__(self, most: int, shared: Any, stop: Callable[[], None]) -> None:

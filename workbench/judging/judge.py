@@ -1,8 +1,4 @@
-"""Judges: make one, tell versions apart by fingerprint, copy one with new instructions.
-
-A judge is a plain `mlflow.genai.judges.Judge`. This module knows its options, which MLflow
-keeps in private attributes, so that a copy loses none of them.
-"""
+"""Judges: make one, tell versions apart by fingerprint, copy one with new instructions."""
 
 from __future__ import annotations
 
@@ -27,10 +23,7 @@ if TYPE_CHECKING:
 
 
 def default_model() -> str:
-    """The model of a judge that names none: ``WORKBENCH_MODEL``, else the embedded model.
-
-    While a file of answers is replayed it is what it was when that was recorded.
-    """
+    """The model of a judge that names none, or in a replay that of the recorded run."""
     player = replayed()
     model = os.environ.get(MODEL_VARIABLE) if player is None else player.head.default_model
     if model:
@@ -70,11 +63,9 @@ def make_judge(
     feedback_value_type
         Type of the verdict, best a ``Literal`` of the allowed values; str when None.
     mlflow_options
-        Everything else that `mlflow.genai.judges.make_judge` takes: ``description``,
-        ``inference_params``, ``base_url``, ``extra_headers``, ``generate_rationale_first``,
-        ``model_api``, ``include_timing_in_conversation``. MLflow posts chat requests to
-        ``base_url`` as it stands; an OpenAI-style base (``http://localhost:8000/v1``) is
-        therefore completed to its chat endpoint here.
+        Everything else that `mlflow.genai.judges.make_judge` takes, such as ``inference_params``,
+        ``base_url`` and ``extra_headers``. An OpenAI-style base (``http://localhost:8000/v1``) is
+        completed to its chat endpoint, to which MLflow must post.
 
     Raises
     ------
@@ -107,11 +98,7 @@ def make_judge(
 
 
 def chat_endpoint(model: str, base_url: str, model_api: Any = None) -> str:
-    """The URL that MLflow must post to so that ``base_url`` is reached by ``model``.
-
-    MLflow's own client posts chat requests to the base URL literally, while servers are named by
-    their ``/v1`` root. Providers that go through litellm, and other APIs than chat completions,
-    keep the root.
+    """The URL that MLflow's own client, which posts chat requests to it literally, must be given.
 
     >>> chat_endpoint("openai:/llama", "http://localhost:8000/v1/")
     'http://localhost:8000/v1/chat/completions'
@@ -143,22 +130,17 @@ def with_instructions(judge: Judge, instructions: str, **changed: Any) -> Judge:
 
 
 _DECIDING = (
-    "instructions",
-    "model",
-    "generate_rationale_first",
-    "include_tool_calls_in_conversation",
+    "instructions", "model", "generate_rationale_first", "include_tool_calls_in_conversation",
     "include_timing_in_conversation",
-)
+)  # fmt: skip
 
 
 def fingerprint(judge: Judge, *, place: bool = True, timeout: bool = False) -> str:
     """Hash of all that decides a judge's verdicts: 16 hexadecimal digits.
 
-    Instructions, model, inference parameters (``timeout`` only where asked for), value type, order
-    of rationale and verdict, API and base URL (without ``place`` not) count, of its query what is
-    no credential; name, description, headers and aggregations do not. Of a class that is not
-    MLflow's, source and public fields count; what else such a judge holds is not known (see
-    `is_cacheable`).
+    Name, description, headers, credentials and aggregations do not count; inference parameter
+    ``timeout`` and base URL (``place``) only where asked for. Of a class that is not MLflow's,
+    source and public fields count.
     """
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
@@ -191,21 +173,14 @@ def fingerprint(judge: Judge, *, place: bool = True, timeout: bool = False) -> s
 
 
 def fingerprints_of(judge_or_name: Judge | str) -> tuple[str, str]:
-    """The fingerprint of a judge, and that of earlier versions, in which ``timeout`` counted.
-
-    Both are "" for a name, which tells no version.
-    """
+    """A judge's fingerprint, and that of earlier versions, with ``timeout``; "" for a name."""
     if isinstance(judge_or_name, str):
         return "", ""
     return fingerprint(judge_or_name), fingerprint(judge_or_name, timeout=True)
 
 
 def is_cacheable(judge: Judge) -> bool:
-    """Whether equal fingerprints mean equal judges, so that answers may be kept between runs.
-
-    A judge of a class that is neither MLflow's nor the workbench's may hold a state that nobody
-    sees, and one that MLflow cannot write down is not known whole either.
-    """
+    """Whether equal fingerprints mean equal judges: a user's own class may hold a hidden state."""
     return _dumped(judge) is not None and not _own_code(judge)
 
 

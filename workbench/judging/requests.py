@@ -23,6 +23,7 @@ from workbench.formatting import say, storable
 from workbench.judging.judge import fingerprint, is_cacheable
 from workbench.judging.verdicts import Verdict
 from workbench.models.answers import AnswerError
+from workbench.models.budget import Budget
 from workbench.models.cache import question_key
 from workbench.models.client import Outcome, Request
 from workbench.models.offline import SCHEME, VERSION
@@ -36,10 +37,7 @@ from workbench.vocabulary import is_missing
 def judge_examples(
     judge: Judge, items: Sequence[Example], runner: Runner, *, sample: int = 0, **options: Any
 ) -> list[Verdict]:
-    """Call the judge on every item, in parallel, and return the verdicts in their order.
-
-    ``options`` are those of `judge_many`. Raises as `Runner.run` does.
-    """
+    """Return the judge's verdicts on the items, asked in parallel; ``options`` of `judge_many`."""
     return judge_many([(judge, item, sample) for item in items], runner, **options)
 
 
@@ -51,15 +49,14 @@ def judge_many(
     on_verdict: Callable[[Verdict], object] = lambda verdict: None,
     progress: str | None = None,
 ) -> list[Verdict]:
-    """As `judge_examples`, for (judge, item, sample number) triples of several judges at once.
+    """Answer (judge, item, sample number) triples; raise as `Runner.run` does.
 
     Values off ``scale``, the judge's own when None, are failures. ``on_verdict`` is called in this
     thread with each verdict as it comes, cached ones first.
     """
     judges = {id(judge): judge for judge, _, _ in questions}
-    if runner.budget.measures:
-        for judge in judges.values():
-            check_measurable(judge)
+    for judge in judges.values():
+        check_budget(judge, runner.budget)
     askers = {key: Asker(judge, scale) for key, judge in judges.items()}
     verdicts: dict[int, Verdict] = {}
 
@@ -102,7 +99,7 @@ class Asker:
         """The judge asked about an item; ``sample`` counts repeated questions from 0."""
         digest = item_digest(item, [name for name in self.fields if name != "trace"])
         if "trace" in self.fields:
-            digest += _content(mlflow.get_tracking_uri(), item.trace_id)
+            digest += item.trace_id
         key = question_key("judge", self.portable_fingerprint, digest, sample)
         return self._question(key, call=lambda: self._ask(item), about=f"trace {item.trace_id}")
 
@@ -114,11 +111,9 @@ class Asker:
 
     def _read(self, given: Any) -> dict[str, Any]:
         # Some of MLflow's judges give a list.
-        ratings = given if isinstance(given, list) else [given]
-        if len(ratings) != 1 or not isinstance(ratings[0], Feedback):
-            kinds = ", ".join(type(one).__name__ for one in ratings) or "nothing"
-            raise AnswerError(f"the judge gave {kinds}, where one Feedback is needed")
-        feedback = ratings[0]
+        feedback = given[0] if isinstance(given, list) and len(given) == 1 else given
+        if not isinstance(feedback, Feedback):
+            raise AnswerError(f"the judge gave {given!r:.200}, where one Feedback is needed")
         if feedback.error is not None:
             raise AnswerError(feedback.error.error_message or feedback.error.error_code)
         value = feedback.value
@@ -152,10 +147,10 @@ class Asker:
         )
 
 
-def check_measurable(judge: Judge) -> None:
-    """Raise `BudgetError` where tokens of the judge's requests cannot be counted beforehand."""
-    why = why_unmeasurable(judge)
-    if why:
+def check_budget(judge: Judge, budget: Budget) -> None:
+    """Raise `BudgetError` where its limit of tokens or money cannot be kept for the judge."""
+    budget.check(str(getattr(judge, "model", None) or ""))
+    if budget.measures and (why := why_unmeasurable(judge)):
         raise BudgetError(
             f"A budget in tokens or money cannot be kept for judge {judge.name!r}: {why}. Nothing "
             "was spent. Set the budget in calls instead."
@@ -174,30 +169,18 @@ def why_unmeasurable(judge: Judge) -> str:
 
 # -- where answers come from ----------------------------------------------------------------
 
-# How the variables of a provider end that say where it is reached, and how they begin where that is
-# not the provider's name.
-_PLACES: Final = (
-    r"(?:\w+_)?(?:API_BASE|BASE_URL|API_VERSION|ENDPOINT|ENDPOINT_URL|ENDPOINT_NAME|HOST|LOCATION|"
-    r"REGION|REGION_NAME|TARGET)"
-)
+# How the variables of a provider begin, where that is not its name.
 _PREFIXES: Final = {
     "amazon-bedrock": "AWS|BEDROCK",
     "bedrock": "AWS|BEDROCK",
     "databricks": "DATABRICKS|MLFLOW_DEPLOYMENTS",
     "endpoints": "DATABRICKS|MLFLOW_DEPLOYMENTS",
-    "huggingface": "HF|HUGGINGFACE",
-    "sap-ai-core": "MLFLOW_GENAI_JUDGE|SAP_AI_CORE",
-    "togetherai": "TOGETHERAI|TOGETHER_AI",
     "vertex_ai": "VERTEX|VERTEXAI",
 }
 
 
 def answers_from(model: str | None, base_url: str | None = None) -> dict[str, Any]:
-    """What decides the answers of a model beside the question: where they come from.
-
-    The model behind no name at all; the server, be it named by the base URL or by the environment,
-    without credentials; the version of the embedded model. Answers are kept for this origin alone.
-    """
+    """Where a model's answers come from, for which alone they are kept; without credentials."""
     model = model or get_default_model()
     provider = model.partition(":")[0]
     if model.startswith(SCHEME):
@@ -207,10 +190,10 @@ def answers_from(model: str | None, base_url: str | None = None) -> dict[str, An
     if provider == "gateway":
         server = os.environ.get("MLFLOW_GATEWAY_URI") or mlflow.get_tracking_uri()
         return {"model": model, "server": _address(server)}
-    # Clients differ in which of several variables they heed, so that each of them counts.
+    # Clients differ in which of several variables they heed, so that each counts but for secrets.
     prefixes = _PREFIXES.get(provider, provider.upper().replace("-", "_"))
-    variable = re.compile(rf"(?:{prefixes})_{_PLACES}")
-    named = {n: _address(v) for n, v in os.environ.items() if v and variable.fullmatch(n)}
+    place = re.compile(rf"(?!.*(KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL))(?:{prefixes})_")
+    named = {n: _address(v) for n, v in os.environ.items() if v and place.match(n)}
     return {"model": model, "server": named}
 
 
@@ -253,25 +236,3 @@ def _accepted_fields(judge: Judge) -> tuple[str, ...]:
     if required or not {"inputs", "outputs"} & set(fields):
         fields.append("trace")
     return tuple(fields)
-
-
-@functools.lru_cache(maxsize=10_000)
-def _content(tracking_uri: str, trace_id: str) -> str:
-    """Digest of the spans of a trace but for ids and dates, which differ from store to store."""
-    trace = mlflow.get_trace(trace_id)
-    spans = sorted(trace.data.spans if trace is not None else [], key=lambda s: s.start_time_ns)
-    number = {span.span_id: index for index, span in enumerate(spans)}
-    start = spans[0].start_time_ns if spans else 0
-    of_store = ("mlflow.traceRequestId", "mlflow.experimentId")
-    described = [
-        {
-            "name": span.name,
-            "parent": number.get(span.parent_id),
-            "times": [(ns or start) - start for ns in (span.start_time_ns, span.end_time_ns)],
-            "status": str(span.status.status_code),
-            "attributes": {k: v for k, v in span.attributes.items() if k not in of_store},
-            "events": [(event.name, event.attributes) for event in span.events],
-        }
-        for span in spans
-    ]
-    return question_key(described)

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import re
 import time as clock
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
+import pyarrow.dataset as ds
 from mlflow.genai.judges import Judge
 
-from workbench.errors import ArgumentError, BudgetError, TableError, check_whole
-from workbench.formatting import bar, counted, say
-from workbench.judging.assessment import check_single
-from workbench.judging.audit import import_sample
+from workbench.errors import ArgumentError, BudgetError, check_whole
+from workbench.formatting import bar, counted
+from workbench.judging.assessment import as_feedback, check_single, earlier_verdict
 from workbench.judging.cluster import ask_on_cluster
 from workbench.judging.judge import fingerprint
-from workbench.judging.requests import Asker, check_measurable, judge_examples, say_where
-from workbench.judging.verdict_folder import COLUMNS, Scored, Task, VerdictFolder
+from workbench.judging.requests import Asker, check_budget, judge_examples, say_where
+from workbench.judging.verdict_folder import Layout, Scored, Task, VerdictFolder
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.runner import Runner
 from workbench.scale import Scale, is_abstention, scale_of
+from workbench.store.assessments import log_assessments
 from workbench.store.files import Reader, Record, known_length, read_partitions
-from workbench.store.tables import ColumnSpec, columns_by_key, digest, plain, read_row
-from workbench.store.traces import Example
-from workbench.vocabulary import is_missing
+from workbench.store.importing import import_traces
+from workbench.store.tables import ColumnSpec, digest
+from workbench.store.traces import fetch_traces
 
-PARTITION_ROWS: Final = 1000
-"""Rows of a partition: what a killed run may have to pay again."""
+PARTITION_ROWS: Final = 1000  # what a killed run may have to pay again
 
 
 def score(
@@ -60,11 +60,10 @@ def score(
 ) -> Scored:
     """Let the judge rate a table of any length, and write the verdicts to a folder of Parquet.
 
-    The table is read partition by partition, and the verdicts on a partition are written as a
-    whole or not at all. One that is there is not asked again, so that a run that was interrupted
-    or killed is completed by running it again; it pays at most a partition a worker twice. No
-    trace is made but for a ``sample``, and the answer cache is not used: the folder itself keeps
-    what was paid for.
+    The verdicts on a partition of the table are written as a whole or not at all, and one that is
+    there is not asked again, so that a run that was killed is completed by running it again; it
+    pays at most a partition a worker twice. No trace is made but for a ``sample``, and the answer
+    cache is not used.
 
     Parameters
     ----------
@@ -75,16 +74,16 @@ def score(
     inputs, outputs, expectations
         Columns, as `workbench.import_traces` takes them.
     keep
-        Columns that are copied beside the verdicts, such as ids. One that begins with whole
-        numbers must hold no others, and one of numbers no text.
+        Columns that are copied beside the verdicts, such as ids; as text where their cells are of
+        several types.
     time
         A column of dates, or of texts in ISO 8601 (2026-03-31), by which `workbench.monitor` tells
-        weeks. Rows without one, and all where it is None, are dated by when they were judged.
+        weeks; rows without one are dated by when they were judged.
     to
         The folder; it holds one judge's verdicts on one table.
     client
-        A ``distributed.Client``: partitions are judged by the workers of its cluster, one at a time
-        each. Workers need the judge's keys in their environment, but not the files.
+        A ``distributed.Client``: the workers of its cluster judge a partition each at a time. They
+        need the judge's keys in their environment, but not the files.
     partition_rows
         Rows of a partition, at least 1.
     concurrency
@@ -97,9 +96,9 @@ def score(
         Ask again about the rows without a usable verdict, of partitions that are there.
     sample
         A share of the rows, in (0, 1), or a number of them: drawn at random by ``seed``, they are
-        imported as traces into the active experiment and their verdicts logged, so that they can
-        be labelled (``LabelPanel(judge, scored, annotator=...)``) and monitored. A larger sample by
-        the same seed holds the smaller one.
+        imported as traces with their verdicts, to be labelled (``LabelPanel(judge, scored, ...)``)
+        and monitored. A larger sample by the same seed holds the smaller one; another one takes
+        its place.
     encoding
         Of a CSV file that is not UTF-8, such as ``cp1252``.
     progress
@@ -121,15 +120,13 @@ def score(
     """
     started = clock.monotonic()
     roles = {"inputs": inputs, "outputs": outputs, "expectations": expectations}
-    layout = _Layout.of(roles, keep, time)
+    layout = Layout.of(roles, keep, time)
     check_whole("partition_rows", partition_rows)
     check_whole("concurrency", concurrency)
     check_whole("seed", seed, 0)
     _check(judge, layout, sample)
     limit = Budget.of(budget)
-    limit.check(str(getattr(judge, "model", None) or ""))
-    if limit.measures:
-        check_measurable(judge)
+    check_budget(judge, limit)
     folder = VerdictFolder(Path(to).expanduser().resolve())
     given = Path(table).expanduser().resolve() if isinstance(table, (str, Path)) else None
     if given in (folder.path, *folder.path.parents):
@@ -139,31 +136,26 @@ def score(
     say_where(judge, wanted=progress)
     shown = bar(total=known_length(table), desc=f"scoring with {judge.name}", disable=not progress)
     with shown, folder.writing(expected) as answered:
-        run = _Run(folder, layout, scale_of(judge), limit, {"judge": judge.name, **expected}, shown)
+        beside = read_partitions(table, layout.beside, partition_rows, encoding)
+        types = folder.types(layout.types(beside if layout.beside else ()), scale_of(judge))
+        about = {"judge": judge.name, **expected}
+        run = _Run(folder, layout, types, scale_of(judge), limit, about, shown)
         ask = _ask_here if client is None else ask_on_cluster
         read = partial(read_partitions, table, layout.columns, encoding=encoding)
-        if layout.beside:
-            run.check_copied(partial(read_partitions, table, layout.beside, encoding=encoding))
         tasks = run.tasks(read, retry_failed)
-        try:
-            with closing(ask(tasks, judge, client, concurrency, answered)) as asked:
-                for task, verdicts in asked:
-                    run.settle(task, verdicts)
-        except KeyboardInterrupt:
-            say(f"Interrupted. Whole partitions are kept in {folder.path}; run again for the rest.")
-            raise
+        with closing(ask(tasks, judge, client, concurrency, answered)) as asked:
+            for task, verdicts in asked:
+                run.settle(task, verdicts)
         if run.refused:
             raise BudgetError(
                 f"The budget does not allow the next {counted(run.refused, 'row')}: {limit} are "
-                f"used. {counted(run.asked, 'row')} were judged now and are kept in {folder.path}. "
-                "Run again with a larger budget for the rest, or, where not a single partition "
-                "fits, with fewer partition_rows in a new folder."
+                f"used. {counted(run.asked, 'row')} were judged now and are kept. Run again with a "
+                "larger budget for the rest."
             )
-        notes: tuple[str, ...] = ()
         if sample is not None:
-            notes = import_sample(judge, read, roles, folder, sample, seed)
+            _import_sample(judge, read, roles, folder, sample, seed)
     seconds, found = clock.monotonic() - started, Scored.open(folder.path)
-    return replace(found, asked=run.asked, paid=run.paid, seconds=seconds, notes=notes)
+    return replace(found, asked=run.asked, paid=run.paid, seconds=seconds)
 
 
 def _ask_here(
@@ -174,10 +166,9 @@ def _ask_here(
             yield task, judge_examples(judge, list(task.items.values()), runner)
 
 
-def _check(judge: Judge, layout: _Layout, sample: Any) -> None:
-    is_number = isinstance(sample, Real) and math.isfinite(sample)
-    is_count = is_number and 1 <= sample == int(sample) and str(sample) != "1.0"  # one, or all?
-    if sample is not None and not is_count and not (is_number and 0 < sample < 1):
+def _check(judge: Judge, layout: Layout, sample: Any) -> None:
+    is_count = isinstance(sample, Real) and sample >= 1 and float(sample).is_integer()
+    if sample is not None and not is_count and not (isinstance(sample, Real) and 0 < sample < 1):
         raise ArgumentError(
             f"sample={sample!r} must be a share of the rows in (0, 1), or a whole number of them."
         )
@@ -189,90 +180,10 @@ def _check(judge: Judge, layout: _Layout, sample: Any) -> None:
             "Import them (workbench.import_traces) and use workbench.assess."
         )
     if "expectations" in needed and not layout.sides["expectations"]:
-        raise ArgumentError(
-            f"Judge {judge.name!r} needs expectations=: the columns that hold them."
-        )
+        raise ArgumentError(f"Judge {judge.name!r} needs expectations=: columns that hold them.")
 
 
-# -- rows and partitions --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Which columns hold what; ``single`` where the output is a cell, and no dict."""
-
-    sides: dict[str, dict[str, str]]
-    single: bool
-    keep: tuple[str, ...]
-    time: str | None
-
-    @classmethod
-    def of(cls, roles: Mapping[str, Any], keep: Any, time: Any) -> _Layout:
-        sides = {role: columns_by_key(role, spec) for role, spec in roles.items()} | {"tags": {}}
-        keep = (keep,) if isinstance(keep, str) else tuple(keep or ())
-        if taken := set(keep) & set(COLUMNS):
-            raise ArgumentError(
-                f"keep={list(keep)!r}: {', '.join(sorted(taken))} is a column of the verdicts "
-                "themselves. Rename it in the table."
-            )
-        single = not isinstance(roles["outputs"], (list, tuple, Mapping))
-        return cls(sides, single, keep, time)
-
-    @property
-    def beside(self) -> list[str]:
-        """What is copied, and the time."""
-        return [*self.keep, *([self.time] if self.time else [])]
-
-    @property
-    def columns(self) -> list[str]:
-        """All that are read."""
-        return [*(c for by_key in self.sides.values() for c in by_key.values()), *self.beside]
-
-    def read(self, number: int, record: Record) -> tuple[Record, Example, list[Any]]:
-        """What is known of a row before it is judged (an error bars it), item, and content."""
-        cells, problems = read_row(number, record, self.sides, {})
-        outputs = next(iter(cells.outputs.values()), None) if self.single else cells.outputs
-        expected = cells.expectations if self.sides["expectations"] else None
-        item = Example(f"row {number}", cells.inputs, outputs, expected)
-        content = [item.inputs, item.outputs, item.expectations, self._copied(number, record)]
-        row = self.row(number, record) | {"error": "; ".join(problems) or None}
-        return row, item, content
-
-    def row(self, number: int, record: Record) -> Record:
-        """What is copied from a row, without a verdict yet."""
-        beside = self._copied(number, record)
-        row = {"row": number, **dict(zip(self.keep, beside, strict=False))}
-        time = self._time(number, beside[-1]) if self.time else None
-        return row | dict.fromkeys(COLUMNS[1:]) | {"calls": 0, "time": time}
-
-    def _copied(self, number: int, record: Record) -> list[Any]:
-        """The plain cells of what is copied, and the time."""
-        cells = []
-        for column in self.beside:
-            cell = record[column]
-            try:
-                cells.append(plain(cell))
-            except ValueError as error:
-                raise TableError(
-                    f"Column {column!r}, row {number}: it holds {error}. Make the column text, or "
-                    "leave it out of keep and time."
-                ) from None
-        return cells
-
-    def _time(self, number: int, given: Any) -> datetime | None:
-        if is_missing(given):
-            return None
-        # pandas guesses at others, each cell for itself, and reads "now" as ISO 8601.
-        iso = given if re.match(r"\s*\d{4}-\d\d-\d\d", str(given)) else ""
-        when = pd.to_datetime(iso, format="ISO8601", utc=True, errors="coerce")
-        if pd.isna(when):
-            raise TableError(
-                f"time={self.time!r}: row {number} holds {given!r}, which is no date of ISO 8601. "
-                "Give dates (pandas.to_datetime(column, format=...) reads others), texts such as "
-                "2026-03-31 or 2026-03-31T10:00:00+02:00, or leave time out."
-            )
-        at: datetime = when.to_pydatetime()
-        return at
+# -- partitions -----------------------------------------------------------------------------
 
 
 @dataclass
@@ -280,7 +191,8 @@ class _Run:
     """One `score`: which partitions are open, and what was paid."""
 
     folder: VerdictFolder
-    layout: _Layout
+    layout: Layout
+    types: dict[str, Any]
     scale: Scale | None
     budget: Budget
     about: dict[str, Any]
@@ -291,18 +203,6 @@ class _Run:
     charged: Budget = field(default_factory=Budget)  # what is known of it
     refused: int = 0
     failed: int = 0
-    types: dict[str, Any] = field(default_factory=dict)  # of the columns of all files
-
-    def check_copied(self, read: Reader) -> None:
-        """Look at all that is copied, so that no error about it comes once others are paid for."""
-        first = 0
-        for records in read(self.about["size of partitions"]):
-            rows = [self.layout.row(first + k, record) for k, record in enumerate(records)]
-            if not (self.types and all(self.types.values())):
-                found = self.folder.types(rows, self.scale)
-                self.types = {name: self.types.get(name) or kind for name, kind in found.items()}
-            self.folder.columns(rows, self.types)
-            first += len(rows)
 
     def tasks(self, read: Reader, retry_failed: bool) -> Iterator[Task]:
         """Read the table, and give the partitions of which something is to be asked."""
@@ -343,7 +243,6 @@ class _Run:
                 return None
         else:
             rows = [row | {"fingerprint": about["fingerprint"]} for row, _, _ in read]
-        self.types = self.types or self.folder.types(rows, self.scale)
         return Task(number, rows, items, about)
 
     def settle(self, task: Task, verdicts: Sequence[Verdict]) -> None:
@@ -375,8 +274,8 @@ class _Run:
         if self.budget.measures and self.charged.spent and not self.charged.spent_tokens:
             raise BudgetError(
                 f"The model's server does not say how many tokens it used, so {self.budget!r} "
-                f"cannot be kept. {counted(self.asked, 'row')} were judged now and are kept in "
-                f"{self.folder.path}. Run again with a budget of calls: budget=1000."
+                f"cannot be kept. {counted(self.asked, 'row')} were judged now and are kept. Run "
+                "again with a budget of calls: budget=1000."
             )
         money = f", ${self.paid.cost:.4f}" if self.paid.cost else ""
         self.shown.set_postfix_str(f"{self.failed} failed{money}", refresh=False)
@@ -398,3 +297,59 @@ class _Run:
         expected = (calls, share * spent.spent_tokens, share * spent.spent_usd)
         left = (self.budget.left, self.budget.left_tokens, self.budget.left_usd)
         return min(left) > 0 and all(one <= most for one, most in zip(expected, left, strict=True))
+
+
+# -- the sample -----------------------------------------------------------------------------
+
+# Tag of an imported trace: the probability with which its row was drawn from the table.
+PROBABILITY_TAG: Final = "workbench.selection_probability"
+
+
+def draw(rows: Sequence[int], sample: float, seed: int) -> tuple[list[int], float]:
+    """Draw a share or a number of rows by the seed; return them and the probability of each."""
+    # A larger sample by the same seed holds the smaller one.
+    places = np.random.default_rng(seed).random(max(rows, default=-1) + 1)[list(rows)]
+    number = int((places < sample).sum()) if sample < 1 else int(sample)
+    drawn = sorted(rows[k] for k in np.argsort(places)[:number])
+    return drawn, sample if sample < 1 else min(1.0, sample / max(len(rows), 1))
+
+
+def _import_sample(
+    judge: Judge,
+    read: Reader,
+    roles: Mapping[str, Any],
+    folder: VerdictFolder,
+    sample: float,
+    seed: int,
+) -> None:
+    """Import randomly drawn rows as traces, and log their verdicts, each once."""
+    known = folder.read(columns=["row", "error", "calls"]).to_pandas()
+    askable = known["row"][known["error"].isna() | (known["calls"] > 0)]
+    drawn, probability = draw(askable.tolist(), sample, seed)
+    if not drawn:
+        return
+    wanted, every = set(drawn), enumerate(itertools.chain.from_iterable(read(1000)))
+    table = pd.DataFrame([record for row, record in every if row in wanted], dtype=object)
+    imported = import_traces(
+        table.assign(**{PROBABILITY_TAG: str(probability)}),
+        **roles,
+        tags=PROBABILITY_TAG,
+        progress=False,
+    )
+    trace_of = dict(zip(drawn, imported.trace_ids, strict=True))
+    traces = {trace.info.trace_id: trace for trace in fetch_traces(imported, spans=False)}
+    new = []
+    for row in folder.read(ds.field("row").isin(drawn)).to_pylist():
+        trace = traces[trace_of[row["row"]]]
+        used = Usage(row["calls"], row["input_tokens"], row["output_tokens"], row["cost"])
+        abstained = row["verdict"] is None and row["error"] is None
+        value = "N/A" if abstained else row["verdict"]
+        before = earlier_verdict(trace, judge.name, row["fingerprint"])
+        # A row that was asked again may have a verdict in place of an error.
+        if before is None or (before.error is not None and before.error != row["error"]):
+            said = value, row["rationale"], row["error"], row["fingerprint"]
+            verdict = Verdict(trace.info.trace_id, *said, usage=used)
+            new.append(as_feedback(verdict, judge, trace.info))
+    log_assessments(new, progress=False)
+    now = pd.DataFrame(list(trace_of.items()), columns=["row", "trace_id"])
+    folder.write_sample(now.assign(probability=probability))

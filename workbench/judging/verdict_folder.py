@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,25 +18,104 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from workbench.errors import ArgumentError, StoreError
+from workbench.errors import ArgumentError, StoreError, TableError
 from workbench.formatting import counted, html_result, write_whole
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
 from workbench.store.files import Record, as_column, column_type, read_about, write_parquet
+from workbench.store.tables import columns_by_key, plain, read_row
 from workbench.store.traces import Example
+from workbench.vocabulary import is_missing
 
+# Of every file, beside those kept of the table itself.
 COLUMNS: Final = (
     "row", "time", "verdict", "rationale", "error", "fingerprint",
     "input_tokens", "output_tokens", "cost", "calls",
 )  # fmt: skip
-"""Of every file, beside those kept of the table itself."""
 
-_SAMPLE: Final = "_sample.json"
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns of the table hold what."""
+
+    sides: dict[str, dict[str, str]]
+    single: bool  # whether the output is a cell, and no dict
+    keep: tuple[str, ...]
+    time: str | None
+
+    @classmethod
+    def of(cls, roles: Mapping[str, Any], keep: Any, time: Any) -> Layout:
+        sides = {role: columns_by_key(role, spec) for role, spec in roles.items()} | {"tags": {}}
+        keep = (keep,) if isinstance(keep, str) else tuple(keep or ())
+        if taken := set(keep) & set(COLUMNS):
+            raise ArgumentError(
+                f"keep={keep!r}: {', '.join(sorted(taken))} is a column of the verdicts. Rename it."
+            )
+        single = not isinstance(roles["outputs"], (list, tuple, Mapping))
+        return cls(sides, single, keep, time)
+
+    @property
+    def beside(self) -> list[str]:
+        """What is copied, and the time."""
+        return [*self.keep, *([self.time] if self.time else [])]
+
+    @property
+    def columns(self) -> list[str]:
+        """All that are read."""
+        return [*(c for by_key in self.sides.values() for c in by_key.values()), *self.beside]
+
+    def types(self, partitions: Iterable[Sequence[Record]]) -> dict[str, Any]:
+        """Look at all that is copied before anything is paid for; return the types of columns."""
+        found: dict[str, dict[type, Any]] = {column: {} for column in self.keep}
+        for number, record in enumerate(itertools.chain.from_iterable(partitions)):
+            row, _ = self._copied(number, record)
+            for column, by_type in found.items():
+                by_type[type(row[column])] = row[column]
+        return {column: column_type([*by_type.values()]) for column, by_type in found.items()}
+
+    def read(self, number: int, record: Record) -> tuple[Record, Example, list[Any]]:
+        """What is known of a row before it is judged (an error bars it), item, and content."""
+        cells, problems = read_row(number, record, self.sides, {})
+        outputs = next(iter(cells.outputs.values()), None) if self.single else cells.outputs
+        expected = cells.expectations if self.sides["expectations"] else None
+        item = Example(f"row {number}", cells.inputs, outputs, expected)
+        row, copied = self._copied(number, record)
+        row["error"] = "; ".join(problems) or None
+        return row, item, [item.inputs, item.outputs, item.expectations, copied]
+
+    def _copied(self, number: int, record: Record) -> tuple[Record, list[Any]]:
+        """A row without a verdict yet, and the plain cells of what is copied, and the time."""
+        cells = []
+        for column in self.beside:
+            try:
+                cells.append(plain(record[column]))
+            except ValueError as error:
+                raise TableError(
+                    f"Column {column!r}, row {number}: it holds {error}. Make the column text."
+                ) from None
+        row: Record = {**dict.fromkeys(COLUMNS), **dict(zip(self.keep, cells, strict=False))}
+        row |= {"row": number, "calls": 0}
+        row["time"] = self._time(number, cells[-1]) if self.time else None
+        return row, cells
+
+    def _time(self, number: int, given: Any) -> datetime | None:
+        if is_missing(given):
+            return None
+        # pandas guesses at others, each cell for itself, and reads "now" as ISO 8601.
+        iso = given if re.match(r"\s*\d{4}-\d\d-\d\d", str(given)) else ""
+        when = pd.to_datetime(iso, format="ISO8601", utc=True, errors="coerce")
+        if pd.isna(when):
+            raise TableError(
+                f"time={self.time!r}: row {number} holds {given!r}, which is no date of ISO 8601, "
+                "such as 2026-03-31. pandas.to_datetime(column, format=...) reads others."
+            )
+        at: datetime = when.to_pydatetime()
+        return at
 
 
 @dataclass(frozen=True)
 class Task:
-    """The rows of a partition with what is known of them, and the items to ask about by index."""
+    """A partition: its rows with what is known of them, and the items to ask about by index."""
 
     number: int
     rows: list[Record]
@@ -62,8 +144,7 @@ class VerdictFolder:
             lock.acquire()
         except filelock.Timeout:
             raise ArgumentError(
-                f"to={str(self.path)!r}: another process scores into this folder. Wait for it, or "
-                "name another folder."
+                f"to={str(self.path)!r}: another process scores into this folder. Wait for it."
             ) from None
         except OSError as error:
             raise StoreError(f"The folder {self.path} cannot be written: {error}.") from error
@@ -81,9 +162,8 @@ class VerdictFolder:
                 what = "judge" if key == "fingerprint" else key
                 raise ArgumentError(
                     f"to={str(self.path)!r}: {path.name} is of another {what} "
-                    f"({about.get(key)!r}, not {value!r}). Name a new folder, or remove this one "
-                    "if its verdicts are not needed; a folder holds one judge's verdicts on one "
-                    "table."
+                    f"({about.get(key)!r}, not {value!r}). Name a new folder: each holds one "
+                    "judge's verdicts on one table."
                 )
         return about
 
@@ -100,56 +180,34 @@ class VerdictFolder:
         self, number: int, rows: Sequence[Record], types: dict[str, Any], about: dict[str, Any]
     ) -> None:
         """Write the verdicts on a partition, and count them in the file's footer."""
-        table = self.columns(rows, types)
+        columns = {name: as_column([row[name] for row in rows], types[name]) for name in types}
         failed = sum(row["error"] is not None for row in rows)
         abstained = sum(row["verdict"] is None for row in rows) - failed
         counts = {"rows": len(rows), "failed": failed, "abstained": abstained}
-        write_parquet(self.part(number), table, {**about, **counts})
+        write_parquet(self.part(number), pa.table(columns), {**about, **counts})
 
-    def columns(self, rows: Sequence[Record], types: dict[str, Any]) -> pa.Table:
-        """Return rows as they are written; `ArgumentError` where a type would change a value."""
-        columns = {}
-        for name, kind in types.items():
-            try:
-                columns[name] = as_column([row[name] for row in rows], kind or pa.string())
-            except (ValueError, TypeError) as error:
-                raise ArgumentError(
-                    f"keep: column {name!r} begins with values of type {kind}, and rows from "
-                    f"{rows[0]['row']} hold another ({error}). Make it text."
-                ) from error
-        return pa.table(columns)
-
-    def types(self, rows: Sequence[Record], scale: Scale | None) -> dict[str, Any]:
-        """The type of each column: that of the first file, so that all agree.
-
-        Of a kept column that has no value in these rows it is None, by which it is written as text.
-        """
+    def types(self, kept: dict[str, Any], scale: Scale | None) -> dict[str, Any]:
+        """The types of all columns, with those ``kept``; of a folder in use those of its files."""
         if files := self.parts():
             schema = pq.read_schema(files[0])
             return dict(zip(schema.names, schema.types, strict=True))
         verdict = column_type([] if scale is None else scale.values)
         if scale is not None and scale.kind == "numeric":
             verdict = pa.int64() if scale.integer else pa.float64()
-        kinds: dict[str, Any] = {"time": pa.timestamp("us", "UTC"), "verdict": verdict}
+        kinds = {**kept, "time": pa.timestamp("us", "UTC")}
+        kinds |= {"verdict": verdict, "cost": pa.float64()}
         kinds |= dict.fromkeys(("row", "input_tokens", "output_tokens", "calls"), pa.int64())
-        kinds |= {"cost": pa.float64()}
-        for name in (name for name in rows[0] if name not in COLUMNS):
-            cells = [row[name] for row in rows if row[name] is not None]
-            kinds[name] = column_type(cells) if cells else None
-        return {name: kinds.get(name, pa.string()) for name in rows[0]}
+        return {name: kinds.get(name, pa.string()) for name in ("row", *kept, *COLUMNS[1:])}
 
     # -- the sample ---------------------------------------------------------------------------
 
     def write_sample(self, sample: pd.DataFrame) -> None:
         """Keep which rows were imported as which traces."""
-        try:
-            write_whole(self.path / _SAMPLE, sample.to_json(orient="records"))
-        except OSError as error:
-            raise StoreError(f"{self.path / _SAMPLE} cannot be written: {error}.") from error
+        write_whole(self.path / "_sample.json", sample.to_json(orient="records"))
 
     def sample(self) -> pd.DataFrame:
         """Return the rows imported as traces: ``row``, ``trace_id``, ``probability``."""
-        path = self.path / _SAMPLE
+        path = self.path / "_sample.json"
         rows = json.loads(path.read_text("utf-8")) if path.exists() else []
         return pd.DataFrame(rows, columns=["row", "trace_id", "probability"])
 
@@ -167,8 +225,6 @@ class Scored:
         abstained, and files.
     asked, paid
         Rows that the judge was asked about now, and what that took: requests, tokens, US dollars.
-    notes
-        On the sample: that none was drawn, or that it replaces an earlier one.
     """
 
     name: str
@@ -181,7 +237,6 @@ class Scored:
     asked: int = 0
     paid: Usage = UNPAID
     seconds: float = 0.0
-    notes: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, folder: str | Path) -> Scored:
@@ -237,7 +292,7 @@ class Scored:
             f"<Scored {self.name!r}: {counted(self.rows, 'row')} in {str(self.folder)!r}, "
             f"{counted(self.failed, 'failure')}, {counted(self.abstained, 'abstention')}; now "
             f"{counted(self.asked, 'row')} asked, {counted(self.paid.requests, 'call')}, "
-            f"{self.seconds:.1f} s{money}{'. '.join(['', *self.notes])}>"
+            f"{self.seconds:.1f} s{money}>"
         )
 
     def _repr_html_(self) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ScaleError
+from workbench.formatting import counted
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import ABSTAIN, Scale
 from workbench.vocabulary import is_missing
@@ -17,32 +18,24 @@ if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
 
+# Metadata keys of a logged verdict: its judge's fingerprint, and that it was given elsewhere.
 FINGERPRINT_KEY = "workbench.judge_fingerprint"
-"""Metadata key of a logged verdict: the fingerprint of the judge that gave it."""
-
 RECORDED_KEY = "workbench.recorded"
-"""Metadata key of a verdict that was given elsewhere and only logged here."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one judge call gave.
-
-    Exactly one of ``value``, canonical on the judge's scale where that is known, and ``error`` is
-    set. ``calls`` are the requests made for it now, retries included; ``cached``: nothing was paid.
-    ``usage`` is what the answer has cost at whatever time, and ``sample`` its number where a judge
-    is asked repeatedly.
-    """
+    """What one judge call gave: either a ``value`` or an ``error``."""
 
     trace_id: str
-    value: Any = None
+    value: Any = None  # canonical on the judge's scale where that is known
     rationale: str = ""
     error: str | None = None
     fingerprint: str = ""
-    cached: bool = False
-    calls: int = 0
-    usage: Usage = field(default=UNPAID, repr=False)
-    sample: int = 0
+    cached: bool = False  # nothing was paid
+    calls: int = 0  # requests made for it now, retries included
+    usage: Usage = field(default=UNPAID, repr=False)  # what the answer has cost, at whatever time
+    sample: int = 0  # its number where a judge is asked repeatedly
 
     @property
     def paid(self) -> Usage:
@@ -77,11 +70,8 @@ class Recorded(Verdict):
 
 
 def recorded_verdicts(trace: Trace, name: str) -> list[Recorded]:
-    """Return the verdicts on a trace under a name, the oldest first.
-
-    One that a person overrode, as in MLflow's own page, is still what the judge said; one that
-    another verdict replaced is not.
-    """
+    """Return the verdicts on a trace under a name, the oldest first."""
+    # One that a person overrode, as in MLflow's own page, is still what the judge said.
     found = []
     every = trace.info.assessments or []
     by_people = {one.overrides for one in every if one.source.source_type == "HUMAN"}
@@ -114,10 +104,7 @@ def choose_version(
     recorded: Mapping[str, Sequence[Recorded]],
     fingerprints: tuple[str, str],
 ) -> tuple[dict[str, list[Recorded]], str, list[str]]:
-    """The verdicts of one judge version: (by trace, its fingerprint, notes).
-
-    ``fingerprints`` are those of a judge; of a name the version that judged last counts.
-    """
+    """One version's verdicts by trace, its fingerprint, notes; of a name the one that came last."""
     if isinstance(judge_or_name, str):
         return _latest_version(recorded)
     judge, every = judge_or_name, [v for verdicts in recorded.values() for v in verdicts]
@@ -132,23 +119,18 @@ def choose_version(
 
     chosen = where(recorded, lambda v: v.fingerprint in fingerprints or by_mlflow(v))
     unmarked = [v for v in every if v.unmarked]
-    unknown = "what else it was made with (inference parameters, base URL, value type) is not known"
-    said = f"verdicts were logged by MLflow with this judge's instructions and model; {unknown}"
     if unmarked and not any(chosen.values()):
-        # Logged by hand, as MLflow's own examples do. Where there are several sources, they are
-        # not mixed: the judge's own model goes first, else the one that judged last.
+        # Logged by hand, as MLflow's own examples do: by the judge's model, else by who came last.
         own = [v for v in unmarked if v.source == model] or unmarked
         source = max(own, key=lambda v: v.order).source
         chosen = where(recorded, lambda v: v.unmarked and v.source == source)
-        said = "verdicts do not say which version of the judge gave them"
-        if len({v.source for v in unmarked}) > 1:
-            said = f"{said}. Those by {source!r} count, those by other sources do not"
     latest = [usable[-1] for verdicts in chosen.values() if (usable := _usable(verdicts))]
     count = sum(not verdict.fingerprint for verdict in latest)
-    if not count:
-        return chosen, fingerprints[0], []
-    note = f"{count} {said}. They are taken as this version's; workbench.assess marks its verdicts."
-    return chosen, fingerprints[0], [note]
+    note = (
+        f"Taken as this version's: {counted(count, 'verdict')} without its mark, logged by MLflow "
+        "or by hand. workbench.assess marks its verdicts."
+    )
+    return chosen, fingerprints[0], [note] if count else []
 
 
 def _latest_version(
@@ -183,10 +165,7 @@ def _usable(verdicts: Sequence[Recorded]) -> list[Recorded]:
 
 
 def why_unusable(reason: str) -> str | None:
-    """Return what kind of reason of `Pairs.excluded` it is that a labelled item has no verdict.
-
-    ``"abstained"``, ``"failed"`` or ``"not judged"``; None for what concerns the labels.
-    """
+    """Return the kind of a reason of `Pairs.excluded`; None where it concerns the labels."""
     if reason == "the judge abstained":
         return "abstained"
     failed = ("the judge failed", "verdict outside the scale", "the judge gave no usable verdict")
