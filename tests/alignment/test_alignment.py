@@ -40,7 +40,6 @@ from workbench.models.offline import MODEL
 from workbench.models.offline.provider import answer
 from workbench.pairing.pairs import Pairs
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate
 from workbench.simba.settings import most_calls
 from workbench.store.traces import Example, item_digest
 

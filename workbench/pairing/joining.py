@@ -42,7 +42,6 @@ from workbench.store.labels import (
     label_records,
     near_misses,
     other_kinds,
-    spellings,
 )
 from workbench.store.schemas import known_scale, name_of
 from workbench.store.traces import collector_paused, contents, fetch_traces, previews
