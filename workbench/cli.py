@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +22,8 @@ _NOTEBOOK = "notebooks/4_align.ipynb"
 @click.version_option(package_name="judge-workbench", prog_name="workbench")
 def main() -> None:
     """Make an LLM judge agree with the people whose judgement counts."""
+    # Else Python looks through all that is in memory once more before it ends, for seconds.
+    atexit.register(gc.freeze)
 
 
 def _folder(option: str, default: str, what: str) -> Callable[[Any], Any]:

@@ -40,6 +40,7 @@ from workbench.models.offline import MODEL
 from workbench.models.offline.provider import answer
 from workbench.pairing.pairs import Pairs
 from workbench.scale import Scale
+from workbench.simba.candidate import Candidate
 from workbench.simba.settings import most_calls
 from workbench.store.traces import Example, item_digest
 
@@ -785,3 +786,12 @@ def test_one_budget_is_given_and_not_two(store: str, judge: Any) -> None:
         workbench.align(judge, optimizer=simba, budget=1000, progress=False)
     with pytest.raises(ArgumentError, match="Give one of them"):
         workbench.compare_optimizers(judge, None, [simba], budget=1000, progress=False)
+
+
+def test_learned_rules_of_unknown_origin_are_told_of(store: str, judge: Any) -> None:
+    """Edited since, or aligned elsewhere: what it was learned on may be in the test."""
+    held = with_instructions(judge, Candidate(TEXT).with_rules(["Be strict."], "x").text)
+    labelled(20, held)
+    assert "These may be among the held-out" in " ".join(
+        workbench.align(held, progress=False).notes
+    )

@@ -10,12 +10,15 @@ import mlflow
 import pandas as pd
 import pytest
 from clarity import CURED, TEXT, Proposing, biased_judge, labelled
+from made_pairs import make_pairs
 from matplotlib.axes import Axes
 from mlflow.genai.judges.base import AlignmentOptimizer
 
 import workbench
 from workbench.alignment.benchmark import named_optimizers
 from workbench.errors import ArgumentError, ModelError
+from workbench.pairing.pairs import Pairs
+from workbench.scale import Scale
 from workbench.store.traces import examples
 
 
@@ -120,9 +123,11 @@ def test_the_workbenchs_simba_learns_in_the_comparison(judge: Any) -> None:
     assert second["accuracy"] == row["accuracy"]
 
 
-def test_p_values_are_adjusted_for_the_number_of_judges(judge: Any) -> None:
-    """And it is said what that means for the winner."""
+def test_who_is_best_is_claimed_only_where_a_test_tells_them_apart(judge: Any) -> None:
+    """Two equal judges cannot be told apart, and the table's text says so."""
     found = run(judge, Proposing(CURED), Proposing(CURED))
+    assert "cannot be told" in found.conclusion
+    assert found.conclusion in repr(found)
     assert "the likelier that one looks better by luck" in repr(found)
     tested = found.table.loc[["few-shot", "Proposing", "Proposing (2)"]]
     # Holm's adjustment: the smallest of three p values counts three times.
@@ -134,13 +139,53 @@ def test_p_values_are_adjusted_for_the_number_of_judges(judge: Any) -> None:
 
 
 def test_an_optimizer_that_changes_nothing_is_not_one_of_those_compared(judge: Any) -> None:
-    """It is the original once more: it makes no other p larger."""
+    """It is the original once more: it makes no other p larger and no winner less certain."""
     alone, more = run(judge, Proposing(CURED)), run(judge, Proposing(CURED), Proposing(TEXT))
     row = more.table.loc["Proposing (2)"]
     assert (row["status"], row["accuracy"]) == ("unchanged", more.table["accuracy"].iloc[0])
     assert pd.isna(row["p adjusted"])
+    assert more.conclusion == alone.conclusion
     assert any(note.startswith("2 judges were compared") for note in more.notes)
     assert (more.table["p adjusted"].dropna() == alone.table["p adjusted"].dropna()).all()
+
+
+def beside(pairs: Pairs, **verdicts: list[Any]) -> str:
+    """What is concluded of judges by their verdicts on the pairs, None where one was lost."""
+    tested = {}
+    for who, values in verdicts.items():
+        rated = zip(pairs.trace_ids, values, strict=True)
+        tested[who] = pairs.with_verdicts({i: (v, "") for i, v in rated if v is not None}, who)
+    measured = {who: workbench.agreement(each) for who, each in tested.items()}
+    rows = {
+        who: {"accuracy": a.accuracy, "mean distance": a.mean_distance, "n": a.n}
+        for who, a in measured.items()
+    }
+    table, split = pd.DataFrame.from_dict(rows, orient="index"), pairs.split(test_size=0.5)
+    judges: Any = dict.fromkeys(tested)
+    return workbench.OptimizerComparison(
+        table, judges, {}, pairs, split, 0.0, (), tested=tested
+    ).conclusion
+
+
+def test_judges_are_told_apart_on_the_items_that_both_rated() -> None:
+    """A verdict that is lost is neither right nor wrong, and the others still tell."""
+    right, half = ["yes", "no"] * 10, ["no", "yes"] * 5 + ["yes", "no"] * 5
+    pairs = make_pairs(right, half)
+    told = "good has the highest accuracy, 1.000, and McNemar's test tells it"
+    assert beside(pairs, original=half, good=[None, *right[1:]]).startswith(told)
+    few = [*right[:5], *[None] * 15]
+    assert "does not tell it from half" in beside(pairs, half=half, few=few)
+    assert "does not tell it from half" in beside(pairs, half=[*[None] * 5, *half[5:]], few=few)
+
+
+def test_judges_of_numbers_are_ranked_by_distance() -> None:
+    """Hardly a verdict equals its label, so that equal values tell nothing."""
+    labels = [float(i) for i in range(20)]
+    pairs = make_pairs(labels, labels, Scale("numeric"))
+    near, far = [v + 0.1 for v in labels], [labels[0], *(v + 5 for v in labels[1:])]
+    found = beside(pairs, far=far, near=near)
+    assert found.startswith("near has the lowest mean distance")
+    assert "and the sign test tells it from each of the others" in found
 
 
 def test_the_comparison_is_a_run_with_its_table(judge: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
-from clarity import CURED, NAME, WORSE, Proposing, biased_judge, labelled
+from clarity import CURED, NAME, TEXT, WORSE, Proposing, biased_judge, labelled
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +28,7 @@ from workbench.errors import ArgumentError, TooFewPairsError
 from workbench.judging.judge import fingerprint, with_instructions
 from workbench.metrics.agreement import agreement
 from workbench.scale import Scale
+from workbench.simba.candidate import Candidate
 
 GOOD = [[190, 10], [15, 185]]  # specificity 190/200, sensitivity 185/200
 
@@ -313,3 +314,15 @@ def test_a_check_without_labels_or_within_too_small_a_budget_ends_with_2(store: 
     mlflow.set_tracking_uri(store)
     assert broken.exit_code == 2
     assert "nowhere" in broken.stderr
+
+
+def test_rules_of_unknown_origin_are_told_of(store: str) -> None:
+    """As those of a judge that was aligned in another store: no run says what it learned from."""
+    rule = "Rate it no unless it gives a number."
+    learned = with_instructions(biased_judge(), Candidate(TEXT).with_rules([rule], "").text)
+    labelled(20, learned)
+    workbench.register(learned)
+    found = check_registered(NAME, accuracy=0.1)
+    assert "no run in this store tells" in found.notes[0]
+    workbench.register(biased_judge())
+    assert "no run in this store" not in str(check_registered(NAME, accuracy=0.1))

@@ -231,3 +231,24 @@ def test_numbers_that_all_differ_cost_no_more_than_their_number() -> None:
     assert small.alpha in small.alpha_interval
     assert found.alpha == pytest.approx(400 / 425, abs=0.01)  # the share of the truth's variance
     assert found.pairwise["weighted_kappa"].tolist() == pytest.approx([400 / 425] * 3, abs=0.02)
+
+
+def test_fleiss_does_not_pick_items_by_how_many_labels_they_needed() -> None:
+    """A third label is asked for only where two differ; those two must not look unanimous."""
+    votes = pd.DataFrame(
+        {
+            "a": ["yes"] * 10 + ["no"] * 10,
+            "b": ["yes"] * 8 + ["no"] * 12,
+            "c": [None] * 8 + ["yes", "no"] + [None] * 10,
+        }
+    )
+    found = annotator_agreement(votes)
+    assert (found.fleiss_items, found.fleiss_raters) == (20, 2)
+    assert found.fleiss < 0.9
+
+
+def test_fleiss_covers_all_items_where_all_have_as_many_labels() -> None:
+    votes = pd.DataFrame([[1, 2, 2], [3, 3, 3], [1, 1, 2]])
+    found = annotator_agreement(votes, scale=Scale.of([1, 2, 3]))
+    assert (found.fleiss_items, found.fleiss_raters) == (3, 3)
+    assert found.fleiss == pytest.approx(1 - (4 / 9) / (1 - np.sum([1 / 9] * 3)))

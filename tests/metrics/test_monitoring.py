@@ -296,3 +296,23 @@ def test_the_picture_shows_each_week(tmp_path: Path) -> None:
     assert [len(line.get_xdata()) for line in workbench.plot_monitor(sure).lines[:2]] == [0, 3]
     ax.figure.savefig(tmp_path / "monitor.png")
     plt.close("all")
+
+
+def test_copies_of_an_answer_are_no_trend(tmp_path: Path) -> None:
+    """Four answers, of each week one, tell no more if each was given 40 times."""
+    scored = folder(tmp_path / "v", [["yes"] * 40] * 4)
+    ids = [f"t{n}" for n in range(160)]
+    made = make_pairs(["yes"] * 80 + ["no"] * 80, ["yes"] * 160)
+    loose = replace(made, table=made.table.assign(trace_id=ids))
+    tied = replace(loose, content={i: (f"week {n // 40}", "") for n, i in enumerate(ids)})
+    many, few = (workbench.monitor(JUDGE, scored, pairs) for pairs in (loose, tied))
+    assert few.trend == pytest.approx(many.trend)
+    assert many.agreement_p < 0.01 < 0.05 < few.agreement_p
+
+
+def test_the_trend_is_one_of_calendar_weeks(tmp_path: Path) -> None:
+    """Also where a week in between has no verdicts."""
+    scored = folder(tmp_path / "v", [HALF, [], [], [], HALF], every=4)
+    found = workbench.monitor(JUDGE, scored, labels(scored, [1.0, 0, 0, 0, 0.6]))
+    change = found.table["accuracy"].iloc[-1] - found.table["accuracy"].iloc[0]
+    assert found.trend == pytest.approx(change / 4)

@@ -106,25 +106,29 @@ def test_what_is_no_answer_says_what_it_is(
         read(reason, **message)
 
 
-def anthropic(ended: str) -> dict[str, Any]:
-    return {"content": [{"type": "text", "text": ""}], "stop_reason": ended, "type": "message"}
+def anthropic(text: str, ended: str = "end_turn") -> dict[str, Any]:
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": text}]
+    return {"content": parts, "stop_reason": ended, "type": "message"}
 
 
-def gemini(ended: str) -> dict[str, Any]:
-    return {"candidates": [{"content": {"parts": [{"text": ""}]}, "finishReason": ended}]}
+def gemini(text: str, ended: str = "STOP") -> dict[str, Any]:
+    parts = [{"text": "hm", "thought": True}, {"text": text}]
+    return {"candidates": [{"content": {"parts": parts}, "finishReason": ended}]}
 
 
 @pytest.mark.parametrize(
     ("form", "cut", "withheld"),
     [(anthropic, "max_tokens", "refusal"), (gemini, "MAX_TOKENS", "SAFETY")],
 )
-def test_answers_of_anthropic_and_gemini_say_how_they_ended(
+def test_answers_of_anthropic_and_gemini_are_read_as_others(
     form: Any, cut: str, withheld: str
 ) -> None:
-    for ended, words in ((cut, "cut off"), (withheld, "filter")):
+    body = readable(form(f"Here: ```{GOOD}```"))
+    content = body["candidates"][0]["content"]["parts"] if form is gemini else body["content"]
+    assert [json.loads(part["text"]) for part in content] == [json.loads(GOOD)]
+    for text, ended, words in (("", cut, "cut off"), ("", withheld, "filter"), ("Hm.", "", "no J")):
         with pytest.raises(AnswerError, match=words):
-            readable(form(ended))
-    assert readable(form("end_turn")) == form("end_turn")
+            readable(form(text, ended or "STOP"))
 
 
 def test_a_prompt_that_gemini_blocks_is_withheld() -> None:
@@ -137,6 +141,9 @@ def test_a_prompt_that_gemini_blocks_is_withheld() -> None:
 def test_other_forms_and_calls_of_tools_that_were_offered_are_left_alone() -> None:
     other = {"output": {"message": "hi"}}
     assert readable(other) is other
+    asked = anthropic("so", "tool_use")
+    asked["content"].append({"type": "tool_use", "name": "get_trace", "input": {}})
+    assert readable(asked) is asked
     call = {"choices": [{"message": {"tool_calls": [{"function": {"name": "get_trace"}}]}}]}
     assert readable(call, tools=True) is call
     with pytest.raises(AnswerError, match="without any choice"):

@@ -539,7 +539,7 @@ def test_two_writings_of_a_name_are_one_person(store: str) -> None:
     assert (len(pairs), pairs.votes.shape) == (2, (2, 1))
 
 
-def test_labels_under_two_writings_of_a_name_are_one_persons(store: str) -> None:
+def test_labels_under_two_writings_of_a_name_are_told(store: str) -> None:
     """Of labels of the same moment, the same writing counts on every trace."""
     ids = traces(12)
     for trace_id in ids:
@@ -548,6 +548,7 @@ def test_labels_under_two_writings_of_a_name_are_one_persons(store: str) -> None
         say(trace_id, "poor", "ana", 1)
     pairs = pair("quality")
     assert set(pairs.table["human"]) == {"poor"}
+    assert "'Ana' and 'ana' are taken as one person, whose latest label counts." in pairs.notes
 
 
 def test_what_is_stored_under_the_name_and_is_no_label_is_told(store: str) -> None:

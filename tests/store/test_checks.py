@@ -110,12 +110,28 @@ def test_doubts_about_rows_groups_balance_and_the_positive_side() -> None:
         "1 row without inputs or outputs: 19.",
         "Rows that repeat another one in all that the judge sees: 1.",
         "17 groups by 'g', the largest of 3 rows. 1 row without one: 19.",
+        "2 inputs (q) in several groups.",
         "Few ratings of 'ham' 15%.",
         "'ham' is positive; pair(..., positive='spam') takes the other one.",
     ):
         assert part in text
     assert "check_data" not in found._repr_html_()
-    assert (len(found.errors), len(found.doubts)) == (1, 5)  # no import takes row 19
+    assert (len(found.errors), len(found.doubts)) == (1, 6)  # no import takes row 19
+
+
+@pytest.mark.parametrize(
+    ("ratings", "doubt"),
+    [
+        ([1, 2, 3, 4, 5] * 12 + ["x"] * 4, "are mixed with words: 'x', rows 60, 61, 62, 63."),
+        (["85%", "90%"] * 10 + ["7"] * 4, "are mixed with words: '7', rows 20, 21, 22, 23."),
+        (
+            ["4/5", "1/5"] * 10 + ["3/4"] * 4,
+            "mixed with words: '1/5', '3/4', '4/5', rows 0",
+        ),
+    ],
+)
+def test_numbers_among_words_are_doubtful(ratings: list[Any], doubt: str) -> None:
+    assert any(doubt in one for one in check(table(ratings)).doubts)
 
 
 def test_words_among_many_numbers_are_named_with_their_rows() -> None:

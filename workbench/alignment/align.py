@@ -19,6 +19,7 @@ from workbench.alignment.external import propose
 from workbench.alignment.heldout import (
     HeldOutTest,
     decide,
+    origin_note,
     read_data,
     score_held_out,
 )
@@ -238,8 +239,8 @@ def _result(
     status, reason = decide(gate, tested, data.split.train, learned.stopped)
     aligned = fingerprint(learned.judge)
     looks, earlier_looks = count_looks(data, aligned)
-    notes = [*data.pairs.notes, *data.split.notes, *learned.notes, *tested.notes]
-    notes += [earlier_looks] if earlier_looks else []
+    notes = [*data.pairs.notes, *data.split.notes, origin_note(data.judge, data.lineage)]
+    notes += [*learned.notes, *tested.notes, earlier_looks]
     return Alignment(
         judge=learned.judge if status == "improved" else data.judge,
         status=status,
@@ -267,7 +268,7 @@ def _result(
         dataset_digest=dataset_digest(data.pairs),
         failures=learned.failures,
         reflection_failures=learned.reflection_failures,
-        notes=tuple(notes),
+        notes=tuple(filter(None, notes)),
         **known,
     )
 

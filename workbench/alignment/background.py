@@ -25,8 +25,9 @@ class AlignmentState:
 
     Figures are None before learning, and for optimizers other than `SIMBA`. ``best_score`` is the
     mean credit of the best instructions so far on the selection items, minus a small penalty
-    for length; ``calls`` and ``spent`` (in words) are charged to the budget by whatever shares it;
-    ``failures`` are judge calls without a usable answer. ``message`` says how it ended.
+    for length; ``calls`` and ``spent`` (in words) are charged to the budget by whatever shares it,
+    ``share_spent`` in [0, 1] is the largest share of one of its limits; ``failures`` are judge
+    calls without a usable answer. ``message`` says how it ended.
     """
 
     stage: Literal["reading", Stage, "done", "cancelled", "failed"] = "reading"
@@ -35,7 +36,9 @@ class AlignmentState:
     max_steps: int | None = None
     best_score: float | None = None
     calls: int | None = None
+    budget: int | None = None
     spent: str = ""
+    share_spent: float | None = None
     failures: int | None = None
     instructions: str = ""
     seconds: float = 0.0
@@ -80,8 +83,17 @@ class RunningAlignment(Watch):
             state, budget = self._state, self.budget
         if state.ended:
             return state
-        spent = {} if budget is None else {"calls": budget.spent, "spent": str(budget)}
-        return replace(state, seconds=time.monotonic() - self._began, **spent)
+        state = replace(state, seconds=time.monotonic() - self._began)
+        if budget is None:
+            return state
+        limits = (
+            (budget.spent, budget.limit),
+            (budget.spent_tokens, budget.tokens),
+            (budget.spent_usd, budget.usd),
+        )
+        share = max((min(1.0, spent / limit) for spent, limit in limits if limit), default=None)
+        known: Any = {"calls": budget.spent, "budget": budget.limit, "spent": str(budget)}
+        return replace(state, share_spent=share, **known)
 
     @property
     def done(self) -> bool:

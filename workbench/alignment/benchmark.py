@@ -115,7 +115,7 @@ def compare_optimizers(
             bench.add(name, attempt, each)
         found = OptimizerComparison(
             bench.table(), bench.judges, bench.comparisons, data.pairs, data.split,
-            time.monotonic() - started, bench.all_notes(), run_id,
+            time.monotonic() - started, bench.all_notes(), bench.tested, run_id,
         )  # fmt: skip
         as_data = {"table": found.table.reset_index().astype(object), "notes": found.notes}
         files = {"comparison.csv": found.table.to_csv(), "comparison.json": plain(as_data)}
@@ -132,6 +132,7 @@ class _Benchmark:
         self.comparisons: dict[str, Comparison] = {}
         self.notes: list[str] = []
         test, seed = data.split.test, data.split.seed
+        self.tested = {"original": test}
         most = majority(data.split.train)
         constant = test.with_verdicts(dict.fromkeys(test.trace_ids, (most, "")), "majority")
         unknown = {"fixed": None, "broken": None, "p": None}
@@ -177,7 +178,7 @@ class _Benchmark:
             log_outcome(metrics, status=row["status"])
         self.rows[name], self.judges[name] = row, judge
         if tested.after is not tested.before:  # else it is the original once more
-            self.comparisons[name] = tested.comparison
+            self.comparisons[name], self.tested[name] = tested.comparison, tested.after
         self.notes += [*learned.notes, *(f"{name}: {note}" for note in tested.notes)]
 
     def table(self) -> pd.DataFrame:

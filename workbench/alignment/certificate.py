@@ -9,7 +9,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 
-from workbench.alignment.heldout import MOST_LOST
+from workbench.alignment.heldout import MOST_LOST, origin_note
 from workbench.alignment.registry import load_judge
 from workbench.alignment.result import Alignment
 from workbench.alignment.runs import (
@@ -202,14 +202,16 @@ def check_registered(
     found = fetch_traces(spans=False)
     labelled = [*{**labels_by_trace(found, judge.name), **decisions_by_trace(found, judge.name)}]
     by_id = {one.trace_id: one for one in examples(labelled)}
-    learned = read_lineage(fingerprints_of(judge), {}, by_id).learned
-    fresh = [i for i in labelled if i not in learned]
+    lineage = read_lineage(fingerprints_of(judge), {}, by_id)
+    fresh = [i for i in labelled if i not in lineage.learned]
     if labelled and not fresh:
         raise TooFewPairsError(f"Judge {name!r} learned from all labelled traces. Label new ones.")
     assess(judge, fresh, budget=budget, progress=False)
     # Without a label, pair says why there is none.
     pairs = pair(judge, fresh or None)
-    return certify(pairs, groups=groups, confidence=confidence, seed=seed, **least)
+    made = certify(pairs, groups=groups, confidence=confidence, seed=seed, **least)
+    note = origin_note(judge, lineage)
+    return replace(made, notes=(*[note] * bool(note), *made.notes))
 
 
 def _demands(scale: Scale | None, **thresholds: float | None) -> dict[str, float]:

@@ -38,6 +38,7 @@ from workbench.pairing.pairs import (
     groups_of,
     stratified_order,
 )
+from workbench.simba.candidate import Candidate
 from workbench.simba.selection import usable
 from workbench.simba.settings import MINIMUM_LABELS
 from workbench.store.traces import Example, examples
@@ -100,6 +101,17 @@ def split_pairs(
     share = size * (1 - len(barred) / len(pairs)) or size
     split = pairs.split(test_size=share, seed=seed, groups=group_of, never_test=barred)
     return replace(split, groups=groups if isinstance(groups, str) else None)
+
+
+def origin_note(judge: Judge, lineage: Lineage) -> str:
+    """Return a warning about rules of unknown origin, as of a judge aligned in another store."""
+    candidate = Candidate.from_instructions(str(getattr(judge, "instructions", "")))
+    if lineage.seen or not (candidate.rules or candidate.examples):
+        return ""
+    return (
+        "This judge's instructions hold learned rules or examples, but no run in this store tells "
+        "from which traces. These may be among the held-out ones: test on traces new to it."
+    )
 
 
 def limited(split: Split, n_labels: int | None) -> Split:

@@ -38,6 +38,11 @@ _LEFT_OUT: Final = (
     "base_url", "include_timing_in_conversation", "include_tool_calls_in_conversation", "timeout",
 )  # fmt: skip
 
+_WARNING: Final = (
+    "MLflow's registry stores neither base URL nor headers: loaded by MLflow's own get_scorer, "
+    "this judge talks to its provider's public address. workbench.load_judge gives it as it is."
+)
+
 
 @dataclass(frozen=True, repr=False)
 class Registered:
@@ -45,7 +50,7 @@ class Registered:
 
     ``new`` is False where the latest version was this very judge already. ``status`` and
     ``headline`` are those of the alignment that gave the judge ("" for a judge registered by
-    itself).
+    itself), ``warning`` is what to know before MLflow's own `get_scorer` is used.
     """
 
     name: str
@@ -55,11 +60,18 @@ class Registered:
     status: str = ""
     new: bool = True
     headline: str = ""
+    warning: str = ""
+
+    @property
+    def judge(self) -> Judge:
+        """The judge, as `load_judge` gives it."""
+        return load_judge(self.name, self.version, experiment=self.experiment_id)
 
     def __repr__(self) -> str:
         state = "new" if self.new else "was there already"
         status = f", alignment {self.headline or self.status}" if self.status else ""
-        return f"<Registered {self.name!r} version {self.version} ({state}{status})>"
+        text = f"{self.name!r} version {self.version} ({state}{status}). {self.warning}".rstrip()
+        return f"<Registered {text}>"
 
     def _repr_html_(self) -> str:
         return f"<div>{html_text(self)}</div>"
@@ -146,6 +158,7 @@ def _write(where: str, name: str, stored: _Stored, made: dict[str, Any]) -> Regi
         # judge.register() writes the same row, but has no place for what MLflow leaves out.
         written = json.dumps(stored.with_provenance(made))
         versions.append(TracingClient().store.register_scorer(where, name, written))
+    kept = {**stored.beside.get("options", {}), **stored.withheld}
     return Registered(
         name=name,
         version=int(versions[-1].scorer_version),
@@ -154,6 +167,7 @@ def _write(where: str, name: str, stored: _Stored, made: dict[str, Any]) -> Regi
         status=made.get("status", ""),
         new=new,
         headline=made.get("headline", ""),
+        warning=_WARNING if kept.get("base_url") or kept.get("headers") else "",
     )
 
 

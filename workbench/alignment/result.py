@@ -13,7 +13,7 @@ from workbench.alignment.runs import Status, log_outcome
 from workbench.formatting import html_lines, html_table, html_text
 from workbench.metrics.agreement import Agreement
 from workbench.metrics.annotators import AnnotatorAgreement
-from workbench.metrics.comparison import Comparison
+from workbench.metrics.comparison import Comparison, compare
 from workbench.metrics.intervals import with_ends
 from workbench.models.budget import Usage
 from workbench.pairing.pairs import Pairs, Split
@@ -197,8 +197,9 @@ class OptimizerComparison:
         ``tokens``, ``cost`` in US dollars. What a later judgement takes: ``later calls``, and
         ``later tokens`` (mean of the held-out items, without embeddings). Finally ``reason``. nan
         where unknown or undefined.
-    judges, comparisons
-        Name -> the judge; and, unless it is the original once more, its comparison with that.
+    judges, comparisons, tested
+        Name -> the judge; and, unless it is the original once more, its comparison with that and
+        the held-out pairs with its usable verdicts.
     split
         What was learned from and tested on.
     notes
@@ -214,12 +215,40 @@ class OptimizerComparison:
     split: Split
     seconds: float
     notes: tuple[str, ...]
+    tested: Mapping[str, Pairs]
     run_id: str = ""
 
     @property
     def seed(self) -> int:
         """The seed of the split and of the optimizers."""
         return self.split.seed
+
+    @property
+    def conclusion(self) -> str:
+        """What the held-out pairs can tell about who is best, in a sentence or two."""
+        rated = self.table.loc[list(self.tested)].query("n > 0")
+        if len(rated) < 2:
+            return "There is nothing to compare the original judge with."
+        measure, most, test = "accuracy", "highest", "McNemar's test"
+        if numeric := self.pairs.scale.kind == "numeric":  # hardly a verdict equals its label
+            measure, most, test = "mean distance", "lowest", "the sign test"
+        ranked = rated.sort_values(measure, ascending=numeric, kind="stable")
+        best, *others = ranked.index
+        lead = f"{best} has the {most} {measure}, {ranked[measure].iloc[0]:.3f}"
+        # Each against the best on the items of both, with all tests counted in (Bonferroni).
+        close = [one for one in others if not self._is_better(best, one, 1 - 0.05 / len(others))]
+        if not close:
+            return f"{lead}, and {test} tells it from each of the others."
+        return (
+            f"{lead}, but {test} does not tell it from {', '.join(close)}: which of them "
+            "is best cannot be told on these pairs."
+        )
+
+    def _is_better(self, one: str, other: str, confidence: float) -> bool:
+        """Whether one is better than the other on items that both rated, and hardly by luck."""
+        before, after = self.tested[other], self.tested[one]
+        shared = {*before.trace_ids} & {*after.trace_ids}
+        return bool(shared) and compare(before, after, confidence=confidence, resamples=2).certain
 
     def __repr__(self) -> str:
         shown = self._shown.to_string(na_rep="", float_format=_figure)
@@ -239,7 +268,7 @@ class OptimizerComparison:
     @property
     def _lines(self) -> list[str]:
         failed = self.table.loc[self.table["status"] == "failed", "reason"].items()
-        return [*(f"{name}: {why}" for name, why in failed), *self.notes]
+        return [self.conclusion, *(f"{name}: {why}" for name, why in failed), *self.notes]
 
 
 def _figure(value: float) -> str:

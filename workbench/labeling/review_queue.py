@@ -168,9 +168,9 @@ class ReviewQueue:
                 f"The queue {self.name!r} has no team. Name it: workbench.review_queue("
                 f"{self.name!r}, annotators=[...], each=...)."
             )
-        return self._shares(self.trace_ids)
+        return self.shares_of(self.trace_ids)
 
-    def _shares(self, trace_ids: Sequence[str]) -> Assignment:
+    def shares_of(self, trace_ids: Sequence[str]) -> Assignment:
         options = {name: getattr(self, name) for name in ("each", "share", "batch_size", "seed")}
         return assign(list(trace_ids), self.annotators, **options)
 
@@ -244,7 +244,7 @@ class ReviewQueue:
         done = self._labelled_by(infos)
         asked: dict[str, tuple[str, ...]] = dict.fromkeys(infos, ())
         if self.annotators:
-            shares = self._shares([])
+            shares = self.shares_of([])
             asked = {i: shares.annotators_of(i) for i in infos}
         return [
             QueueItem(
@@ -352,7 +352,7 @@ def review_queue(
     changes: dict[str, Any] = dict(zip(_SETTINGS, given, strict=True))
     queue = replace(stored, **{key: value for key, value in changes.items() if value is not None})
     if queue.annotators:
-        queue._shares([])  # checks the numbers before anything is written
+        queue.shares_of([])  # checks the numbers before anything is written
     elif queue.each < 1 or queue.share:
         raise ArgumentError(
             f"each={queue.each!r} must be at least 1, and share={queue.share!r} needs annotators."

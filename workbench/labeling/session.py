@@ -326,6 +326,9 @@ class Session:
             self._refused[action.id] = (action, error)
         return _unsaved(action.id, error)
 
+    def close(self) -> None:
+        """Nothing goes on behind a session: what waits to be written is written all the same."""
+
     def flush(self, seconds: float | None = None) -> bool:
         """Wait until all is written, ``seconds`` at most; return whether all is written."""
         return self.writer.flush(seconds)

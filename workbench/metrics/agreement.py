@@ -98,7 +98,8 @@ class Agreement(Result):
         error; mean of verdict minus label, positive where the judge rates higher than people
         (Student); share of verdicts at most one off (Wilson).
     pearson, spearman
-        On numeric scales: correlations, which are blind to a constant offset (bootstrap).
+        On numeric scales: correlations, which are blind to a constant offset (Fisher's interval,
+        widened for ranks and for numbers that are not normal).
     confusion
         ``confusion.loc[human, judge]``: counts, in the scale's order. A numeric scale with more
         than 20 distinct values is shown in 10 bins of equal width.
@@ -111,7 +112,7 @@ class Agreement(Result):
         Items with a label, but for contested ones; share of these on which the judge gave a usable
         verdict (Wilson); how often it abstained, and how often the call or the answer failed.
     undefined
-        Name of a figure that is nan, or has no interval -> why.
+        Name of a figure that is nan, or has no interval -> why; of classes ``"recall of 'no'"``.
     notes
         What a reader should know beside the figures.
     """
@@ -156,6 +157,16 @@ class Agreement(Result):
         if not self.scale.ordered:  # where no miss is nearer than another it is 1 - accuracy
             names.remove("mean distance")
         return {name: self.measured[name] for name in names if name in self.measured}
+
+    @property
+    def true_positive_rate(self) -> float | None:
+        """Share of human positives that the judge finds (sensitivity); None if not binary."""
+        return None if self.false_negative_rate is None else 1 - self.false_negative_rate
+
+    @property
+    def true_negative_rate(self) -> float | None:
+        """Share of human negatives that the judge finds (specificity); None if not binary."""
+        return None if self.false_positive_rate is None else 1 - self.false_positive_rate
 
     @property
     def confusion_shares(self) -> pd.DataFrame:
@@ -313,9 +324,21 @@ def agreement(
         false_negatives=int(cells[1, 0]) if coded.scale.kind == "binary" else None,
         abstentions=int((lost["why"] == "abstained").sum()),
         failures=int((lost["why"] == "failed").sum()),
-        undefined=why_undefined(coded, found),
+        undefined=why_undefined(coded, found) | _undefined_classes(per_class, n),
         notes=(*_kappa_paradox(coded, found, baseline), *without_contested(pairs)),
     )
+
+
+def _undefined_classes(per_class: pd.DataFrame | None, n: int) -> dict[str, str]:
+    """Why the figures of a class are nan: name -> reason."""
+    reasons = {"precision": "the judge never says {!r}", "recall": "no human label is {!r}"}
+    reasons["f1"] = "neither judge nor people say {!r}"
+    return {
+        f"{name} of {value!r}": reason.format(value) if n else "there are no pairs"
+        for value, row in (() if per_class is None else per_class.iterrows())
+        for name, reason in reasons.items()
+        if math.isnan(row[name])
+    }
 
 
 def without_contested(pairs: Pairs) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -17,8 +18,10 @@ from workbench.metrics.coefficients import (
     Statistic,
     coincidences,
     distinct_rows,
+    fleiss_kappa,
     interval_alpha,
     krippendorff_alpha,
+    numbered,
 )
 from workbench.metrics.figures import Coded, Sample
 from workbench.metrics.intervals import (
@@ -66,6 +69,10 @@ class AnnotatorAgreement(Result):
     alpha, alpha_interval, level
         Krippendorff's alpha over all labels (bootstrap over items; undefined where all agree);
         ``level`` of measurement follows the scale: nominal, ordinal or interval.
+    fleiss, fleiss_interval, fleiss_items, fleiss_raters
+        Fleiss' kappa (bootstrap over items), defined only for items with the same number of labels.
+        Where not all have that, it covers the items that each of the ``fleiss_raters`` most active
+        annotators labelled, as many annotators as leave most labels.
     ceiling, ceiling_interval
         Mean accuracy of one annotator's label against the majority of the others on the same item
         (Wilson); among tied majority values each counts as its share. A judge that agrees with
@@ -86,6 +93,10 @@ class AnnotatorAgreement(Result):
     alpha: float
     alpha_interval: Interval
     level: Level
+    fleiss: float
+    fleiss_interval: Interval
+    fleiss_items: int
+    fleiss_raters: int
     ceiling: float
     ceiling_interval: Interval
     scale: Scale
@@ -103,11 +114,13 @@ class AnnotatorAgreement(Result):
     @property
     def table(self) -> pd.DataFrame:
         """The figures over all annotators: ``value``, ``low``, ``high`` and ``n`` (items)."""
+        of_all, fleiss = self.shared_items, f"Fleiss' kappa ({self.fleiss_raters} labels an item)"
         rows = {
-            f"Krippendorff's alpha ({self.level})": (self.alpha, *self.alpha_interval),
-            "ceiling (one against the others)": (self.ceiling, *self.ceiling_interval),
+            f"Krippendorff's alpha ({self.level})": (self.alpha, *self.alpha_interval, of_all),
+            fleiss: (self.fleiss, *self.fleiss_interval, self.fleiss_items),
+            "ceiling (one against the others)": (self.ceiling, *self.ceiling_interval, of_all),
         }
-        return figure_table(rows).assign(n=self.shared_items)
+        return figure_table(rows, "n")
 
     def __repr__(self) -> str:
         people = counted(len(self.annotators), "annotator")
@@ -168,6 +181,7 @@ def annotator_agreement(
         # With more categories its resamples would take long.
         bootstrap = Bootstrap(times, rows=(votes.groups[several], kind), **options)
         alpha_interval = bootstrap.around(alpha, statistic)
+    fleiss, fleiss_interval, fleiss_items, fleiss_raters = _fleiss(votes, options)
     ceiling, ceiling_interval = _accuracy(credits, votes.groups, confidence)
     return AnnotatorAgreement(
         annotators=votes.annotators,
@@ -179,6 +193,10 @@ def annotator_agreement(
         alpha=alpha,
         alpha_interval=alpha_interval,
         level=votes.level,
+        fleiss=fleiss,
+        fleiss_interval=fleiss_interval,
+        fleiss_items=fleiss_items,
+        fleiss_raters=fleiss_raters,
         ceiling=ceiling,
         ceiling_interval=ceiling_interval,
         scale=votes.scale,
@@ -217,6 +235,32 @@ def _accuracy(credits: Array, groups: Array, confidence: float) -> tuple[float, 
     return proportion(credits[items, among], groups[items], confidence)
 
 
+def _fleiss(votes: Votes, options: dict[str, Any]) -> tuple[float, Interval, int, int]:
+    """Fleiss' kappa, its interval, and the items and labels an item that it covers."""
+    codes, items = _equally_rated(votes.codes)
+    raters = int((codes[0] >= 0).sum()) if len(codes) else 0
+    first, times, kind = distinct_rows(codes)
+    if not len(codes) or len(votes.values) > MOST_CATEGORIES:  # of many numbers hardly two agree
+        return math.nan, UNDEFINED, len(codes), raters
+    statistic = partial(fleiss_kappa, _counts(codes[first], len(votes.values)))
+    value = float(statistic(times))
+    bootstrap = Bootstrap(times, rows=(votes.groups[items], kind), **options)
+    return value, bootstrap.around(value, statistic), len(codes), raters
+
+
+def _equally_rated(codes: Array) -> tuple[Array, Array]:
+    """Which items `AnnotatorAgreement.fleiss` covers, two labels at least: codes and a mask."""
+    given = codes >= 0
+    labels = given.sum(axis=1)
+    if len(set(labels.tolist()) - {0, 1}) <= 1:
+        return np.asarray(codes[labels >= 2]), labels >= 2
+    by_activity = np.argsort(-given.sum(axis=0), kind="stable")
+    groups = [by_activity[:k] for k in range(2, len(by_activity) + 1)]
+    group = max(groups, key=lambda g: (given[:, g].all(axis=1).sum() * len(g), len(g)))
+    items = np.asarray(given[:, group].all(axis=1))
+    return np.asarray(codes[np.ix_(items, group)]), items
+
+
 def _alpha(codes: Array, votes: Votes) -> Statistic:
     """Krippendorff's alpha as a statistic of how often each row occurs."""
     level, positions = votes.level, votes.positions
@@ -229,13 +273,19 @@ def _alpha(codes: Array, votes: Votes) -> Statistic:
 def _pairwise(votes: Votes, options: dict[str, Any]) -> pd.DataFrame:
     """The table of `AnnotatorAgreement`, of each two as of a judge and people."""
     names, rows = votes.annotators, []
+    known: dict[tuple[bytes, ...], Any] = {}  # of many people most two share few items, if any
     measures = ["accuracy", "kappa", *["kappa (quadratic)"] * votes.scale.ordered]
     for a, b in combinations(range(len(names)), 2):
         both = (votes.codes[:, [a, b]] >= 0).all(axis=1)
         one, two = votes.codes[both][:, [a, b]].T
-        coded = Coded(votes.scale, votes.values, one, two, votes.groups[both], votes.positions)
+        order = np.lexsort((two, one))
+        rated = one[order], two[order], numbered(votes.groups[both][order])
+        labels = tuple(each.tobytes() for each in rated)
+        if labels not in known:
+            coded = Coded(votes.scale, votes.values, *rated, votes.positions)
+            known[labels] = Sample(coded, **options).figures(*measures)
         row = {"annotator_a": names[a], "annotator_b": names[b], "n": len(one)}
-        for name, found in Sample(coded, **options).figures(*measures).items():
+        for name, found in known[labels].items():
             row |= with_ends(name.replace("kappa (quadratic)", "weighted_kappa"), *found)
         rows.append(row)
     columns = ["annotator_a", "annotator_b", "n", "accuracy", "kappa"]

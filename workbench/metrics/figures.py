@@ -28,6 +28,7 @@ from workbench.metrics.intervals import (
     Array,
     Bootstrap,
     Interval,
+    correlation_interval,
     mean_interval,
     proportion,
     wilson,
@@ -177,7 +178,7 @@ class Sample:
             elif name in means:
                 found[name] = self._mean(name, means[name])
             else:
-                found[name] = self._figure(statistics[name])
+                found[name] = self._figure(name, statistics[name])
         return found
 
     def _mean(self, name: str, values: Array) -> tuple[float, Interval]:
@@ -192,9 +193,27 @@ class Sample:
         low = low if name == "bias" else max(low, 0.0)  # which keeps nan
         return float(values.mean()), Interval(low, high)
 
-    def _figure(self, statistic: Statistic) -> tuple[float, Interval]:
+    def _figure(self, name: str, statistic: Statistic) -> tuple[float, Interval]:
         value = float(statistic(self.counts)) if self.counts.sum() else math.nan
-        return value, UNDEFINED if math.isnan(value) else self.bootstrap.around(value, statistic)
+        if math.isnan(value):
+            return value, UNDEFINED
+        if name in ("Pearson correlation", "Spearman correlation"):
+            return value, self._fisher(name, value)
+        return value, self.bootstrap.around(value, statistic)
+
+    def _fisher(self, name: str, value: float) -> Interval:
+        """Fisher's interval of a correlation, which is right for normal numbers.
+
+        Others vary more (Steiger and Hakstian 1982, British Journal of Mathematical and Statistical
+        Psychology 35, 208-215), and so do ranks (Bonett and Wright 2000, Psychometrika 65, 23-28).
+        """
+        factor = math.sqrt(1 + value**2 / 2)
+        if name.startswith("Pearson"):
+            sides = (self.coded.positions[side] for side in (self.coded.human, self.coded.judge))
+            u, v = ((side - side.mean()) / side.std() for side in sides)
+            spread = float((u * v - value * (u**2 + v**2) / 2).std())
+            factor = max(1.0, spread / max(1 - value**2, 1e-12))
+        return correlation_interval(value, self.bootstrap.n, self.bootstrap.confidence, factor)
 
 
 def why_undefined(coded: Coded, figures: Figures) -> dict[str, str]:

@@ -207,6 +207,18 @@ def paired_difference(
     )
 
 
+def correlation_interval(value: float, n: float, confidence: float, factor: float) -> Interval:
+    """Return Fisher's interval of a correlation of ``n`` items, ``factor`` times as wide.
+
+    Undefined for fewer than four items, and where all are in one order. Source: Fisher (1921),
+    Metron 1, 3-32.
+    """
+    if n < 4 or not abs(value) < 1 - 1e-12:
+        return UNDEFINED
+    half = normal_quantile(confidence) * factor / math.sqrt(n - 3)
+    return Interval(math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half))
+
+
 MOST_DRAWN = 20_000_000  # weights of cells or groups, in all resamples together
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from mlflow.genai.judges import Judge
-from scipy.stats import chi2_contingency
+from scipy.stats import chi2_contingency, linregress
 from scipy.stats.contingency import expected_freq
 
 from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError
@@ -19,8 +19,9 @@ from workbench.formatting import counted, html_lines, html_table
 from workbench.judging.judge import fingerprints_of
 from workbench.judging.verdict_folder import Scored
 from workbench.metrics.agreement import agreement
-from workbench.metrics.intervals import Result, adjusted, check_confidence
-from workbench.metrics.slices import FEW, Slices, slice_names, week_of
+from workbench.metrics.figures import Coded
+from workbench.metrics.intervals import Result, check_confidence
+from workbench.metrics.slices import FEW, Slices, adjusted_slices, slice_names, week_of
 from workbench.pairing.joining import pair
 from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN, Scale
@@ -45,9 +46,10 @@ class Monitored(Result):
         is more than luck (chi-square; Holm). Numbers are counted by tenths of all verdicts.
     agreement
         All of that by week, as `workbench.agreement` gives it; None without labels.
-    agreement_p, verdict_p
-        Whether the agreement, and the verdicts, of any week differ from those of the others: the
-        smallest of the table's p-values; nan where no two weeks can be compared.
+    agreement_p, trend, verdict_p
+        Whether agreement differs between weeks or has a trend (the smaller p-value, doubled), the
+        change of agreement a week by that trend, and whether the verdicts of any week differ; nan
+        where no two weeks can be compared.
     action, advice
         ``"realign"``, ``"label"`` or ``"none"``, and why.
     """
@@ -57,6 +59,7 @@ class Monitored(Result):
     table: pd.DataFrame
     agreement: Slices | None
     agreement_p: float
+    trend: float
     verdict_p: float
     action: Literal["realign", "label", "none"]
     advice: str
@@ -123,19 +126,24 @@ def monitor(
     sample = verdicts[verdicts["trace_id"].notna()].drop_duplicates("trace_id", keep="last")
     by_week: Slices | None = None
     scale: Scale | None
+    trend, trend_p = math.nan, math.nan
     try:
         pairs = _paired(judge, labels, sample, folders[0].fingerprint)
         scale, notes = pairs.scale, pairs.notes
         by_week = agreement(pairs, by="week", confidence=confidence)
+        trend, trend_p = _trend(pairs)
     except NoLabelsError as error:
         scale = known_scale(judge, [], verdicts["verdict"])
         notes = (f"No agreement with people: {error}",)
     table = _with_agreement(_shifts(_counts(verdicts, scale)), by_week)
-    agreement_p, verdict_p = (float(table[name].min()) for name in ("p_adjusted", "shift_p"))
-    action, advice = _advised(table, 1 - confidence)
+    agreement_p = min(1.0, 2 * float(np.nanmin([trend_p, *table["p_adjusted"], 1.0])))
+    if math.isnan(trend_p) and table["p_adjusted"].isna().all():
+        agreement_p = math.nan
+    falling = trend if trend < 0 and 2 * trend_p < 1 - confidence else 0.0
+    action, advice = _advised(table, falling, 1 - confidence)
     return Monitored(
-        folders[0].name, folders[0].fingerprint, table, by_week, agreement_p, verdict_p,
-        action, advice, notes, confidence,
+        folders[0].name, folders[0].fingerprint, table, by_week, agreement_p, trend,
+        float(table["shift_p"].min()), action, advice, notes, confidence,
     )  # fmt: skip
 
 
@@ -233,7 +241,7 @@ def _shifts(counts: pd.DataFrame) -> pd.DataFrame:
     rows = {week: (own.sum(), *_shift(own, every - own)) for week, own in counts.iterrows()}
     columns = ["verdicts", "shift", "shift_p", "note"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("week")
-    return table.assign(shift_p=adjusted(table["shift_p"], "holm"))
+    return table.assign(shift_p=adjusted_slices(table["shift_p"]))
 
 
 def _shift(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float, str]:
@@ -250,13 +258,40 @@ def _shift(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float, st
     return shift, float(chi2_contingency(common).pvalue), ""
 
 
-def _advised(table: pd.DataFrame, alpha: float) -> tuple[Literal["realign", "label", "none"], str]:
+def _trend(pairs: Pairs) -> tuple[float, float]:
+    """Change of agreement a week, and its p-value, by regression (Cochran and Armitage's test).
+
+    Rows of a week that belong together are one. nan for fewer than three, where all are of one
+    week, and where agreement does not vary.
+    """
+    coded = Coded.of(pairs)
+    mondays = pd.to_datetime(pairs.table["week"] + " 1", format="%G, week %V %u")
+    at = (mondays - mondays.min()).dt.days // 7
+    credit = (coded.human == coded.judge).astype(float)
+    if coded.scale.kind == "numeric":
+        credit = 1.0 - coded.distances(coded.human, coded.judge)
+    means = pd.Series(credit).groupby([at.to_numpy(), coded.groups]).mean()
+    weeks = means.index.get_level_values(0)
+    if len(means) < 3 or weeks.nunique() < 2 or means.nunique() < 2:
+        return math.nan, math.nan
+    found = linregress(weeks, means)
+    return float(found.slope), float(found.pvalue)
+
+
+def _advised(
+    table: pd.DataFrame, falling: float, alpha: float
+) -> tuple[Literal["realign", "label", "none"], str]:
     last, labelled = table.iloc[-1], int(table["labelled"].iloc[-1])
     falls = -1 if "mean_distance" in table else 1  # which way the difference of the last week is
     if last["p_adjusted"] < alpha and falls * last["difference"] < 0:
         return "realign", (
             f"Agreement with people is worse in {last.name} than in the other weeks (p = "
             f"{last['p_adjusted']:.2g}). Align the judge again on labels of the latest weeks."
+        )
+    if falling:
+        return "realign", (
+            f"Agreement with people has fallen by {-falling:.1%} a week. Align the judge again on "
+            "labels of the latest weeks."
         )
     if labelled < FEW:
         return "label", (

@@ -15,6 +15,7 @@ from scipy.stats import fisher_exact, ttest_ind_from_stats
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted
+from workbench.metrics.coefficients import mcnemar, numbered
 from workbench.metrics.figures import Coded, Figures, Sample
 from workbench.metrics.intervals import (
     Array,
@@ -49,9 +50,11 @@ class Slices(Result):
     table
         Index slice; ``n``, ``accuracy`` and ``kappa`` with the ends of their intervals
         (``accuracy_low``, ...), ``difference`` (accuracy here minus accuracy on all other pairs),
-        ``p_value`` of that, ``p_adjusted`` (Holm) and ``note``. Slices of fewer than 10 pairs are
-        pooled in one row, ``other (k slices)``, but weeks are not. On a numeric scale
-        ``mean_distance`` is there as well, and the difference and its test are in that.
+        ``p_value`` of that, ``p_adjusted`` (Holm; two slices are one test) and ``note``. Slices of
+        fewer than 10 pairs are pooled in one row, ``other (k slices)``, but weeks are not. On a
+        numeric scale ``mean_distance`` is there as well, and the difference and its test are in
+        that. By annotator the difference is from the others on the same items (McNemar's test; of
+        numbers none).
     accuracy, accuracy_interval, kappa, kappa_interval, mean_distance, mean_distance_interval
         Over all pairs; the last two are None unless the scale is numeric.
     """
@@ -90,21 +93,28 @@ def sliced(pairs: Pairs, by: By, **options: Any) -> Slices:
     coded = Coded.of(rows)
     names = pd.Series(slice_names(_values(rows, by)), dtype=object)
     names = names if by == "week" else pooled(names)
+    items = numbered(rows.trace_ids) if by == "annotator" else None
     found = {
-        name: _row(coded, (names == name).to_numpy(), options)
+        name: _row(coded, (names == name).to_numpy(), items, options)
         for name in _in_order(names, natural=by in ("length", "week"))
     }
-    empty = None if found else list(_row(coded, np.zeros(0, dtype=bool), options))
+    empty = None if found else list(_row(coded, np.zeros(0, dtype=bool), items, options))
     table = pd.DataFrame.from_dict(found, orient="index", columns=empty).rename_axis("slice")
     if by == "annotator" and (left_out := pairs.contested):
         lacking = f"without {counted(left_out, 'item')} on which annotators differ"
         table["note"] = [f"{note}; {lacking}" if note else lacking for note in table["note"]]
-    table.insert(len(table.columns) - 1, "p_adjusted", adjusted(table["p_value"], "holm"))
+    table.insert(len(table.columns) - 1, "p_adjusted", adjusted_slices(table["p_value"]))
     whole = _figures(Coded.of(pairs), options)
     return Slices(
         pairs.name, by if isinstance(by, str) else "group", len(pairs), table, *whole["accuracy"],
         *whole["kappa"], options["confidence"], *whole.get("mean distance", (None, None)),
     )  # fmt: skip
+
+
+def adjusted_slices(p_values: pd.Series[float]) -> pd.Series[float]:
+    """Return Holm's p-values; each of two slices against the other is one and the same test."""
+    is_one = len(p_values) == 2 and np.ptp(p_values) < 1e-9
+    return p_values if is_one else adjusted(p_values, "holm")
 
 
 def by_annotator(pairs: Pairs) -> Pairs:
@@ -226,27 +236,46 @@ def _figures(coded: Coded, options: dict[str, Any]) -> Figures:
     return Sample(coded, **options).figures(*names)
 
 
-def _row(coded: Coded, here: Array, options: dict[str, Any]) -> dict[str, Any]:
-    """A row of `Slices.table`."""
+def _row(coded: Coded, here: Array, items: Array | None, options: dict[str, Any]) -> dict[str, Any]:
+    """A row of `Slices.table`; ``items`` are those of the rows where several rows have the same."""
     n, row = int(here.sum()), dict[str, Any]()
     human, judge, groups = (side[here] for side in (coded.human, coded.judge, coded.groups))
     part = replace(coded, human=human, judge=judge, groups=groups)
     for name, (value, interval) in _figures(part, options).items():
         row |= with_ends(name.replace(" ", "_"), value, interval)
-    difference, p_value = _from_rest(coded, here, options["confidence"])
+    numeric = coded.scale.kind == "numeric"
+    values = coded.distances(coded.human, coded.judge) if numeric else coded.human == coded.judge
+    if items is None:
+        difference, p_value = _from_rest(coded, values, here, options["confidence"])
+    else:
+        difference, p_value = _from_others(coded, values * 1.0, here, items)
     notes = [f"fewer than {FEW} pairs"] * (n < FEW)
-    notes += ["kappa undefined"] * (math.isnan(row["kappa"]) and coded.scale.kind != "numeric")
+    notes += ["kappa undefined"] * (math.isnan(row["kappa"]) and not numeric)
     notes += ["no test: too little to compare"] * math.isnan(p_value)
     return {"n": n} | row | {"difference": difference, "p_value": p_value, "note": "; ".join(notes)}
 
 
-def _from_rest(coded: Coded, here: Array, confidence: float) -> tuple[float, float]:
+def _from_others(coded: Coded, values: Array, here: Array, items: Array) -> tuple[float, float]:
+    """Mean of an annotator minus that of the others on the same items, and McNemar's p-value.
+
+    An item counts by how many others it sets against the annotator; of numbers there is no test.
+    """
+    times, total = np.bincount(items), np.bincount(items, values)
+    own = here & (times[items] > 1)
+    at, mine, others = items[own], values[own], times[items[own]] - 1
+    gains = mine * others - (total[at] - mine)
+    if not len(gains):
+        return math.nan, math.nan
+    by_group = np.rint(np.bincount(coded.groups[own], gains))
+    p_value = math.nan if coded.scale.kind == "numeric" else mcnemar(by_group)
+    return float((gains / others).mean()), p_value
+
+
+def _from_rest(coded: Coded, values: Array, here: Array, confidence: float) -> tuple[float, float]:
     """Mean of a slice minus that of all other rows, and its p-value.
 
     By Fisher's exact test, or Welch's t-test of numbers, of as many as are independent.
     """
-    numeric = coded.scale.kind == "numeric"
-    values = coded.distances(coded.human, coded.judge) if numeric else coded.human == coded.judge
     sides = [
         (own, len(own) * effective_share(own, coded.groups[part], confidence))
         for part in (here, ~here)
@@ -255,7 +284,7 @@ def _from_rest(coded: Coded, here: Array, confidence: float) -> tuple[float, flo
     if len(sides) < 2:
         return math.nan, math.nan
     difference = float(sides[0][0].mean() - sides[1][0].mean())
-    if not numeric:
+    if coded.scale.kind != "numeric":
         right = [(round(own.mean() * size), round(size)) for own, size in sides]
         test = fisher_exact([[hits, size - hits] for hits, size in right])
         return difference, float(test.pvalue)

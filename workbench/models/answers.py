@@ -77,9 +77,8 @@ def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
 
     A call of one of the ``tools`` that were offered is returned as it is.
     """
-    if body and "choices" not in body:  # Anthropic and Gemini keep to the schema
-        _check_end(body)
-        return body
+    if body and "choices" not in body:
+        return _readable_parts(body)
     choices = body.get("choices")
     if not choices or not isinstance(choices[0], dict):
         raise AnswerError("the provider answered without any choice")
@@ -98,14 +97,21 @@ def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
     }
 
 
-def _check_end(body: dict[str, Any]) -> None:
-    """Raise `AnswerError` for an answer of Anthropic or Gemini that was cut or withheld."""
-    blocked = (body.get("promptFeedback") or {}).get("blockReason")
-    candidate = next(iter(body.get("candidates") or []), {})
-    reason = blocked or body.get("stop_reason") or candidate.get("finishReason")
-    ended = _WITHHELD if blocked else _ENDED.get(str(reason).lower())
-    if ended:
-        raise AnswerError(f"{ended} ({reason})")
+def _readable_parts(body: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer of Anthropic or Gemini with the JSON that it holds; others as they are."""
+    if blocked := (body.get("promptFeedback") or {}).get("blockReason"):
+        raise AnswerError(f"{_WITHHELD} ({blocked})")
+    candidate = next(iter(body.get("candidates") or []), None)
+    holder, name = (body, "content") if candidate is None else (candidate.get("content"), "parts")
+    ended = str(body.get("stop_reason") or (candidate or {}).get("finishReason") or "").lower()
+    parts = (holder or {}).get(name) or []
+    is_text = all("text" in part or part.get("type") == "thinking" for part in parts)
+    if not ended or not is_text:  # of another form, or a call of a tool
+        return body
+    said = _text([part for part in parts if not part.get("thought")])
+    text = _read_content({"content": said}, ended if ended in _ENDED else "")
+    held = {**(holder or {}), name: [{"type": "text", "text": text}]}
+    return held if candidate is None else {**body, "candidates": [{**candidate, "content": held}]}
 
 
 def without_thoughts(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,15 +11,19 @@ from typing import Final
 
 FIRST_CALLS: Final = 8  # under way at most until something was answered
 
+PROMPT: Final = 2.0  # seconds; calls that are answered faster do not wait for each other
+FASTEST: Final = 0.5  # seconds; what is answered sooner may come from a cache of the server
+MOST_WAIT: Final = 3.0  # times as long as the fastest answer: calls wait at the server
 LONG_WAIT: Final = 1 / 3  # of the timeout: fewer calls go out before any is lost
 
 
 class Throttle:
-    """Slots for calls: few at first, one more with each answer, halved by rate limits."""
+    """Slots for calls: few at first, one more with each prompt answer, halved by rate limits."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._limit = float(min(most, FIRST_CALLS))
+        self._fastest = math.inf
         self._active = 0
         self._resume_at = self._slowed_at = 0.0
         self.longest_pause = 0.0  # seconds
@@ -57,13 +62,19 @@ class Throttle:
             self.longest_pause = max(self.longest_pause, seconds)
 
     def speed_up(self, asked_at: float, timeout: float) -> None:
-        """Open a slot after an answer to what was asked then; fewer if it took too long."""
-        if time.monotonic() - asked_at > LONG_WAIT * timeout:
+        """Open a slot after an answer to what was asked then, unless calls wait for each other.
+
+        Where they wait too long there are fewer.
+        """
+        seconds = max(FASTEST, time.monotonic() - asked_at)
+        if seconds > LONG_WAIT * timeout:
             if self.limit > FIRST_CALLS:  # else it is not their number that makes it slow
                 self.slow_down(0.0, asked_at)
             return
         with self._changed:
-            # Once slowed down, one more for as many answers as there are slots.
-            more = 1.0 / self._limit if self._slowed_at else 1.0
-            self._limit = min(float(self.most), self._limit + more)
+            self._fastest = min(self._fastest, seconds)
+            if seconds <= max(PROMPT, MOST_WAIT * self._fastest):
+                # Once slowed down, one more for as many answers as there are slots.
+                more = 1.0 / self._limit if self._slowed_at else 1.0
+                self._limit = min(float(self.most), self._limit + more)
             self._changed.notify()

@@ -42,6 +42,7 @@ from workbench.store.labels import (
     label_records,
     near_misses,
     other_kinds,
+    spellings,
 )
 from workbench.store.schemas import known_scale, name_of
 from workbench.store.traces import collector_paused, contents, fetch_traces, previews
@@ -135,7 +136,7 @@ def pair(
         excluded=excluded,
         scale=scale.with_range([*table["human"], *table["judge"]]),
         fingerprint=version,
-        notes=(*notes, *_notes(name, human, scale), *near),
+        notes=(*notes, *_notes(name, human, scale), *spellings(fetched, name), *near),
         all_votes={i: one.votes for i, one in human.items() if one.votes},
         previews=texts,
         content=contents({i: texts[i] for i, v in human.items() if v.votes or i in decisions}),

@@ -59,7 +59,7 @@ from workbench.formatting import bar, say
 from workbench.judging.judge import with_instructions
 from workbench.judging.requests import judge_many, say_where
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import Budget
+from workbench.models.budget import Budget, Usage
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.joining import decisions_by_trace, labels_by_trace, read_label
@@ -238,7 +238,7 @@ class SIMBA(AlignmentOptimizer):
             found = Search(
                 original, train, dev, scale, judge_fields(judge), judges.ask, reflector.propose,
                 seed=self.seed, settings=self.settings, on_step=partial(self._tell, shown),
-                calls_left=lambda: budget.left,
+                calls_left=lambda: _calls_left(budget, runner.used),
             ).run()  # fmt: skip
             steps_made = shown.n
             shown.reset(total=steps_made)  # done before the last step is done, and green
@@ -265,7 +265,8 @@ class SIMBA(AlignmentOptimizer):
         )
 
     def _tell(self, shown: Any, state: dict[str, Any]) -> None:
-        shown.set_postfix_str(f"dev {state['best_score']:.3f}", refresh=False)
+        counts = "dev {best_score:.3f}, {calls} calls, {failures} failed".format(**state)
+        shown.set_postfix_str(counts, refresh=False)
         shown.update()
         if self.on_step is not None:
             self.on_step(state)
@@ -303,6 +304,16 @@ class _Judges:
         ]
         fresh = iter(judge_many(asked, self.runner, scale=self.scale))
         return [next(fresh) if verdict is None else verdict for verdict in known]
+
+
+def _calls_left(budget: Budget, used: Usage) -> float:
+    """Judge calls that the budget still allows, if they use as much as those until now."""
+    left = [budget.left]
+    if used.tokens:
+        left.append(budget.left_tokens * used.requests / used.tokens)
+    if used.cost:
+        left.append(budget.left_usd * used.requests / used.cost)
+    return min(left)
 
 
 def _original(judge: Judge, items: Sequence[Item]) -> Candidate:

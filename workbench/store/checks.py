@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -120,6 +121,7 @@ def check_data(
         *_about_columns(data),
         *_about_rows(data, content),
         *_about_scale(data, cells),
+        *_about_kinds(data, cells),
         *_about_ratings(data, cells),
         *_about_ratings(recorded, _cells(recorded, content), "verdict"),
         *_about_groups(data),
@@ -216,6 +218,19 @@ def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
         yield Finding("duplicates", text, advice)
 
 
+def _about_kinds(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
+    """A scale without an order for the sake of a few words, or numbers, among the others."""
+    values = () if data.scale.ordered else data.scale.values
+    words = [value for value in values if number(value) is None]
+    if words and any(re.match(r"[+-]?\d", str(value)) for value in values):
+        numerals = [value for value in values if value not in words]
+        few = min(words, numerals or words, key=lambda side: cells["value"].isin(side).sum())
+        rows = cells.loc[cells["value"].isin(few), "row"].tolist()
+        text = f"Numbers are mixed with words: {', '.join(map(reprlib.repr, few[:5]))}, rows"
+        advice = "So they have no order. Mend these, or give values without them."
+        yield Finding("numbers and words", f"{text} {_listed(rows)}.", advice)
+
+
 def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     scale, rated = data.scale, cells[cells["value"].notna()]
     counts = Counter(rated["value"])
@@ -305,6 +320,11 @@ def _about_groups(data: Dataset) -> Iterable[Finding]:
         text += f" {counted(len(without), 'row')} without one: {_listed(without)}."
         advice = "Most rows need one." if lacking else "Each of these is a group of its own."
     yield Finding("groups", text, advice, lacking)
+    by_input = pd.Series(map(group_key, raw)).groupby(row_digests(data.table, data.inputs))
+    if apart := int((by_input.nunique() > 1).sum()):
+        text = f"{counted(apart, 'input')} ({', '.join(data.inputs)}) in several groups."
+        advice = "The same question may then stand on both sides of the split."
+        yield Finding("groups", text, advice)
 
 
 def _about_enough(data: Dataset, cells: pd.DataFrame, content: pd.Series[Any]) -> Iterable[Finding]:

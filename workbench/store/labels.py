@@ -123,6 +123,19 @@ def near_misses(traces: Iterable[Trace], name: str) -> list[str]:
     ]
 
 
+def spellings(traces: Iterable[Trace], name: str) -> list[str]:
+    """Return what to say of people whose name is written in several ways."""
+    found: dict[str, set[str]] = {}
+    for one in [one for trace in traces for one in _human(trace) if one.name == name]:
+        who = one.source.source_id or "default"
+        found.setdefault(folded(who), set()).add(f"'{revealed(who)}'")
+    return [
+        f"{' and '.join(sorted(each))} are taken as one person, whose latest label counts."
+        for each in found.values()
+        if len(each) > 1
+    ]
+
+
 def other_kinds(traces: Iterable[Trace], name: str) -> list[str]:
     """Return what to say of assessments under the name that are no labels."""
     under = [one for trace in traces for one in trace.info.assessments if one.name == name]

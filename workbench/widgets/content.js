@@ -149,15 +149,39 @@ function pictureNamed(alt, address) {
   return h("span", { class: "wb-chip", title: address.slice(0, 300) }, "picture, not loaded: ", visible(alt || address.slice(0, 80)));
 }
 
+// -- JSON -------------------------------------------------------------------------------------
+
+/** JSON as a tree; what lies deeper is made when it is opened. */
+function tree(value, name = null, level = 0) {
+  const label = name === null ? null : h("span", { class: "wb-key" }, visible(String(name)), quiet(": "));
+  if (value === null || typeof value !== "object") return h("div", { class: "wb-leaf" }, label, leaf(value));
+  const entries = Object.entries(value);
+  if (!entries.length) return h("div", { class: "wb-leaf" }, label, quiet(JSON.stringify(value)));
+  const size = Array.isArray(value) ? `[${count(entries.length, "entry", "entries")}]` : `{${count(entries.length, "field")}}`;
+  const children = h("div", { class: "wb-children" });
+  const fill = (from) => {
+    const until = Math.min(from + 100, entries.length);
+    append(children, entries.slice(from, until).map(([each, held]) => tree(held, each, level + 1)));
+    if (until < entries.length) children.append(moreButton(`Show more of ${count(entries.length, "entry", "entries")}`, () => fill(until)));
+  };
+  const open = level < 2 && entries.length <= 40;
+  if (open) fill(0);
+  const details = h("details", { class: "wb-node", open, ontoggle: () => details.open && !children.childNodes.length && fill(0) },
+    h("summary", null, label, quiet(size)), children);
+  return details;
+}
+
+function leaf(value) {
+  if (typeof value !== "string") return h("span", { class: "wb-value" }, String(value));
+  return h(value.length <= 600 ? "span" : "div", { class: "wb-string", dir: "auto" }, value.length <= 600 ? visible(value) : plainText(value));
+}
+
 // -- blocks -----------------------------------------------------------------------------------
 
 const BLOCKS = {
   markdown: ({ tokens }) => h("div", { class: "wb-prose", dir: "auto" }, markdown(tokens)),
   text: ({ value }) => plainText(value),
-  tree: ({ value, label, closed }) => {
-    const json = h("div", { class: "wb-json" }, plainText(JSON.stringify(value, null, 2)));
-    return label ? h("details", { open: !closed }, h("summary", { class: "wb-quiet" }, label), json) : json;
-  },
+  tree: ({ value, label = null, closed }) => h("div", { class: `wb-tree${closed ? " wb-rest" : ""}` }, tree(value, label, closed ? 2 : label ? 1 : 0)),
   value: ({ value }) => h("div", { class: "wb-value" }, String(value)),
   note: ({ text }) => h("div", { class: "wb-quiet" }, text),
   warning: ({ text }) => h("div", { class: "wb-note" }, text),
