@@ -114,17 +114,6 @@ def test_one_better_week_is_no_change_for_the_worse(tmp_path: Path) -> None:
     assert (found.agreement_p < 0.01, found.action) == (True, "none")
 
 
-def test_copies_of_an_answer_are_no_change(tmp_path: Path) -> None:
-    """Four answers, of each week one, tell no more if each was given 40 times."""
-    scored = folder(tmp_path / "v", [["yes"] * 40] * 4)
-    ids = [f"t{n}" for n in range(160)]
-    made = make_pairs(["yes"] * 80 + ["no"] * 80, ["yes"] * 160)
-    loose = replace(made, table=made.table.assign(trace_id=ids))
-    tied = replace(loose, content={i: (f"week {n // 40}", "") for n, i in enumerate(ids)})
-    many, few = (workbench.monitor(JUDGE, scored, pairs) for pairs in (loose, tied))
-    assert many.agreement_p < 0.01 < 0.05 < few.agreement_p
-
-
 def test_verdicts_that_shift_ask_for_labels(tmp_path: Path) -> None:
     """They differ from the other weeks' by a share that is told; a tiny shift is left alone."""
     shifted = ["yes"] * 300 + ["no"] * 100

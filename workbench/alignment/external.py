@@ -28,7 +28,7 @@ from workbench.alignment.runs import AlignmentData
 from workbench.credentials import credentials_of
 from workbench.errors import BudgetError, CancelledError, ScaleError
 from workbench.judging.judge import with_instructions
-from workbench.judging.requests import answers_from
+from workbench.judging.requests import answers_from, reached_by
 from workbench.models import client, recording
 from workbench.models.answers import AnswerError, readable
 from workbench.models.budget import Budget
@@ -39,7 +39,6 @@ from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs
 from workbench.scale import Scale
 from workbench.simba.candidate import Learned
-from workbench.simba.reflector import reached_by
 from workbench.store.traces import fetch_traces
 
 SCHEME: Final = "metered"

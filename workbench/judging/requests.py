@@ -6,9 +6,10 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import mlflow
 from mlflow.entities import Feedback
@@ -177,6 +178,22 @@ _PREFIXES: Final = {
     "endpoints": "DATABRICKS|MLFLOW_DEPLOYMENTS",
     "vertex_ai": "VERTEX|VERTEXAI",
 }
+
+
+def reached_by(
+    base_url: str | None, headers: Mapping[str, str], params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Options by which dspy reaches a judge's model, without what its verdicts are sampled with."""
+    options: dict[str, Any] = {}
+    if base_url:
+        parts = urlsplit(base_url)
+        root = parts.path.rstrip("/").removesuffix("/chat/completions")
+        options["api_base"] = urlunsplit(parts._replace(path=root, query="", fragment=""))
+        if parts.query:
+            options["extra_query"] = dict(parse_qsl(parts.query))
+    if headers:
+        options["extra_headers"] = dict(headers)
+    return options | {k: params[k] for k in ("api_key", "timeout") if k in params}
 
 
 def answers_from(model: str | None, base_url: str | None = None) -> dict[str, Any]:

@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from mlflow.genai.judges import Judge
 
 from workbench.compat import endpoint
 from workbench.credentials import credentials_of, without_credentials, without_secret_params
 from workbench.errors import ModelError
-from workbench.judging.requests import answers_from
+from workbench.judging.requests import answers_from, reached_by
 from workbench.models import client
 from workbench.models.answers import AnswerError
 from workbench.models.budget import context_window
@@ -230,22 +229,6 @@ class Reflector:
     def close(self) -> None:
         if self._connected is not None:
             self._connected.close()
-
-
-def reached_by(
-    base_url: str | None, headers: Mapping[str, str], params: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Options by which dspy reaches a judge's model, without what its verdicts are sampled with."""
-    options: dict[str, Any] = {}
-    if base_url:
-        parts = urlsplit(base_url)
-        root = parts.path.rstrip("/").removesuffix("/chat/completions")
-        options["api_base"] = urlunsplit(parts._replace(path=root, query="", fragment=""))
-        if parts.query:
-            options["extra_query"] = dict(parse_qsl(parts.query))
-    if headers:
-        options["extra_headers"] = dict(headers)
-    return options | {k: params[k] for k in ("api_key", "timeout") if k in params}
 
 
 def whole_lines(text: str) -> str:
