@@ -186,9 +186,7 @@ def known_scale(
 def observed_scale(
     name: str, traces: Sequence[Trace], verdicts: Iterable[Any] = ()
 ) -> Scale | None:
-    """Return the scale of the single values of labels and decisions on the traces, and of the given
-    ``verdicts`` unless these would blur it. None where they make no scale.
-    """
+    """Return the scale of labels and decisions, and of ``verdicts`` unless these would blur it."""
     given = (*label_records(traces, name), *decision_records(traces, name))
     labelled = [one.value for one in given if not is_several(one.value)]
     verdicts = [value for value in verdicts if not is_several(value)]
