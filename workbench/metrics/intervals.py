@@ -219,7 +219,7 @@ def correlation_interval(value: float, n: float, confidence: float, factor: floa
     return Interval(math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half))
 
 
-MOST_DRAWN = 20_000_000  # weights of cells or groups, in all resamples together
+MOST_DRAWN = 20_000_000  # counts of cells, in all resamples together
 
 
 class Bootstrap:
@@ -245,18 +245,21 @@ class Bootstrap:
         self.draws: Array = np.empty((0, len(counts)))
         if not counts.sum():
             return
-        resamples = min(resamples, max(200, MOST_DRAWN // max(len(counts), self.n)))
+        resamples = min(resamples, max(200, MOST_DRAWN // max(len(counts), 1)))
         rng = np.random.default_rng(seed if seed >= 0 else [-seed, 1])  # which takes none below 0
         if rows is None or self.n == len(rows[0]):
             self.draws = self.n * rng.dirichlet(counts + prior, size=resamples)
             return
         group, place = np.unique(rows[0], return_inverse=True)[1], (self.n, len(counts))
         members = coo_array((np.ones_like(group), (group, rows[1])), place).tocsr()
-        weights = np.concatenate([np.ones(self.n), np.full(len(counts) if prior else 0, prior)])
+        # Groups with the same counts are drawn together; random numbers tell them apart.
+        marks = members @ np.random.default_rng(0).integers(1 << 48, size=len(counts))
+        _, first, times = np.unique(marks, return_index=True, return_counts=True)
+        weights = np.concatenate([times, np.full(len(counts) if prior else 0, prior)])
         drawn = self.n * rng.dirichlet(weights, size=resamples)
-        self.draws = drawn[:, : self.n] @ members
+        self.draws = drawn[:, : len(first)] @ members[first]
         if prior:
-            self.draws += drawn[:, self.n :]
+            self.draws += drawn[:, len(first) :]
 
     def interval(self, statistic: Callable[[Array], Array]) -> Interval:
         """Return the interval of a statistic of counts: (resamples, cells) -> (resamples,).
