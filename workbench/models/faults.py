@@ -144,10 +144,8 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     return reversed(links)
 
 
-def cause_of_type(
-    error: BaseException, kind: type[BaseException] | tuple[type[BaseException], ...]
-) -> BaseException | None:
-    """The exception of the given type among those that led to ``error``; None without one."""
+def cause_of_type(error: BaseException, kind: Any) -> BaseException | None:
+    """The exception of the given type or types among those that led to ``error``, if any."""
     return next((link for link in causes(error) if isinstance(link, kind)), None)
 
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Final
 
 FIRST_CALLS: Final = 8  # under way at most until something was answered
-
 LONG_WAIT: Final = 1 / 3  # of the timeout: fewer calls go out before any is lost
 
 
