@@ -72,11 +72,9 @@ _PRIVATE_OPTIONS: Final = (
 def endpoint(judge: Any) -> tuple[str | None, dict[str, str], dict[str, Any]]:
     """Base URL, extra headers and inference parameters of a judge, or of the one within it."""
     judge = base_judge(judge) or judge
-    headers, params = (
-        getattr(judge, "_extra_headers", None),
-        getattr(judge, "_inference_params", None),
-    )
-    return getattr(judge, "_base_url", None), dict(headers or {}), dict(params or {})
+    names = ("_base_url", "_extra_headers", "_inference_params")
+    base_url, headers, params = (getattr(judge, name, None) for name in names)
+    return base_url, dict(headers or {}), dict(params or {})
 
 
 def prepared(judge: Any) -> Any:
@@ -239,8 +237,8 @@ def intercepted(sender: Sender | None) -> Iterator[None]:
 
 def current_sender() -> Sender | None:
     """Who sends the request that is under way in this context."""
-    found = (sender() for sender in senders_of_process)
-    return _sender.get() or next(filter(None, found), None)
+    found = [_sender.get(), *(sender() for sender in senders_of_process)]
+    return next((sender for sender in found if sender is not None), None)
 
 
 def _passing(send: Callable[..., Any], original: Any) -> Any:

@@ -180,10 +180,9 @@ class Runner(AbstractContextManager["Runner"]):
         if fault is None:
             self.last_progress = time.monotonic()
             self.throttle.speed_up(asked_at, self.client.timeout)
-        elif fault.kind == "rate_limit":  # all wait, so that not every call meets it
-            self.throttle.slow_down(fault.retry_after or 1.0, asked_at)
-        elif fault.kind == "timeout":
-            self.throttle.slow_down(0.0, asked_at)
+        elif fault.kind in ("rate_limit", "timeout"):  # all wait, so that not every call meets it
+            pause = 1.0 if fault.kind == "rate_limit" else 0.0
+            self.throttle.slow_down(fault.retry_after or pause, asked_at)
         elif not self.answered and (fault.permanent or self.unusable >= FAILURES_TO_STOP):
             stopped.set()
 
