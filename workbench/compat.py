@@ -1,6 +1,6 @@
-"""All that is touched of MLflow and litellm though it is not public: one small function each, with
-what happens without it. All of it was seen in mlflow 3.17.2, the functions that send requests in
-3.14 as well."""
+"""All that is touched of MLflow and litellm though it is not public: of judges, store, requests,
+providers and optimizers, in this order, one small function each, with what happens without it. It
+was seen in mlflow 3.17.2 and litellm 1.110.2, the functions that send requests in mlflow 3.14."""
 
 from __future__ import annotations
 
@@ -47,9 +47,6 @@ def _replaced(owner: Any, name: str, replace: Callable[[Any], Any]) -> Iterator[
                 setattr(owner, name, original)
 
 
-# -- judges ---------------------------------------------------------------------------------
-
-
 def options(judge: Judge) -> dict[str, Any]:
     """All options of an instructions judge by its constructor's names; an error for others."""
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
@@ -75,11 +72,9 @@ _PRIVATE_OPTIONS: Final = (
 def endpoint(judge: Any) -> tuple[str | None, dict[str, str], dict[str, Any]]:
     """Base URL, extra headers and inference parameters of a judge, or of the one within it."""
     judge = base_judge(judge) or judge
-    return (
-        getattr(judge, "_base_url", None),
-        dict(getattr(judge, "_extra_headers", None) or {}),
-        dict(getattr(judge, "_inference_params", None) or {}),
-    )
+    names = ("_base_url", "_extra_headers", "_inference_params")
+    base_url, headers, params = (getattr(judge, name, None) for name in names)
+    return base_url, dict(headers or {}), dict(params or {})
 
 
 def prepared(judge: Any) -> Any:
@@ -103,9 +98,6 @@ def copy_registration(registered: Any, judge: Judge) -> None:
     for name in ("_registered_backend", "_experiment_id", "_sampling_config", "_scorer_version"):
         if hasattr(registered, name):
             setattr(judge, name, getattr(registered, name))
-
-
-# -- MLflow's store -------------------------------------------------------------------------
 
 
 def active_experiment_id() -> str:
@@ -195,9 +187,6 @@ def add_review_queue_items(queue_id: str, trace_ids: Sequence[str]) -> None:
             review_queues.add_items_to_review_queue(queue_id, item_ids=batch)
 
 
-# -- requests of MLflow's judges ------------------------------------------------------------
-
-
 class Sender(Protocol):
     """Sends the requests of the judge call that is under way."""
 
@@ -225,8 +214,8 @@ def _adapter(name: str) -> Any:
 
 _sender: ContextVar[Sender | None] = ContextVar("workbench_sender", default=None)
 
+# Asked where a context has no sender.
 senders_of_process: Final[list[Callable[[], Sender | None]]] = []
-"""Asked for the sender where a context has none."""
 
 
 @contextmanager
@@ -248,8 +237,8 @@ def intercepted(sender: Sender | None) -> Iterator[None]:
 
 def current_sender() -> Sender | None:
     """Who sends the request that is under way in this context."""
-    found = (sender() for sender in senders_of_process)
-    return _sender.get() or next(filter(None, found), None)
+    found = [_sender.get(), *(sender() for sender in senders_of_process)]
+    return next((sender for sender in found if sender is not None), None)
 
 
 def _passing(send: Callable[..., Any], original: Any) -> Any:
@@ -288,9 +277,6 @@ def _invoke(sender: Sender, original: Any, given: Mapping[str, Any]) -> Any:
     return sender.read(response, tools=bool(payload["tools"]))
 
 
-# -- litellm --------------------------------------------------------------------------------
-
-
 def add_provider(name: str, handler: Any) -> None:
     """Let a handler answer requests to ``name/...``, without which no model of ours is reached."""
     import litellm
@@ -299,8 +285,6 @@ def add_provider(name: str, handler: Any) -> None:
     litellm.custom_provider_map = [*others, {"provider": name, "custom_handler": handler}]
     litellm.utils.custom_llm_setup()
 
-
-# -- optimizers of MLflow -------------------------------------------------------------------
 
 _OPTIMIZER_MODELS: Final = {
     "_model": "reflection",

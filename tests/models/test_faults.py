@@ -141,7 +141,9 @@ def test_a_timeout_is_told_apart(error: Exception) -> None:
 
 def test_a_host_that_takes_no_connection_is_out_of_reach() -> None:
     """Told as an address: a longer timeout would change nothing."""
-    fault = classify(wrapped(requests.ConnectTimeout("connection to host timed out")))
+    inner = requests.ConnectTimeout("connection to host timed out")
+    inner.__cause__ = TimeoutError("timed out")  # of the socket
+    fault = classify(wrapped(inner))
     assert (fault.kind, fault.error) == ("unreachable", UnreachableModelError)
     assert was_refused(requests.ConnectTimeout("connection to host timed out"))
 

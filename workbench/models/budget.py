@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -88,7 +87,7 @@ def context_window(model: str) -> int | None:
 def _listed(model: str) -> Mapping[str, Any]:
     """What litellm lists of a model."""
     provider, _, name = model.replace(":/", "/", 1).partition("/")
-    models = getattr(sys.modules.get("litellm"), "model_cost", None) or _models()
+    models = _models()
     found: Mapping[str, Any] = models.get(f"{provider}/{name}") or models.get(name) or {}
     found = models.get(found.get("alias_of", "")) or found
     return found if str(found.get("litellm_provider")).startswith(provider) else {}
@@ -97,9 +96,8 @@ def _listed(model: str) -> Mapping[str, Any]:
 @functools.cache
 def _models() -> Mapping[str, Any]:
     """Read litellm 1.110.2's list from its file, since to import litellm takes seconds."""
-    spec = find_spec("litellm")
+    folder = Path(getattr(find_spec("litellm"), "origin", "")).parent
     with suppress(OSError, ValueError):
-        folder = Path(str(spec and spec.origin)).parent
         listed = folder / "model_prices_and_context_window_backup.json"
         return dict(json.loads(listed.read_text("utf-8")))
     return {}

@@ -47,17 +47,13 @@ _ENDINGS: Final = (CancelledError, ReplayError, StoreError, StoppedError)
 
 @dataclass(frozen=True)
 class Request:
-    """One question to a model.
-
-    ``read`` turns what ``call`` gives into an answer that JSON takes; it raises `AnswerError` where
-    that is unusable, as ``check`` does for an answer from the cache.
-    """
+    """One question to a model."""
 
     key: str | None  # the same in every store; None: the answer is neither kept nor recorded
     model: str  # its URI, for prices; "" where there is none
     call: Callable[[], Any]
-    read: Callable[[Any], dict[str, Any]]
-    check: Callable[[dict[str, Any]], object] = lambda _: None
+    read: Callable[[Any], dict[str, Any]]  # what it gives as JSON; `AnswerError` if unusable
+    check: Callable[[dict[str, Any]], object] = lambda _: None  # the same for a kept answer
     sender: str = "The model"  # who asks, for messages: "Judge 'tone'"
     about: str = ""  # what about: "trace tr-1"
     place: str = ""  # where the model is reached, without credentials; "": the provider's address
@@ -138,23 +134,19 @@ class Client:
     ) -> Outcome:
         """Make one call, without retries. Once ``is_over`` the next request is a `StoppedError`."""
         call = _UnderWay(self, request, budget, is_over)
-        answer: dict[str, Any] | None = None
-        fault: Fault | None = None
         try:
-            answer = call.make()
+            return Outcome(call.make(), usage=call.usage)
         except Exception as error:
             # Adapters wrap whatever is raised within them.
             if ended := cause_of_type(error, _ENDINGS):
                 raise ended from None
             if spent := cause_of_type(error, BudgetError):
-                fault = Fault("budget", str(spent))
-            else:
-                fault = classify(error)
-                told = _QUERY.sub("?***", fault.message)  # keys there may be short
-                # A message may quote anything, and what is redacted in vain there harms nobody.
-                told = redact(told, (*call.credentials, *environment_keys()))
-                fault = replace(fault, message=told[:LONGEST_MESSAGE])
-        return Outcome(answer, fault, call.usage)
+                return Outcome(None, Fault("budget", str(spent)), call.usage)
+            fault = classify(error)
+            told = _QUERY.sub("?***", fault.message)  # keys there may be short
+            # A message may quote anything, and what is redacted in vain there harms nobody.
+            told = redact(told, (*call.credentials, *environment_keys()))
+            return Outcome(None, replace(fault, message=told[:LONGEST_MESSAGE]), call.usage)
 
     def post(
         self, endpoint: str, headers: Mapping[str, str], payload: Mapping[str, Any], seconds: float
@@ -178,9 +170,8 @@ class Client:
             if isinstance(answer := json.loads(response.content), dict):
                 check_error(answer)
                 return answer
-        raise HTTPStatusError(
-            502, f"the endpoint did not answer in JSON but with {response.text[:200]!r}"
-        )
+        told = f"the endpoint did not answer in JSON but with {response.text[:200]!r}"
+        raise HTTPStatusError(502, told)
 
     def close(self) -> None:
         self._session.close()
@@ -217,7 +208,6 @@ class _UnderWay:
         self.credentials = [*request.credentials, *environment_keys(request.model)]
 
     def make(self) -> dict[str, Any]:
-        """Make the call, and read its answer."""
         request = self.request
         call = request.call if request.metered else partial(self.ask, {}, request.call)
         with intercepted(self):

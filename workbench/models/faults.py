@@ -112,8 +112,10 @@ def classify(error: BaseException) -> Fault:
     for link in causes(error):
         if isinstance(link, AnswerError):
             return Fault("answer", str(link))
-        if "Timeout" in (name := type(link).__name__):  # Python's, requests', httpx', dspy's
-            return Fault("unreachable" if name == "ConnectTimeout" else "timeout", message)
+        if "Timeout" in type(link).__name__:  # Python's, requests', urllib3's, httpx', dspy's
+            names = [type(one).__name__ for one in causes(error)]
+            is_connected = not any(name.startswith("ConnectTimeout") for name in names)
+            return Fault("timeout" if is_connected else "unreachable", message)
         if (status := _status(link)) is not None:
             return _of_status(status, message, _retry_after(link))
         if isinstance(link, requests.RequestException | ConnectionError | gaierror):
@@ -144,10 +146,8 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     return reversed(links)
 
 
-def cause_of_type(
-    error: BaseException, kind: type[BaseException] | tuple[type[BaseException], ...]
-) -> BaseException | None:
-    """The exception of the given type among those that led to ``error``; None without one."""
+def cause_of_type(error: BaseException, kind: Any) -> BaseException | None:
+    """The exception of the given type or types among those that led to ``error``, if any."""
     return next((link for link in causes(error) if isinstance(link, kind)), None)
 
 

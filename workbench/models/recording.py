@@ -171,18 +171,15 @@ class Player:
             "with workbench.recording(path) or `workbench run --record FILE`."
         )
 
-    def refusal(self) -> ReplayError:
-        """Return the error for a request that was about to be sent."""
-        return ReplayError(
+    def ask(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse a request that was about to be sent."""
+        raise ReplayError(
             f"A model was about to be called while {self.path} is replayed, where no model is "
             "called. Only workbench.assess, align and compare_optimizers can be replayed; run the "
             "rest outside workbench.replaying(...)."
         )
 
-    def post(self, *_: Any, **__: Any) -> NoReturn:
-        raise self.refusal()
-
-    ask = read = post
+    post = read = ask
 
 
 _current: ContextVar[Recorder | Player | None] = ContextVar("workbench_recording", default=None)

@@ -1,7 +1,6 @@
 """Asks models many questions: in parallel, cached, retried, slowed down, stopped when in vain.
 
-Every question gets an outcome: a failure is data, and only when no call can be expected to succeed
-is it an exception. This is the only place where requests are retried.
+A failure is data, and an exception only when no call can be expected to succeed.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ from workbench.models.throttle import Throttle
 
 PATIENCE: Final = 90.0  # seconds of rate limits without a single success
 
-# In a row; until something was answered one is enough.
-PERMANENT_FAILURES_TO_STOP: Final = 3
+PERMANENT_FAILURES_TO_STOP: Final = 3  # in a row; before anything was answered one is enough
 
 # How long the end of a run waits for calls under way; what they bring later is kept in the cache.
 SECONDS_AFTER_INTERRUPT: Final = 5.0
@@ -96,13 +94,9 @@ class Runner(AbstractContextManager["Runner"]):
         return [run.found[index] for index in range(len(requests))]
 
     def ask(self, request: Request, stopped: threading.Event) -> Outcome:
-        """Get one answer, from the cache or after as many attempts as make sense, in any thread.
-
-        Once ``stopped`` or `stop` is set this is a `StoppedError`. It is set here where the model
-        has never answered usably and will not.
-        """
+        """Get one answer; `StoppedError` once ``stopped``, which is set here if all is in vain."""
         if (player := recording.replayed()) is not None:
-            raise player.refusal()
+            player.ask()
         key = request.cache_key
         if self.cache is None or key is None:
             return self._attempts(request, stopped)
@@ -186,10 +180,9 @@ class Runner(AbstractContextManager["Runner"]):
         if fault is None:
             self.last_progress = time.monotonic()
             self.throttle.speed_up(asked_at, self.client.timeout)
-        elif fault.kind == "rate_limit":  # all wait, so that not every call meets it
-            self.throttle.slow_down(fault.retry_after or 1.0, asked_at)
-        elif fault.kind == "timeout":
-            self.throttle.slow_down(0.0, asked_at)
+        elif fault.kind in ("rate_limit", "timeout"):  # all wait, so that not every call meets it
+            pause = 1.0 if fault.kind == "rate_limit" else 0.0
+            self.throttle.slow_down(fault.retry_after or pause, asked_at)
         elif not self.answered and (fault.permanent or self.unusable >= FAILURES_TO_STOP):
             stopped.set()
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Final
 
 FIRST_CALLS: Final = 8  # under way at most until something was answered
-
 PROMPT: Final = 2.0  # seconds; calls that are answered faster do not wait for each other
 FASTEST: Final = 0.5  # seconds; what is answered sooner may come from a cache of the server
 MOST_WAIT: Final = 3.0  # times as long as the fastest answer: calls wait at the server

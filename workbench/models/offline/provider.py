@@ -17,17 +17,14 @@ from workbench.models.offline.reflect import propose
 from workbench.models.offline.rubric import Ladder, judge, values_in_text
 from workbench.scale import Scale
 
+NOTHING = "I am no language model: I rate items for judges and contrast cases, nothing else."
+
 
 def answer(messages: Sequence[Mapping[str, Any]]) -> str:
     """Return the text with which the embedded model answers a chat."""
     texts = {one["role"]: str(one["content"]) for one in messages}  # the last of each role
     system, user = texts.get("system", ""), texts.get("user", "")
-    return (
-        _verdict(system, user)
-        or _filled_sections(system, user)
-        or "I am the embedded model of the workbench and no language model: I rate items for "
-        "judges and contrast cases, nothing else."
-    )
+    return _verdict(system, user) or _filled_sections(system, user) or NOTHING
 
 
 def _verdict(system: str, user: str) -> str | None:
@@ -105,8 +102,7 @@ def _filled_sections(system: str, user: str) -> str | None:
     listed = system.partition("Your output fields are:")[2].partition("All interactions")[0]
     filled = []
     for name, kind in re.findall(r"^\d+\. `(\w+)` \((.+?)\):", listed, re.MULTILINE):
-        nothing = "I am no language model and have nothing to say on this."
-        text = {"list": "[]", "dict": "{}"}.get(kind[:4], nothing)
+        text = {"list": "[]", "dict": "{}"}.get(kind[:4], NOTHING)
         if name == "rules":
             text = json.dumps(rules, ensure_ascii=False)
         filled.append(f"[[ ## {name} ## ]]\n{text}")

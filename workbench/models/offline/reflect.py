@@ -111,23 +111,18 @@ def _greedy(
         cut = np.clip(scores, 0, top)
         return np.abs(cut - labels).sum(axis=-1) + 0.5 * (cut != labels).sum(axis=-1)
 
+    prices = np.outer([cost for _, _, cost in _MOVES], conditions.prices)
     scores, spent, rules = base, 0.0, list[str]()
     for _ in range(MOST_RULES):
-        gains = np.stack(
-            [
-                distance(scores)
-                - distance(scores + step * conditions.holds)
-                - conditions.prices * cost
-                for _, step, cost in _MOVES
-            ]
-        )
+        moved = [distance(scores + step * conditions.holds) for _, step, _ in _MOVES]
+        gains = distance(scores) - np.stack(moved) - prices
         move, which = np.unravel_index(np.argmax(gains), gains.shape)
         if gains[move, which] <= 1e-9:
             break
-        effect, step, cost = _MOVES[move]
+        effect, step, _ = _MOVES[move]
         rules.append(f"{effect} when {conditions.words[which]}.")
         scores = scores + step * conditions.holds[which]
-        spent += float(conditions.prices[which]) * cost
+        spent += float(prices[move, which])
     return rules, float(distance(scores)) + spent
 
 

@@ -1,8 +1,7 @@
 """The embedded judge: reads instructions (rules, worked examples, a scale) and rates an item.
 
-Without rules it rates as an undemanding reader might: long, friendly, confident answers that
-take up the words of the question do well. Rules and worked examples in the instructions move
-or replace that rating. A rule is a line with an effect and a condition::
+Without rules, long, friendly, confident answers that take up the words of the question do well.
+Rules and worked examples move or replace that rating. A rule is an effect and a condition::
 
     Raise the rating by one step when the outputs give a number that is also in the inputs.
     Lower the rating by two steps when the outputs mention "contact us".
@@ -183,9 +182,9 @@ class Ladder:
     def index(self, written: object) -> int | None:
         """Position of a value as rules and examples write it, or of the nearest number; or None."""
         folded = str(written).strip().casefold()
-        for position, value in enumerate(self.values):
-            if str(value).casefold() == folded:
-                return position
+        names = [str(value).casefold() for value in self.values]
+        if folded in names:
+            return names.index(folded)
         try:
             gaps = [abs(value - float(folded)) for value in self.values if type(value) is not bool]
         except (TypeError, ValueError):
