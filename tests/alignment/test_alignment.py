@@ -294,6 +294,20 @@ def test_without_its_split_what_a_judge_learned_from_is_not_guessed(store: str, 
         workbench.align(alignment.judge, optimizer=Proposing(CURED), progress=False)
 
 
+def test_an_artifact_store_that_takes_no_files_ends_no_alignment(
+    store: str, judge: Any, tmp_path: Path
+) -> None:
+    """The folder that it writes to is a file, say: what was learned is kept, and it is told."""
+    (tmp_path / "taken").write_text("")
+    where = mlflow.create_experiment("no files", artifact_location=str(tmp_path / "taken"))
+    mlflow.set_experiment(experiment_id=where)
+    labelled(40, judge)
+    with pytest.warns(UserWarning, match="artifact store did not take the run's files"):
+        alignment = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
+    assert alignment.status == "improved"
+    assert mlflow.get_run(alignment.run_id).data.tags["workbench.status"] == "improved"
+
+
 @given(
     seed=st.integers(0, 10_000),
     groups=st.lists(st.integers(0, 14), min_size=40, max_size=40),

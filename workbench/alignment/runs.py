@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from workbench.errors import CancelledError, StoreError
 from workbench.judging.judge import fingerprint
 from workbench.models.budget import Budget
 from workbench.pairing.pairs import Pairs, Split, dataset_digest
-from workbench.store.database import find_experiment_id, store_errors
+from workbench.store.database import find_experiment_id, store_errors, store_message
 from workbench.store.tables import digest
 from workbench.store.traces import Example, item_digest
 
@@ -107,12 +108,22 @@ def logged_run(
 def log_outcome(
     metrics: Mapping[str, float], files: Mapping[str, Any] | None = None, status: str = ""
 ) -> None:
-    """Log in the active run, data that is no text as JSON files; nan is left out."""
+    """Log in the active run, data that is no text as JSON files; nan is left out.
+
+    An artifact store that refuses the files is warned of: the result is worth more than they.
+    """
     if status:
         mlflow.set_tag("workbench.status", status)
     mlflow.log_metrics({name: value for name, value in metrics.items() if value == value})
-    for path, content in (files or {}).items():
-        (mlflow.log_text if isinstance(content, str) else mlflow.log_dict)(content, path)
+    try:
+        for path, content in (files or {}).items():
+            (mlflow.log_text if isinstance(content, str) else mlflow.log_dict)(content, path)
+    except Exception as error:  # such stores have errors of any kind
+        warnings.warn(
+            f"MLflow's artifact store did not take the run's files: {store_message(error)}. The "
+            "result is not affected, but a judge that comes of it cannot be aligned again.",
+            stacklevel=3,
+        )
 
 
 class Watch:
