@@ -263,10 +263,14 @@ def _looks(pairs: Pairs, by_id: Mapping[str, Example], passed: bool) -> int:
 def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:
     found = measured.table[["value", "low", "high", "n"]].astype(float)
     found = found.rename(index={f"kappa ({measured.weights})": "weighted_kappa"})
-    for name, wrong in OF_BINARY.items():
-        if wrong in found.index:
-            value, low, high, n = found.loc[wrong]
-            found.loc[name] = [1 - value, 1 - high, 1 - low, n]
+    of_binary = {
+        name: (1 - value, 1 - high, 1 - low, n)
+        for name, wrong in OF_BINARY.items()
+        if wrong in found.index
+        for value, low, high, n in [map(float, found.loc[wrong])]
+    }
+    columns = list(found.columns)
+    found = pd.concat([found, pd.DataFrame.from_dict(of_binary, orient="index", columns=columns)])
     table = found.loc[list(least)].astype({"n": int}).assign(threshold=list(least.values()))
     return table.assign(passed=table["low"] > table["threshold"]).rename_axis("figure")
 

@@ -260,7 +260,8 @@ def _failure(error: papermill.PapermillExecutionError, source: Path) -> str:
 def _heading(cells: Sequence[Any]) -> str:
     """Return the last heading in some cells; empty where there is none."""
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    return ["", *re.findall(r"^#+\s+(.+?)\s*#*$", text, flags=re.MULTILINE)][-1]
+    found: list[str] = re.findall(r"^#+\s+(.+?)\s*#*$", text, flags=re.MULTILINE)
+    return found[-1] if found else ""
 
 
 # -- papermill's engine ---------------------------------------------------------------------

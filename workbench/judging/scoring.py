@@ -167,8 +167,8 @@ def _ask_here(
 
 
 def _check(judge: Judge, layout: Layout, sample: Any) -> None:
-    is_count = isinstance(sample, Real) and sample >= 1 and float(sample).is_integer()
-    if sample is not None and not is_count and not (isinstance(sample, Real) and 0 < sample < 1):
+    size = float(sample) if isinstance(sample, Real) else math.nan
+    if sample is not None and not (0 < size < 1 or (size >= 1 and size.is_integer())):
         raise ArgumentError(
             f"sample={sample!r} must be a share of the rows in (0, 1), or a whole number of them."
         )

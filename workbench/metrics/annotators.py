@@ -189,7 +189,7 @@ def annotator_agreement(
         shared_items=int(several.sum()),
         pairwise=_pairwise(votes, options),
         by_annotator=_by_annotator(votes, credits, confidence),
-        contested=_contested(votes, (within > 0).any(axis=1)),
+        contested=_contested(votes, np.asarray((within > 0).any(axis=1))),
         alpha=alpha,
         alpha_interval=alpha_interval,
         level=votes.level,

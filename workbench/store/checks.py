@@ -299,7 +299,8 @@ def _about_ratings(data: Dataset, cells: pd.DataFrame, what: str = "rating") -> 
         texts = []
         alike = own.groupby(["cell", "reading"])["row"]
         for (cell, reading), rows in sorted(alike, key=lambda one: -len(one[1])):
-            shown = (repr(cell) if cell else "empty") + f" {reading}" * reading.startswith("read")
+            said = f" {reading}" if str(reading).startswith("read") else ""
+            shown = (repr(cell) if cell else "empty") + said
             texts.append(f"{shown} ({len(rows)}: row {_listed(rows.tolist())})")
         listed = ", ".join(texts[:8]) + f" and {len(texts) - 8} more" * (len(texts) > 8)
         columns = ", ".join(map(repr, own["column"].unique()))
