@@ -51,7 +51,7 @@ def folder(
         for n, (week, value) in enumerate(values)
     ]
     made = VerdictFolder(path)
-    made.write(0, rows, made.types(rows, scale), {"judge": "q", "fingerprint": mark})
+    made.write(0, rows, made.types({}, scale), {"judge": "q", "fingerprint": mark})
     ids = list(range(0, len(rows), every))
     sample = pd.DataFrame({"row": ids, "trace_id": [f"t{n}" for n in ids]})
     made.write_sample(sample.assign(probability=1 / every))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_pairs import from_confusion, make_pairs
-from scipy.stats import fisher_exact, ttest_ind
+from scipy.stats import binomtest, fisher_exact, ttest_ind
 from statsmodels.stats.proportion import proportion_confint
 
 from workbench import agreement, import_traces, log_verdicts, pair
@@ -47,6 +47,7 @@ def test_a_slice_has_the_figures_of_its_pairs_and_is_tested_against_the_rest() -
     assert big["difference"] == pytest.approx(0.4)
     p = fisher_exact([[36, 4], [10, 10]]).pvalue
     assert (big["p_value"], small["p_value"]) == pytest.approx((p, p))
+    assert big["p_adjusted"] == pytest.approx(p)  # two slices are one test
     thirds = by_position(pairs, lambda k: "big" if k < 40 else f"small {k % 2}").table
     assert thirds["p_adjusted"].min() == pytest.approx(3 * thirds["p_value"].min())
     assert (big["note"], small["note"]) == ("", "fewer than 30 pairs")
@@ -110,10 +111,15 @@ def test_each_annotator_is_compared_by_their_own_labels() -> None:
     table = agreement(pairs, by="annotator").table
     assert table["n"].to_dict() == {"ana": 40, "bo": 40}
     assert table["accuracy"].to_dict() == pytest.approx({"ana": 39 / 40, "bo": 24 / 40})
+    # On 15 of the same items the judge is with ana alone.
     assert table["difference"].to_dict() == pytest.approx({"ana": 15 / 40, "bo": -15 / 40})
-    assert table["p_value"].tolist() == pytest.approx(
-        [fisher_exact([[39, 1], [24, 16]]).pvalue] * 2
-    )
+    assert table["p_adjusted"].tolist() == pytest.approx([binomtest(0, 15).pvalue] * 2)
+    more = [{**one, "cy": "yes"} for one in votes]
+    alone = {"ana": "yes"}
+    three = make_pairs(["yes"] * 41, ["yes"] * 39 + ["no"] * 2, votes=[*more, alone])
+    found = agreement(three, by="annotator").table
+    assert found.loc["bo", "difference"] == pytest.approx(-15 / 40)
+    assert found.loc["bo", "p_value"] == pytest.approx(binomtest(0, 15).pvalue)
     tie = pd.DataFrame({"trace_id": ["x"], "reason": ["annotators tie"]})
     notes = agreement(replace(pairs, excluded=tie), by="annotator").table["note"]
     assert set(notes) == {"without 1 item on which annotators differ"}
