@@ -101,7 +101,7 @@ def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
 def _check_end(body: dict[str, Any]) -> None:
     """Raise `AnswerError` for an answer of Anthropic or Gemini that was cut or withheld."""
     blocked = (body.get("promptFeedback") or {}).get("blockReason")
-    candidate = next(iter(body.get("candidates") or []), {})
+    candidate: dict[str, Any] = next(iter(body.get("candidates") or []), {})
     reason = blocked or body.get("stop_reason") or candidate.get("finishReason")
     ended = _WITHHELD if blocked else _ENDED.get(str(reason).lower())
     if ended:
