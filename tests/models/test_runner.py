@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,7 +124,7 @@ def test_a_rate_limit_slows_all_calls_and_loses_none(loopback: Start) -> None:
     stats = server.stats()
     assert stats["statuses"] == {"200": 40, "429": 12}
     times = stats["started"]
-    assert times[13] - times[12] >= 0.95  # all twelve had gone out together
+    assert max(later - one for one, later in pairwise(times)) >= 0.95
     assert sum(v.calls for v in verdicts) == 52
 
 

@@ -203,7 +203,11 @@ class VerdictFolder:
 
     def write_sample(self, sample: pd.DataFrame) -> None:
         """Keep which rows were imported as which traces."""
-        write_whole(self.path / "_sample.json", sample.to_json(orient="records"))
+        path = self.path / "_sample.json"
+        try:
+            write_whole(path, sample.to_json(orient="records"))
+        except OSError as error:
+            raise StoreError(f"{path} cannot be written: {error}.") from error
 
     def sample(self) -> pd.DataFrame:
         """Return the rows imported as traces: ``row``, ``trace_id``, ``probability``."""

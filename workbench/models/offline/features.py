@@ -55,7 +55,7 @@ class Text:
         self.words = [token for token in self.tokens if not token[0].isdigit()]
         self.vocabulary = frozenset(self.tokens)
         self.padded = f" {' '.join(self.tokens)} "  # for looking up phrases
-        numbers = (one for one in self.vocabulary if one[0].isdigit())
+        numbers = (one for one in self.vocabulary if one[0].isdecimal())
         self.numbers = frozenset(float(one.replace(",", "")) for one in numbers)
 
     def share_in(self, other: Text) -> float:
