@@ -80,12 +80,10 @@ def _lab_is_dark() -> bool:
 
 
 def paper() -> Any:
-    """Return the active style's colour behind a picture."""
     return mpl.rcParams["axes.facecolor"]
 
 
 def ink() -> Any:
-    """Return the active style's colour of text."""
     return mpl.rcParams["text.color"]
 
 
@@ -95,7 +93,6 @@ def blue() -> str:
 
 
 def new_axes(width: float, height: float, count: int = 1) -> npt.NDArray[Any]:
-    """Return ``count`` new Axes in a row."""
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(1, count, figsize=(width, height), squeeze=False)
@@ -175,8 +172,7 @@ def as_svg(draw: Callable[..., Any], size: tuple[float, float], description: str
     """Return a picture as an ``<svg>`` element that takes on the theme of the page around it.
 
     ``draw`` is called with ``ax``; ``size``, width and height, is in inches; ``description`` is
-    what screen readers say. Text and lines have the page's text colour, the background is
-    transparent, all text is escaped, and the picture scales down to the width at hand.
+    what screen readers say.
     """
     width, height = size
     page_ink = "#010203"  # stands for the page's text colour until the end

@@ -137,7 +137,7 @@ class Candidate:
         """Return a copy with these rules appended, without repetitions."""
         kept = list(self.rules)
         known = {words_of(rule) for rule in kept}
-        for rule in map(_clean_rule, rules):
+        for rule in (one_line(_UNPRINTABLE.sub(" ", one)).lstrip("-*• ") for one in rules):
             if words_of(rule) and words_of(rule) not in known:
                 kept.append(rule)
                 known.add(words_of(rule))
@@ -212,11 +212,6 @@ def words_of(text: str) -> str:
 
 def one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _clean_rule(rule: str) -> str:
-    """Return the rule on one line, without bullets and characters that can't be stored."""
-    return one_line(_UNPRINTABLE.sub(" ", rule)).lstrip("-*• ")
 
 
 def rules_about(rules: Sequence[str], text: str) -> list[int]:
