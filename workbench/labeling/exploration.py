@@ -137,7 +137,7 @@ class Items:
         judge = min(query.judge, len(self.names) - 1)
         human, judged, distances = self._human, self._judged[judge], self._distances[judge]
         is_own = query.field == "annotator"
-        kept = np.asarray(self.table["annotator"] == (query.value if is_own else ""))
+        kept = np.array(self.table["annotator"] == (query.value if is_own else ""))
         if query.change:
             kept &= np.asarray(self.table.get("change", "")) == query.change
         if query.field and not is_own:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.formatting import counted, html_lines, html_table
+from workbench.formatting import counted, html_lines, html_table, plain
 from workbench.metrics.coefficients import (
     Level,
     Statistic,
@@ -129,6 +129,10 @@ class AnnotatorAgreement(Result):
             f"with two labels or more: alpha {figure(self.alpha, self.alpha_interval)}, "
             f"ceiling {figure(self.ceiling, self.ceiling_interval)}>"
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that JSON takes, of the contested items 20; what is undefined is None."""
+        return super().to_dict() | plain({"contested": self.contested.head(20)})
 
     def _repr_html_(self) -> str:
         tables = [self.pairwise, self.by_annotator, self.contested.head(10)]
