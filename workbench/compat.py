@@ -344,7 +344,9 @@ def embedder_of(judge: Any) -> Any:
 
 def with_models(optimizer: Any, name: Callable[[str, str], str]) -> Any:
     """A copy of an optimizer of MLflow that asks its models by what ``name`` gives them, by use."""
+    if not (uses := models_of_optimizer(optimizer)):
+        return optimizer
     copied = copy.copy(optimizer)
-    for attribute, use in models_of_optimizer(optimizer).items():
+    for attribute, use in uses.items():
         setattr(copied, attribute, name(use, getattr(optimizer, attribute)))
     return copied

@@ -688,12 +688,11 @@ def test_a_comparison_of_optimizers_looks_and_tells_of_earlier_looks(
 
 
 def test_few_pairs_are_no_proof(store: str, judge: Any) -> None:
-    """With fewer than 30 pairs none are kept apart for selection, and the result says so."""
+    """The reason says so."""
     labelled(24, judge)
     alignment = workbench.align(judge, groups="part", progress=False)
     assert not alignment.comparison.enough
     assert alignment.comparison.power_note in alignment.reason
-    assert any("selected on the same" in note for note in alignment.notes)
 
 
 def test_aligning_an_aligned_judge_follows_newer_labels(store: str, judge: Any) -> None:

@@ -40,6 +40,7 @@ from workbench.errors import (
 )
 from workbench.judging.judge import fingerprint
 from workbench.judging.verdicts import FINGERPRINT_KEY, RECORDED_KEY
+from workbench.models.throttle import FIRST_CALLS
 
 Start = Callable[..., Loopback]
 GRADES = Literal["excellent", "good", "fair", "poor"]
@@ -276,14 +277,15 @@ def test_a_value_off_the_scale_is_a_failure(store: str, loopback: Start) -> None
 def test_a_wrong_key_leaves_nothing_behind(
     store: str, loopback: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One request, the provider's words without the key, nothing logged, and then it works."""
+    """A few requests, the provider's words without the key, nothing logged, and then it works."""
     traces(20)
     server = loopback(key="sk-right-0123456789")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-9876543210")
     with pytest.raises(CredentialError, match="Incorrect API key provided") as caught:
         run(judge_at(server.url))
     assert "sk-wrong" not in str(caught.value)
-    assert (server.requests, logged()) == (1, [])
+    assert server.requests <= FIRST_CALLS
+    assert logged() == []
     monkeypatch.setenv("OPENAI_API_KEY", "sk-right-0123456789")
     assert len(run(judge_at(server.url)).failures) == 0
 
