@@ -215,3 +215,14 @@ def test_plots_follow_the_theme_of_jupyterlab(
         chosen = background()
     settings.unlink()
     assert (dark, chosen, background()) == ("#111111", "#fafafa", "#ffffff")
+
+
+def test_a_word_longer_than_a_line_is_cut_and_not_left_out() -> None:
+    """As names of classes with underscores often are."""
+    name = "partially_correct_but_incomplete_answer"
+    ax = plot_confusion(make_pairs([name, "no"] * 5, [name, "no"] * 5))
+    names = [[label.get_text() for label in found] for found in
+             (ax.get_xticklabels(), ax.get_yticklabels())]  # fmt: skip
+    assert any(label.startswith("partially_cor") for label in names[0])
+    assert any(label.startswith("partially_correct_\nbut_incomplete") for label in names[1])
+    plt.close("all")

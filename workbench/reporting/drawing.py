@@ -102,9 +102,11 @@ def new_axes(width: float, height: float, count: int = 1) -> npt.NDArray[Any]:
 
 def literal(value: Any, width: int, lines: int = 2) -> str:
     """Return a label as it is drawn: few lines at most, no control characters, ``$`` as itself."""
-    text = "".join(c if c.isprintable() else " " for c in str(value)[: 4 * width])
-    look: dict[str, Any] = {"max_lines": lines, "placeholder": " …", "break_long_words": False}
-    found = textwrap.wrap(text, width, **look)
+    text = "".join(c if c.isprintable() else " " for c in str(value))
+    found = textwrap.wrap(text, width, max_lines=lines, placeholder=" …")
+    if found and found[-1].strip() == "…":  # where the next word is longer than a line
+        cut = f"{text[: width * lines - 1]}…"
+        found = [cut[at : at + width] for at in range(0, len(cut), width)]
     return "\n".join(found).replace("$", r"\$")
 
 
@@ -113,13 +115,17 @@ def order_of(found: Any) -> list[Any]:
     return list(found.scale.shown or found.confusion.index)
 
 
-def tilt_where_long(ax: Axes, labels: Sequence[str]) -> None:
-    """Tilt the labels of columns that would run into each other, each then in one line."""
+def tilt_where_long(ax: Axes, labels: Sequence[str], values: Sequence[Any] = ()) -> None:
+    """Tilt the labels of columns that would run into each other, each then in one line.
+
+    ``values`` are what the labels say, where these may break a word into two lines.
+    """
     longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
     if longest * len(labels) > 38 and len(labels) > 2:
         for label in ax.get_xticklabels():
             label.set(rotation=40, horizontalalignment="right", rotation_mode="anchor")
-        ax.set_xticklabels([label.replace("\n", " ") for label in labels])
+        whole = [literal(value, 2 * longest, lines=1) for value in values]
+        ax.set_xticklabels(whole or [label.replace("\n", " ") for label in labels])
 
 
 def legend_above(ax: Axes, handles: Mapping[str, Any], ncols: int = 2) -> None:

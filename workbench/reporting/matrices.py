@@ -263,7 +263,7 @@ def _draw_matrix(
     faces = to_rgba_array(np.where(shares < 0, BELOW, TINT).ravel())
     faces[:, 3] = np.abs(shares).ravel()
     if is_small:
-        tilt_where_long(ax, columns)
+        tilt_where_long(ax, columns, names)
         for at in np.ndindex(size, size):
             # Above 0.78 white has more contrast on the tint than black, by WCAG 2.2.
             look = {"color": "white" if shares[at] > 0.78 else ink()}

@@ -302,7 +302,7 @@ def plot_ratings(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
         names = [literal(value, 16, lines=2 if levels.size <= 7 else 1) for value in scale.values]
         ax.set_xticks(levels, names)
         ax.set_yticks(levels, names)
-        tilt_where_long(ax, names)
+        tilt_where_long(ax, names, scale.values)
     elif are_few:
         ax.locator_params(integer=True)
     ends = (low - margin, high + margin)

@@ -145,7 +145,7 @@ def plot_sweep(
         labels = [literal(x, 24) for x in x_values]
         ax.set_xticks(range(len(labels)), labels)
         ax.set_xlim(-0.5, len(labels) - 0.5)
-        tilt_where_long(ax, labels)
+        tilt_where_long(ax, labels, x_values)
     lost = len(table) - len(known)
     return _finished(ax, literal(names[0], 40), metric, lost, handles if names[1:] else {})
 
