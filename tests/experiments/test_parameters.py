@@ -287,6 +287,11 @@ def test_a_grid_is_read_from_a_command_line() -> None:
     assert expand(parse_grid(KNOWN, [])) == [{}]
 
 
+def test_a_range_that_ends_before_it_begins_is_named() -> None:
+    with pytest.raises(NotebookError, match=r"-p 'seed=0,5\.\.1': a range begins at its lower end"):
+        parse_grid(KNOWN, ["seed=0,5..1"])
+
+
 @pytest.mark.parametrize("text", ["seed", "seed=x", "other=1", "quick=0..1", "other=0..1"])
 def test_what_cannot_be_read_is_an_error(text: str) -> None:
     with pytest.raises(NotebookError):

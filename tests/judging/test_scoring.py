@@ -452,7 +452,7 @@ def test_two_runs_do_not_write_one_folder(tmp_path: Path, counting: Embedded) ->
 
 
 def test_a_sample_becomes_traces_with_verdicts_once(
-    store: str, tmp_path: Path, loopback: Start
+    store: str, tmp_path: Path, loopback: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Drawn by the seed, with its probability; again it writes nothing; a larger one holds it."""
     judge = judge_at(loopback().url)
@@ -481,6 +481,7 @@ def test_a_sample_becomes_traces_with_verdicts_once(
     assert len(other.trace_ids) == 20
     none = score(judge, answers(200), tmp_path / "v", sample=1e-6)
     assert none.trace_ids == other.trace_ids
+    assert "drew none of 200 rows" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("sample", [0.2, 40])

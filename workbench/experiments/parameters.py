@@ -217,7 +217,10 @@ def parse_grid(parameters: Sequence[Parameter], given: Iterable[str]) -> dict[st
         kind, values = kinds.get(name), grid.setdefault(name, [])
         for value in next(csv.reader([text], skipinitialspace=True), [""]):
             if kind is not str and (span := _RANGE.fullmatch(value)):
-                values += range(int(span[1]), int(span[2]) + 1)
+                low, high = map(int, span.groups())
+                if low > high:
+                    raise NotebookError(f"-p {one!r}: a range begins at its lower end.")
+                values += range(low, high + 1)
             else:
                 values.append(_value(value, kind))
         for read in values or [None]:

@@ -19,7 +19,7 @@ import pyarrow.dataset as ds
 from mlflow.genai.judges import Judge
 
 from workbench.errors import ArgumentError, BudgetError, check_whole
-from workbench.formatting import bar, counted
+from workbench.formatting import bar, counted, say
 from workbench.judging.assessment import as_feedback, check_single, earlier_verdict
 from workbench.judging.cluster import ask_on_cluster
 from workbench.judging.judge import fingerprint
@@ -327,6 +327,7 @@ def _import_sample(
     askable = known["row"][known["error"].isna() | (known["calls"] > 0)]
     drawn, probability = draw(askable.tolist(), sample, seed)
     if not drawn:
+        say(f"sample={sample} drew none of {counted(len(askable), 'row')}; draw more.")
         return
     wanted, every = set(drawn), enumerate(itertools.chain.from_iterable(read(1000)))
     table = pd.DataFrame([record for row, record in every if row in wanted], dtype=object)
