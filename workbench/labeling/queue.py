@@ -27,24 +27,30 @@ Assign = Assignment | Callable[[list[str]], Iterable[str]]
 
 @dataclass(frozen=True)
 class Workload:
-    """One annotator's traces by id, and the batch of each."""
+    """One annotator's traces by id, and the batch of each; ``is_share`` if other traces are not,
+    or no longer, the annotator's; ``queued`` are all items of the review queue they come from."""
 
     infos: Mapping[str, TraceInfo]
     batches: Mapping[str, int] = field(default_factory=dict)
-    is_share: bool = True  # other traces are not, or no longer, the annotator's
-    queued: Sequence[QueueItem] | None = None  # all items of the review queue they come from
+    is_share: bool = True
+    queued: Sequence[QueueItem] | None = None
 
 
 def read_workload(
     store: TraceStore, annotator: str, traces: Any, assign: Assign | None, missing_ok: bool = False
 ) -> Workload:
-    """Read from the store what the annotator is to label (see `workbench.LabelPanel`)."""
+    """Read from the store what the annotator is to label.
+
+    ``traces`` as `workbench.pair` takes them, or a `workbench.review_queue`, whose shares hold
+    where ``assign`` is None. With an `Assignment`, None takes its traces and no others of the
+    experiment; deleted ones are left out, with ``missing_ok`` also of traces named one by one.
+    """
     if assign is None and isinstance(traces, ReviewQueue):
         items = traces.read()
         own = {item.trace_id: item for item in traces.share_of(annotator, items)}
         batches = {i: item.batch for i, item in own.items()}
         return Workload({i: item.info for i, item in own.items()}, batches, queued=items)
-    if isinstance(assign, Assignment) and traces is None:  # its traces, and no others
+    if isinstance(assign, Assignment) and traces is None:
         traces, missing_ok = assign.trace_ids, True
     infos = store.infos(traces, missing_ok=missing_ok)
     if assign is None:
@@ -59,9 +65,9 @@ def read_workload(
 
 
 class LabelQueue:
-    """The items of one annotator in their order (see `put_in_order` for the options).
+    """The queue, without threads (see `workbench.labeling.ordering` for the arguments).
 
-    Unless it is ``in_common`` each annotator has an order of their own, since people who label the
+    The order is ``in_common``, or each annotator has one of their own, since people who label the
     same traces in the same order get in each other's way.
     """
 
@@ -82,9 +88,12 @@ class LabelQueue:
         self._options = {"whose": "" if in_common else folded(annotator), **options}
 
     def take_over(self, work: Workload) -> tuple[list[str], bool]:
-        """Take over what was read from the store; return the traces whose labels have changed, and
-        whether the queue has. Nothing moves that is there: what joins comes after it, and what
-        leaves the share, such as what others have done, is passed over."""
+        """Take over all traces of the annotator as read from the store; return those whose labels
+        have changed, and whether the queue has.
+
+        Nothing moves that is there: what joins is drawn after it, and what leaves the share, such
+        as what others have done, is passed over. What leaves a filter stays.
+        """
         labelled = [i for i, one in work.infos.items() if i in self.items and self.learn(one)]
         has_changed = False
         for i, item in self.items.items():

@@ -10,7 +10,8 @@ is written is told later, by ``on_message``, from another thread:
   is tried again; see ``session.unsaved`` for what is not);
 - ``reveal`` (``trace_id``): ``revealed``;
 - ``refresh``: ``queue``. One that nobody asked for has ``"stay": true``;
-- ``refresh`` with ``"stay": true``, by the clock: ``read``, and before it what has changed;
+- ``refresh`` with ``"stay": true``, by the clock: ``read`` (``wait``: seconds until the next one),
+  and before it what has changed;
 - ``keep`` (``trace_id``): nothing. What is offered again stays as it is;
 - what cannot be done: ``problem`` (``error``, ``about``).
 

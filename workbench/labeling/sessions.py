@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import astuple, replace
 from functools import partial
 from typing import Any
@@ -55,7 +55,8 @@ class LabelSession(Session):
     """The labelling of one annotator on one or several questions (see `workbench.LabelPanel`).
 
     ``on_message`` is called, from another thread, with each message that a view must get later. A
-    view asks for what was done elsewhere ``refresh_every`` seconds after the last answer.
+    view asks for what was done elsewhere every ``refresh_every`` seconds, less often where
+    reading takes long.
     """
 
     def __init__(
@@ -114,10 +115,7 @@ class LabelSession(Session):
         if kind == "reveal":
             return [self._reveal(message["trace_id"])]
         if kind == "refresh" and message.get("stay"):
-            with suppress(Exception):  # it is asked for again
-                if self.store.is_active:
-                    self.reread()
-            return [{"type": "read"}]
+            return [self._read_in_time()]
         return super().answer(kind, message)
 
     def setup(self) -> Message:
@@ -197,6 +195,18 @@ class LabelSession(Session):
             if has_changed:  # the setup goes with it
                 messages.append(self.queue_message(stay=True))
         self.tell(*messages)
+
+    def _read_in_time(self) -> Message:
+        """Read the store again if that is possible; the answer says when to ask for it again."""
+        began = time.monotonic()
+        try:
+            if self.store.is_active:
+                self.reread()
+        except Exception:
+            _log.debug("the store could not be read again", exc_info=True)
+        # A twentieth of the time at most is spent on reading.
+        wait = max(self._refresh_every or 0.0, 20 * (time.monotonic() - began))
+        return {"type": "read", "wait": wait}
 
     @property
     def labels(self) -> pd.DataFrame:

@@ -58,6 +58,11 @@ class View(anywidget.AnyWidget):
         if kernel and request.get("content", {}).get("allow_stdin", True):
             super().open()
 
+    def close(self) -> None:
+        """Close the channel; what is shown from then on is the table."""
+        super().close()
+        self.__dict__.pop("_repr_mimebundle_", None)  # ipywidgets leaves a None there
+
     def _repr_html_(self) -> str:
         raise NotImplementedError
 

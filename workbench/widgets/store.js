@@ -163,7 +163,7 @@ class Store {
     else if (type === "saved") this.onSaved(message);
     else if (type === "unsaved") this.onUnsaved(message);
     else if (type === "queue") this.onQueue(message);
-    else if (type === "read") this.readNext(this.setup.refresh_every);
+    else if (type === "read") this.readNext(message.wait);
     else if (type === "problem") this.say(String(message.error));
     else if (type === "revealed") {
       this.revealed.set(message.trace_id, message);
