@@ -246,9 +246,9 @@ def item_json(
 
 def status_json(item: Item, rubrics: Mapping[str, RubricHistory]) -> dict[str, Any]:
     """Return what the store holds of the annotator's answers, and what is left to do."""
-    made, done = item.annotations, None
-    if made.done and made.answers:
-        done = {
+    made, given = item.annotations, None
+    if made.answers:
+        given = {
             "answers": {name: _answer(one) for name, one in made.answers.items()},
             "rationale": {name: one.rationale or "" for name, one in made.latest.items()},
             "changed": {name: _answer(one) for name, one in made.changed.items()},
@@ -257,7 +257,8 @@ def status_json(item: Item, rubrics: Mapping[str, RubricHistory]) -> dict[str, A
             "decided_by": next(iter(made.answers.values())).annotator,
         }
     return {
-        "done": done,
+        "done": given if made.done else None,
+        "partial": None if made.done else given,
         "again": item.again,
         "skipped": item.status == "skipped",
         "taken": item.status == "taken",

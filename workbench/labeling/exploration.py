@@ -328,7 +328,7 @@ class Exploration(Session):
             raise ArgumentError(
                 "Labels and notes are given by an annotator: Explorer(pairs, annotator='you')."
             )
-        given = read_answers(self.questions, action.answers)
+        given = read_answers(self.questions, action.answers, ())
         # The verdict stands beside the item, so no label given here is blind.
         seen = action.model_copy(update={"after_reveal": True})
         draw = Draw("picked", None, 1, len(self.found.place))

@@ -145,7 +145,7 @@ class LabelQuestion:
 
 
 def read_answers(
-    questions: Sequence[LabelQuestion], given: Mapping[str, Any], stored: Iterable[str] = ()
+    questions: Sequence[LabelQuestion], given: Mapping[str, Any], stored: Iterable[str]
 ) -> list[tuple[LabelQuestion, Any]]:
     """Return the canonical answers; ``stored`` are the questions that have one already."""
     by_name = {question.name: question for question in questions}

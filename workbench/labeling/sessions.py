@@ -331,7 +331,7 @@ class AdjudicationSession(Session):
             return lambda: store.get(action.trace_id)
         if action.kind == "undo":
             return lambda: take_back(store, action, [], self.annotator)
-        ((_, value),) = read_answers([question], action.answers)
+        ((_, value),) = read_answers([question], action.answers, ())
         version = action.rubrics.get(name, question.rubric_version)
 
         def make(info: TraceInfo) -> list[Feedback]:

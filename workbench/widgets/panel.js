@@ -73,7 +73,7 @@ class Panel extends Frame {
     if (item.gone || isSettled) return this.forward(this.position + 1);
     this.form.read();
     const { answers, rationale } = structuredClone(this.draft());
-    const former = latest(done ?? {});
+    const former = latest(done ?? item.partial ?? {});
     const open = this.questions.findIndex(({ name, required }, n) =>
       this.form.rows[n].input?.matches(".wb-wrong") || (!answers[name] && (required !== false || former[name] || rationale[name]?.trim())));
     if (open >= 0 || !Object.keys(answers).length) {

@@ -304,7 +304,7 @@ class Store {
   draft() {
     const { item } = this;
     if (!item) return draftOf(null);
-    return this.drafts.get(item.trace_id) ?? draftOf(this.statusOf(item).done);
+    return this.drafts.get(item.trace_id) ?? draftOf(this.statusOf(item).done ?? item.partial);
   }
 
   /** The questions that the draft of a labelled item answers otherwise, or for another reason. */
