@@ -234,7 +234,7 @@ def _farthest_first(items: Sequence[Known], before: Sequence[Known]) -> list[str
     picked = []
     for _ in range(min(len(items), _FARTHEST)):
         picked.append(items[pick].trace_id)
-        nearest = np.maximum(nearest, (own @ own[[pick]].T).toarray().ravel())
+        nearest = np.maximum(nearest, (own @ own[pick].T).toarray().ravel())
         nearest[pick] = np.inf
         pick = int(np.argmin(nearest))
     return picked
