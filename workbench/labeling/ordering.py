@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from mlflow.entities import TraceInfo
 from mlflow.genai.judges import Judge
+from numpy.typing import NDArray
 
 from workbench.errors import ArgumentError, ScaleError, one_of
 from workbench.judging.judge import fingerprints_of
@@ -42,7 +42,11 @@ _FARTHEST: Final = 1_000
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a trace before it is labelled; ``labels`` are those of other annotators."""
+    """What is known of a trace before it is labelled.
+
+    ``text`` is what a person would read of it, a beginning being enough; ``verdicts`` are the
+    canonical verdicts of the judge, one a sample; ``labels`` those of other annotators.
+    """
 
     trace_id: str
     text: str = ""
@@ -51,10 +55,10 @@ class Known:
 
 
 class Chosen(NamedTuple):
-    """One item of an order."""
+    """One item of an order: ``how`` is "random" or the name of the rule that chose it."""
 
     trace_id: str
-    how: str  # "random" or the name of the rule that chose it
+    how: str
 
 
 class Order(NamedTuple):
@@ -215,26 +219,38 @@ def _balance(items: Sequence[Known], labelled: Mapping[str, Any]) -> list[str]:
 def _farthest_first(items: Sequence[Known], before: Sequence[Known]) -> list[str]:
     """Each item the one whose nearest among those before is farthest (Gonzalez 1985).
 
-    Distances are angles between TF-IDF vectors. After 1,000 draws the rest is left to chance.
+    Texts are hashed TF-IDF vectors in a random projection, their distance is by angle. After
+    1,000 draws the rest is left to chance.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    if not any(re.search(r"\w", item.text) for item in items):
+    if not any(item.text.strip() for item in items):
         return []
-    measure = TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True)
-    vectors = measure.fit_transform([item.text for item in [*items, *before]])
+    vectors = _vectors([item.text for item in [*items, *before]])
     own, earlier = vectors[: len(items)], vectors[len(items) :]
-    nearest = np.full(len(items), -np.inf)
-    for start in range(0, earlier.shape[0], 256):
-        likeness = (own @ earlier[start : start + 256].T).max(axis=1).toarray().ravel()
-        nearest = np.maximum(nearest, likeness)
+    nearest = np.full(len(items), -np.inf, dtype=np.float32)
+    for start in range(0, len(earlier), 256):
+        np.maximum(nearest, (own @ earlier[start : start + 256].T).max(axis=1), out=nearest)
     # The first of all is the most ordinary one: what comes then is unlike it.
-    ordinary = own @ np.asarray(own.mean(axis=0)).ravel()
-    pick = int(np.argmin(nearest) if before else np.argmax(ordinary))
+    pick = int(np.argmin(nearest) if len(earlier) else np.argmax(own @ own.mean(axis=0)))
     picked = []
     for _ in range(min(len(items), _FARTHEST)):
         picked.append(items[pick].trace_id)
-        nearest = np.maximum(nearest, (own @ own[pick].T).toarray().ravel())
+        np.maximum(nearest, own @ own[pick], out=nearest)
         nearest[pick] = np.inf
         pick = int(np.argmin(nearest))
     return picked
+
+
+def _vectors(texts: Sequence[str]) -> NDArray[np.float32]:
+    """Return one vector of length 1 a text."""
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import Normalizer
+    from sklearn.random_projection import GaussianRandomProjection
+
+    measure = make_pipeline(
+        HashingVectorizer(n_features=2**14, alternate_sign=False, norm=None),
+        TfidfTransformer(sublinear_tf=True),
+        GaussianRandomProjection(128, random_state=0),  # fixed, so that two calls measure alike
+        Normalizer(),
+    )
+    return np.asarray(measure.fit_transform(texts), dtype=np.float32)
