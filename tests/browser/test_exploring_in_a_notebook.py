@@ -193,6 +193,9 @@ def test_a_label_a_note_and_the_queue_are_in_the_store(desk: Desk, store: str) -
         root.get_by_label("Your label", exact=True).select_option("no")
         root.get_by_label("Reason for your label").fill("half of it")
         root.get_by_label("Note", exact=True).fill("ask Ana")
+        root.locator(".wbx-row").click()  # opened anew, with what was typed
+        expect(root.get_by_label("Reason for your label")).to_have_value("half of it")
+        expect(root.get_by_label("Note", exact=True)).to_have_value("ask Ana")
         root.get_by_role("button", name="Save label").click()
         expect(told).to_contain_text("Your label is in the store")
         expect(root.locator(".wbx-form")).to_contain_text("Yours so far: no")

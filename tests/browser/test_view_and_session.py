@@ -796,3 +796,20 @@ def test_a_cancel_that_goes_nowhere_is_not_passed_over(explorer: Page) -> None:
     explorer.evaluate("window.sent = null")  # sending fails, as it does without a kernel
     explorer.get_by_role("button", name="Cancel").click()
     expect(explorer.get_by_role("status")).to_contain_text("no kernel")
+
+
+def test_a_view_of_an_ended_kernel_sees_what_a_new_one_has_saved(wire: Wire) -> None:
+    """It says so, and sends nothing any more."""
+    trace_id = wire.panel.trace_id
+    wire.panel.press("2", "Enter")
+    wire.sent()  # nobody is there
+    expect(wire.panel.root).to_have_attribute("data-unsaved", "1")
+    newer = Wire(wire.page.context, LabelSession("quality", annotator="ana", scale=SCALE))
+    assert counting(trace_id) == ["fair"]
+    expect(newer.panel.root).to_have_attribute("data-unsaved", "0")
+    wire.page.clock.run_for(2 * PATIENCE)
+    expect(wire.panel.root).to_have_attribute("data-unsaved", "0")
+    expect(wire.panel.root.locator(".wb-saving")).not_to_contain_text("Not saved yet")
+    wire.sent()
+    wire.page.clock.run_for(20 * PATIENCE)
+    assert acts(wire.sent()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,18 @@ def test_a_store_that_is_not_active_is_not_read(store: str, tmp_path: Path) -> N
     assert by_the_clock(view) == []
     mlflow.set_tracking_uri(store)
     assert len(by_the_clock(view)) == 1
+
+
+def test_a_twentieth_of_the_time_at_most_is_spent_on_reading() -> None:
+    """The answer says when to ask again; the first time the setup does."""
+    slow = in_memory(1, refresh_every=0.01)
+    assert slow.session.setup()["refresh_every"] == 0.01
+    read = slow.session.reread
+    slow.session.reread = lambda: (time.sleep(0.1), read())  # type: ignore[method-assign,assignment,union-attr]
+    (answer,) = slow.send(type="refresh", stay=True)
+    assert answer["wait"] >= 2
+    (answer,) = in_memory(1, refresh_every=30.0).send(type="refresh", stay=True)
+    assert answer["wait"] == 30
 
 
 def test_of_traces_that_were_named_one_may_be_deleted_meanwhile(store: str) -> None:

@@ -274,6 +274,7 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has n
     """Runs the cells in this Python, and shows headings and what the cells print."""
 
     begun = False
+    heading = ""  # of the running cell, until it prints something
     shown: bool
     printed: Counter[int]
 
@@ -302,8 +303,9 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has n
         if msg["msg_type"] == "stream":
             text = msg["content"]["text"]
             if self.shown:
-                sys.stderr.write(text)
+                sys.stderr.write(self.heading + text)
                 sys.stderr.flush()
+                self.heading = ""
             left = MOST_TEXT - self.printed[cell_index]
             self.printed[cell_index] += len(text)
             if left < 0:
@@ -314,8 +316,8 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has n
 
     def start(self, cell: Any, cell_index: int) -> None:
         self.begun = True
-        if self.shown and (heading := _heading([cell])):
-            print(f"\n[{cell_index + 1}/{len(self.nb.cells)}] {heading}", file=sys.stderr)
+        if heading := _heading([cell]):
+            self.heading = f"\n[{cell_index + 1}/{len(self.nb.cells)}] {heading}\n"
 
 
 class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types

@@ -33,7 +33,7 @@ from workbench.labeling.questions import LabelQuestion, read_answers, session_qu
 from workbench.labeling.queue import Assign, LabelQueue, Workload, read_workload
 from workbench.labeling.review_queue import ReviewQueue
 from workbench.labeling.session import Message, Session
-from workbench.labeling.writer import TraceStore, save, skip, take_back, write_once
+from workbench.labeling.writer import Job, TraceStore, save, skip, take_back, write_once
 from workbench.pairing.adjudication import differences, disagreements, new_decision
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import now_ms
@@ -103,8 +103,7 @@ class LabelSession(Session):
             self.questions, annotator, judge=judge_or_name, in_common=in_common, **given
         )
         self.items = self._queue.items
-        self._queue.take_over(work)
-        self._sync(work)
+        self._take_over(work)
         self.notes = list(self._queue.notes)
         if left_out:
             names = ", ".join(map(repr, left_out))
@@ -113,7 +112,8 @@ class LabelSession(Session):
 
     def answer(self, kind: Any, message: Any) -> list[Message]:
         if kind == "reveal":
-            return [self._reveal(message["trace_id"])]
+            self._reveal(message["trace_id"])
+            return []
         if kind == "refresh" and message.get("stay"):
             return [self._read_in_time()]
         return super().answer(kind, message)
@@ -136,22 +136,31 @@ class LabelSession(Session):
     def learn(self, info: TraceInfo) -> None:
         self._queue.learn(info)
 
-    def _reveal(self, trace_id: str) -> Message:
-        """Return what the judge and others say, and record that the annotator sees it."""
+    def _reveal(self, trace_id: str) -> None:
         if not self.reveal:
             raise ArgumentError("Verdicts are not shown in this session (reveal=False).")
         with self.lock:
             item = self.items.get(trace_id)
             waits = any(action.trace_id == trace_id for action in self.waiting.values())
-            is_saved = item is not None and item.status == "done" and not waits
-        with self.writer.busy:
-            info = self.store.get(trace_id)
-            stored = read_annotations(info, self.questions, self.annotator)
-            if not is_saved or not stored.done or stored.actions & undone_actions(info):
-                raise StoreError("The verdict is shown once your own label is saved.")
-            self.store.record_look(info, self.questions, self.annotator)
-            info = self.store.get(trace_id)
-            with self.lock:
+            if item is None or item.status != "done" or waits:
+                raise ArgumentError("The verdict is shown once your own label is saved.")
+
+        def failed(error: Exception, final: bool) -> None:
+            if final:
+                self.tell({"type": "problem", "error": store_message(error), "about": "reveal"})
+
+        self.writer.put(Job(trace_id, lambda: self._revealed(trace_id), self.tell, failed, tries=3))
+
+    def _revealed(self, trace_id: str) -> Message:
+        """Record that the annotator sees them, and return what the judge and others say."""
+        info = self.store.get(trace_id)
+        stored = read_annotations(info, self.questions, self.annotator)
+        if not stored.done or stored.actions & undone_actions(info):
+            raise StoreError("The verdict is shown once your own label is saved.")
+        self.store.record_look(info, self.questions, self.annotator)
+        info = self.store.get(trace_id)
+        with self.lock:
+            if trace_id in self.items:
                 self._queue.learn(info)
         verdicts = {q.name: self._verdict(info, q) for q in self.questions}
         others = [
@@ -166,34 +175,35 @@ class LabelSession(Session):
         (usable,) = usable_verdicts({info.trace_id: info}, question, self._judge).values()
         return _said(question, usable[-1]) if usable else None
 
-    def _sync(self, work: Workload) -> None:
-        """Bring MLflow's page in step; what fails is done at the next reading."""
-        if work.queued is None:
-            return
-        try:
-            self._traces.sync(work.queued, by=self.annotator)
-        except Exception as error:
+    def _take_over(self, work: Workload) -> tuple[list[str], bool]:
+        with self.lock:
+            changed = self._queue.take_over(work)
+        if (items := work.queued) is not None:
+            write = partial(self._traces.sync, items, by=self.annotator)
+            self.writer.put(Job("status", write, lambda _: None, self._lag, tries=3))
+        return changed
+
+    def _lag(self, error: Exception, final: bool) -> None:
+        """What fails for good is done at the next reading."""
+        if final:
             name, text = self._traces.name, store_message(error)
             _log.warning("The queue %r in MLflow's page lags behind: %s", name, text)
 
-    def reload(self) -> tuple[list[str], bool]:
-        """Read the store again; return which items were labelled elsewhere, and whether there are
-        others, or other questions."""
-        work, asked = self._read(missing_ok=True), self.questions
-        self.ask(asked)
-        with self.lock:
-            labelled, has_changed = self._queue.take_over(work)
-        self._sync(work)
-        return labelled, has_changed or self.questions != asked
+    def reload(self) -> None:
+        self.ask(self.questions)
+        # Of traces that are named, some may have been deleted since.
+        self._take_over(self._read(missing_ok=True))
 
     def reread(self) -> None:
         """Read the store again, and tell the view what has changed."""
         with self.writer.busy:
-            labelled, has_changed = self.reload()
+            work, asked = self._read(missing_ok=True), self.questions
+            self.ask(asked)
             with self.lock:
+                labelled, has_changed = self._take_over(work)
                 messages = [self.saved_message([], labelled)] if labelled else []
-            if has_changed:  # the setup goes with it
-                messages.append(self.queue_message(stay=True))
+                if has_changed or self.questions != asked:  # the setup goes with it
+                    messages.append(self.queue_message(stay=True))
         self.tell(*messages)
 
     def _read_in_time(self) -> Message:

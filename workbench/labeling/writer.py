@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -47,21 +48,23 @@ _log = logging.getLogger(__name__)
 @dataclass(eq=False)
 class Job:
     """One thing to write: ``done`` hears of what ``write`` returned, ``failed`` of each error and
-    whether it is final. Jobs of one ``lane`` keep their order."""
+    whether it is final. Jobs of one ``lane`` keep their order. ``tries`` limits those of one that
+    is asked for again anyway: they would pile up."""
 
     lane: str
     write: Callable[[], Any]
     done: Callable[[Any], None]
     failed: Callable[[Exception, bool], None]
     attempts: int = 0
+    tries: float = math.inf
 
 
 class Writer:
     """Does jobs in one thread, which ends when there is nothing to do, and with the process.
 
-    A job that fails is tried again until it returns or is refused (`is_refusal`); jobs of other
-    lanes go first meanwhile. ``busy`` is held while a job is done; whoever reads the store holds
-    it too, so that nothing that was read is older than what was written.
+    A job that fails is tried again until it returns, is refused (`is_refusal`) or has had its
+    ``tries``; jobs of other lanes go first meanwhile. ``busy`` is held while a job is done; whoever
+    reads the store holds it too, so that nothing that was read is older than what was written.
     """
 
     def __init__(self) -> None:
@@ -107,7 +110,7 @@ class Writer:
             try:
                 result = job.write()
             except Exception as error:
-                is_final = is_refusal(error, job.attempts)
+                is_final = job.attempts >= job.tries or is_refusal(error, job.attempts)
                 outcome = partial(job.failed, error, is_final)
             else:
                 is_final, self._failures = True, 0

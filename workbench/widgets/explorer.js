@@ -25,6 +25,7 @@ class Explorer {
     this.at = [0, 0]; // the cell that Tab comes to
     this.opened = null; // the trace id of the open item
     this.sent = new Map(); // by action that is not settled: its trace, what it is, and the answer
+    this.drafts = new Map(); // by trace: what is typed and not saved
     this.build(el);
     ownKeys(this.root, signal, (event) => this.actionOf(event));
     const receive = (message) => this.receive(message);
@@ -312,17 +313,19 @@ class Explorer {
     const { answers = {}, changed = {}, rationale = {} } = item.done ?? {};
     this.first = answers[question.name];
     const now = changed[question.name] ?? this.first;
-    const chosen = now?.abstain ? "x" : now ? JSON.stringify(now.value) : "";
+    const draft = this.drafts.get(item.trace_id) ?? {};
+    const chosen = draft.answer ?? (now?.abstain ? "x" : now ? JSON.stringify(now.value) : "");
     const field = (tag, label, props, ...inner) => h(tag, { "aria-label": label, dir: "auto", ...props }, inner);
     const answer = question.choices.length
       ? field("select", "Your label", {}, options([["", "choose …"], ...question.choices.map(({ value, label }) => [JSON.stringify(value), label]), ["x", "Can't judge"]], chosen))
       : field("input", "Your label", { inputmode: "decimal", value: chosen, placeholder: "a number" });
-    const reason = field("textarea", "Reason for your label", { rows: 1, placeholder: "reason (optional)" }, rationale[question.name] ?? "");
-    const text = field("textarea", "Note", { rows: 2, placeholder: "a note on this item" }, answers[note.name]?.value ?? "");
+    const reason = field("textarea", "Reason for your label", { rows: 1, placeholder: "reason (optional)" }, draft.reason ?? rationale[question.name] ?? "");
+    const text = field("textarea", "Note", { rows: 2, placeholder: "a note on this item" }, draft.note ?? answers[note.name]?.value ?? "");
     const rubric = question.rubric?.trim() ? h("details", { class: "wb-rubric" }, h("summary", null, "Rubric"), boxed(question.rubric_blocks, "Rubric")) : null;
     this.said = h("p", { class: "wb-quiet" });
     this.paintSaid(now);
-    return h("div", { class: "wbx-form", role: "group", "aria-label": `As ${flat(this.setup.annotator)}` },
+    const keep = () => this.drafts.set(item.trace_id, { answer: answer.value, reason: reason.value, note: text.value });
+    return h("div", { class: "wbx-form", role: "group", "aria-label": `As ${flat(this.setup.annotator)}`, oninput: keep },
       h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 4 }, "As ", visible(this.setup.annotator)), this.said, rubric,
       h("div", { class: "wbx-line" }, answer, reason, small("Save label", () => this.saveLabel(question, answer, reason))),
       h("div", { class: "wbx-line" }, text, small("Save note", () => (text.value.trim() ? this.save(note, { value: text.value.trim(), abstain: false }, "", "note") : this.tell("The note is empty.")))),
@@ -355,6 +358,8 @@ class Explorer {
 
   onSaved(ids) {
     for (const { trace, what, answer } of ids.map((id) => this.sent.get(id)).filter(Boolean)) {
+      const draft = this.drafts.get(trace) ?? {};
+      this.drafts.set(trace, what === "note" ? { ...draft, note: undefined } : { note: draft.note });
       if (trace !== this.detail.dataset.trace) continue;
       this.tell(what === "note" ? "The note is in the store." : "Your label is in the store, marked as given after the verdict. The matrix stays that of the pairs as they were read.");
       if (what === "note") continue;

@@ -72,6 +72,12 @@ class Outbox {
     return this.size > 0 && performance.now() - this.waitingSince > RETRY_AFTER;
   }
 
+  /** The actions that another view of the same panel has settled: those are no longer stored. */
+  settledElsewhere() {
+    const ids = new Set(this.stored().map(({ id }) => id));
+    return this.isKept ? this.actions.filter(({ id }) => !ids.has(id)) : [];
+  }
+
   stored() {
     const names = () => Object.keys(localStorage).filter((name) => name.startsWith(this.prefix));
     const found = this.attempt(() => names().map((name) => JSON.parse(localStorage.getItem(name))));
@@ -253,6 +259,10 @@ class Store {
   }
 
   onTimer() {
+    // A panel made anew, after a restart of the kernel, saves what an older view of it still holds.
+    const settled = this.outbox.size ? this.outbox.settledElsewhere() : [];
+    for (const { id } of settled) this.outbox.remove(id);
+    if (settled.length) this.paintSaved();
     // What was sent and is not answered is sent again.
     const isOverdue = (type) => performance.now() - this.sent.get(type) > RETRY_AFTER;
     if (this.outbox.size && isOverdue("act")) this.send({ type: "act", actions: this.outbox.actions });
