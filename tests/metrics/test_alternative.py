@@ -225,3 +225,9 @@ def test_equal_on_every_item_wins_unless_epsilon_is_zero() -> None:
     assert found.table["p_value"].tolist() == [0, 0, 0]
     assert alternative_annotator_test(table, [1, 0] * 20, epsilon=0).winning_rate == 0
     assert alternative_annotator_test(table, [0, 1] * 20).winning_rate == 0
+
+
+def test_an_annotator_may_have_any_name() -> None:
+    table = pd.DataFrame({"the judge": ["yes", "no"] * 20, "ben": ["yes", "no"] * 20})
+    found = alternative_annotator_test(table, ["yes", "no"] * 20)
+    assert list(found.table.index) == ["the judge", "ben"]

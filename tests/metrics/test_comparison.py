@@ -107,7 +107,7 @@ def test_other_human_labels_scales_or_traces_are_errors() -> None:
     with pytest.raises(ArgumentError, match="different scales"):
         compare(one, make_pairs(["good", "poor"], ["good", "good"], GRADES))
     out_of = [make_pairs([1.0], [2.0], Scale("numeric", low=0, high=top)) for top in (5, 10)]
-    with pytest.raises(ArgumentError, match=r"high=5.* before, .*high=10.* after"):
+    with pytest.raises(ArgumentError, match=r"to 5.* before, .*to 10.* after"):
         compare(*out_of)
     with pytest.raises(ArgumentError, match="no trace in common"):
         compare(one, replace(one, table=one.table.assign(trace_id=["a", "b"])))

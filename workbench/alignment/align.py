@@ -259,8 +259,10 @@ def _result(
         examples=data.by_id,
         looks=looks,
         calls=learned.judge_calls + probe.calls + tested.paid.requests,
-        reflection_calls=learned.reflection_calls + learned.embedding_calls,
-        usage=learned.usage + probe.paid + tested.paid,
+        reflection_calls=learned.reflection_calls
+        + learned.embedding_calls
+        + tested.embeddings.requests,
+        usage=learned.usage + probe.paid + tested.paid + tested.embeddings,
         usd_per_1000=usd_per_1000(
             str(data.judge.model), [v.usage for v in tested.verdicts or (probe,)]
         ),

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
 
@@ -148,7 +149,7 @@ class _Benchmark:
         try:
             learned = learn()
             self._test(name, learned, time.monotonic() - started, budget)
-        except (ReplayError, StoreError):
+        except (ReplayError, StoreError, MlflowException):
             raise
         except Exception as error:
             keys = (*credentials_of(*endpoint(self.data.judge)), *environment_keys())

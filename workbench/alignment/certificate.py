@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import mlflow
 import pandas as pd
 
 from workbench.alignment.heldout import MOST_LOST, origin_note
@@ -14,6 +13,7 @@ from workbench.alignment.registry import load_judge
 from workbench.alignment.result import Alignment
 from workbench.alignment.runs import (
     CERTIFIED_TAG,
+    begin_run,
     current_place,
     item_tags,
     judges_by_item,
@@ -254,9 +254,8 @@ def _looks(pairs: Pairs, by_id: Mapping[str, Example], passed: bool) -> int:
     if any(fingerprint not in judges for judges in known):
         tags = {CERTIFIED_TAG: fingerprint, **item_tags(pairs, by_id)}
         tags["workbench.status"] = "passed" if passed else "not passed"
-        where: Any = current_place()
-        mlflow.start_run(run_name=f"certify {pairs.name}", tags=tags, nested=True, **where)
-        mlflow.end_run()
+        with begin_run(f"certify {pairs.name}", tags, current_place()):
+            pass
     return max(len(judges | {fingerprint}) for judges in known)
 
 
@@ -269,8 +268,8 @@ def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:
         if wrong in found.index
         for value, low, high, n in [map(float, found.loc[wrong])]
     }
-    columns = list(found.columns)
-    found = pd.concat([found, pd.DataFrame.from_dict(of_binary, orient="index", columns=columns)])
+    how: Any = {"orient": "index", "columns": list(found.columns), "dtype": float}
+    found = pd.concat([found, pd.DataFrame.from_dict(of_binary, **how)])
     table = found.loc[list(least)].astype({"n": int}).assign(threshold=list(least.values()))
     return table.assign(passed=table["low"] > table["threshold"]).rename_axis("figure")
 

@@ -139,7 +139,8 @@ class HeldOutTest:
     comparison: Comparison
     verdicts: Sequence[Verdict] = ()  # all of the proposed judge
     lost: float = 0.0  # share of the test without a usable one
-    paid: Usage = UNPAID  # embeddings of a judge with a memory included
+    paid: Usage = UNPAID
+    embeddings: Usage = UNPAID  # of a judge with a memory
     notes: Sequence[str] = ()
 
 
@@ -182,7 +183,8 @@ def score_held_out(
         compare(before, after, seed=seed),
         verdicts,
         lost=lost / len(test),
-        paid=runner.used + (embedding.used if embedding else UNPAID),
+        paid=runner.used,
+        embeddings=embedding.used if embedding else UNPAID,
         notes=(note,) if lost else (),
     )
 

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, cast
 
 import mlflow
@@ -61,11 +61,12 @@ class Registered:
     new: bool = True
     headline: str = ""
     warning: str = ""
+    _judge: Judge | None = field(default=None, compare=False)
 
     @property
     def judge(self) -> Judge:
-        """The judge, as `load_judge` gives it."""
-        return load_judge(self.name, self.version, experiment=self.experiment_id)
+        """The judge under its registered name; loaded when it is not at hand."""
+        return self._judge or load_judge(self.name, self.version, experiment=self.experiment_id)
 
     def __repr__(self) -> str:
         state = "new" if self.new else "was there already"
@@ -117,7 +118,9 @@ def register(
     where = find_experiment_id(experiment)
     with suppress(MlflowException):  # what does not exist is told where it is written to
         check_not_deleted(where)
-    return _write(where, named, stored, made)
+    return replace(
+        _write(where, named, stored, made), _judge=judge if judge.name == named else None
+    )
 
 
 _SCORES: Final = ("n", "accuracy", "accuracy_interval", "kappa", "kappa_interval")
@@ -354,6 +357,11 @@ def _versions(where: str, name: str) -> list[ScorerVersion]:
     versions: list[ScorerVersion] = []
     try:
         versions = TracingClient().store.list_scorer_versions(where, name)
+    except NotImplementedError:
+        raise RegistryError(
+            f"The store {address()} has no registry of judges. Use a database "
+            "(mlflow.set_tracking_uri('sqlite:///mlflow.db')) or an MLflow server."
+        ) from None
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise

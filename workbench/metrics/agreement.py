@@ -307,6 +307,8 @@ def agreement(
     confusion, baseline = confusion_of(coded), ratio(np.bincount(coded.human).max(initial=0), n)
     cells = confusion.to_numpy()
     per_class = None if coded.binned else class_figures(coded, confidence)
+    whole = {"coverage": (coverage, coverage_interval)}
+    whole["majority baseline"] = baseline, Interval(baseline, baseline)
     return Agreement(
         name=pairs.name,
         scale=coded.scale,
@@ -324,7 +326,7 @@ def agreement(
         false_negatives=int(cells[1, 0]) if coded.scale.kind == "binary" else None,
         abstentions=int((lost["why"] == "abstained").sum()),
         failures=int((lost["why"] == "failed").sum()),
-        undefined=why_undefined(coded, found) | _undefined_classes(per_class, n),
+        undefined=why_undefined(coded, {**found, **whole}) | _undefined_classes(per_class, n),
         notes=(*_kappa_paradox(coded, found, baseline), *without_contested(pairs)),
     )
 

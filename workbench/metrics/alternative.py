@@ -133,7 +133,7 @@ def alternative_annotator_test(
     if not 0 <= epsilon < 1:
         raise ArgumentError(f"epsilon={epsilon!r} must lie in [0, 1), for instance 0.2.")
     labels, judged, scale = _read(pairs_or_table, verdicts)
-    verdict = pd.Series(judged, index=labels.index, dtype=object, name="the judge")
+    verdict = pd.Series(judged, index=labels.index, dtype=object, name=("the judge",))
     votes = Votes.of(pd.concat([labels, verdict], axis=1), scale)
     if score == "neg_rmse" and votes.scale.kind == "nominal":
         raise ArgumentError(
@@ -193,7 +193,8 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
         verdicts = verdicts.reindex(table.index)
     elif np.ndim(verdicts) != 1 or len(verdicts) != len(table):
         raise ArgumentError(
-            f"verdicts must be a list of one verdict for each of the {len(table)} rows, got "
+            f"verdicts must be a list, Series or mapping of one verdict for each of the "
+            f"{len(table)} rows, got "
             f"{type(verdicts).__name__} of shape {np.shape(verdicts)}."
         )
     return table, list(verdicts), None

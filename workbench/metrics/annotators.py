@@ -35,13 +35,14 @@ from workbench.metrics.intervals import (
     figure_table,
     mean_interval,
     proportion,
+    wilson,
     with_ends,
 )
 from workbench.metrics.votes import Votes
 from workbench.pairing.pairs import Groups, Pairs
 from workbench.scale import MOST_CATEGORIES, Scale
 
-UNDEFINED_ALPHA = "Alpha is undefined: it takes items with two labels, and not all labels equal."
+UNDEFINED_ALPHA = "Alpha and kappa are undefined: they take items with two labels, not all equal."
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -184,7 +185,7 @@ def annotator_agreement(
     if votes.level == "interval" or len(votes.positions) <= MOST_CATEGORIES:
         # With more categories its resamples would take long.
         bootstrap = Bootstrap(times, rows=(votes.groups[several], kind), **options)
-        alpha_interval = bootstrap.around(alpha, statistic)
+        alpha_interval = _around(alpha, statistic, bootstrap, shared)
     fleiss, fleiss_interval, fleiss_items, fleiss_raters = _fleiss(votes, options)
     ceiling, ceiling_interval = _accuracy(credits, votes.groups, confidence)
     return AnnotatorAgreement(
@@ -249,7 +250,17 @@ def _fleiss(votes: Votes, options: dict[str, Any]) -> tuple[float, Interval, int
     statistic = partial(fleiss_kappa, _counts(codes[first], len(votes.values)))
     value = float(statistic(times))
     bootstrap = Bootstrap(times, rows=(votes.groups[items], kind), **options)
-    return value, bootstrap.around(value, statistic), len(codes), raters
+    return value, _around(value, statistic, bootstrap, codes), len(codes), raters
+
+
+def _around(value: float, statistic: Statistic, bootstrap: Bootstrap, codes: Array) -> Interval:
+    """The bootstrap's interval; where all labels of each item are equal, which leaves no resample
+    to differ, as far down as the most disagreements that Wilson's interval leaves plausible."""
+    if not value > 1 - 1e-12:
+        return bootstrap.around(value, statistic)
+    shares = np.bincount(codes[codes >= 0]) / (codes >= 0).sum()
+    by_chance, worst = 1 - float(shares @ shares), wilson(0, bootstrap.n, bootstrap.confidence).high
+    return Interval(max(-1.0, 1 - worst / by_chance), 1.0)
 
 
 def _equally_rated(codes: Array) -> tuple[Array, Array]:

@@ -258,9 +258,14 @@ def _same_scale(before: Pairs, after: Pairs) -> Scale:
     one, two = before.scale, after.scale
     declared = {one.limits, two.limits} - {(None, None)}
     if (one.kind, one.values) != (two.kind, two.values) or len(declared) > 1:
+        first, second = (
+            f"{each.kind} ({each.describe()})" + f" from {each.low} to {each.high}" * bool(ends)
+            for each in (one, two)
+            for ends in [each.limits != (None, None)]
+        )
         raise ArgumentError(
-            f"The two sets of pairs are on different scales: {one} before, {two} after. Pair both "
-            "judges with the same scale=."
+            f"The two sets of pairs are on different scales: {first} before, {second} after. Pair "
+            "both judges with the same scale=."
         )
     low, high = next(iter(declared), (None, None))
     ends = [end for end in (one.low, one.high, two.low, two.high) if end is not None]
