@@ -172,15 +172,14 @@ def test_a_judge_with_memory_asks_the_real_models_again(simulation: Simulation, 
 
 
 def test_an_alignment_tells_what_an_optimizer_spent(simulation: Simulation, judge: Any) -> None:
-    """Embeddings that its judge needs in the held-out test are among its calls."""
+    """Embeddings that its judge needs in the held-out test are among the calls."""
     judged(judge)
     simulation.control()
     alignment = workbench.align(judge, optimizer=memalign(), gate="none", progress=False)
     served = simulation.stats()
     assert served["reflection"] == 1
-    assert alignment.reflection_calls > served["reflection"]
-    assert alignment.calls > served["judge"]
-    assert alignment.usage.requests == sum(served[k] for k in ("judge", "reflection", "embedding"))
+    assert alignment.reflection_calls == served["reflection"] + served["embedding"]
+    assert alignment.calls == served["judge"]
     assert alignment.usage.requests == alignment.calls + alignment.reflection_calls
     assert alignment.tokens
     places = alignment.preflight.set_index("check")["finding"]
@@ -196,8 +195,10 @@ def test_embeddings_of_the_held_out_test_are_paid(simulation: Simulation, judge:
     simulation.control()
     first, again = score_held_out(data, found), score_held_out(data, found)
     served = simulation.stats()
-    assert first.paid.requests == served["judge"] + served["embedding"] > served["judge"]
-    assert again.paid.requests == 0
+    assert first.embeddings.requests == served["embedding"] > 0
+    assert first.embeddings.tokens
+    assert first.paid.requests == served["judge"]
+    assert again.paid.requests == again.embeddings.requests == 0
 
 
 def test_embeddings_stay_on_the_judges_server(
@@ -211,13 +212,11 @@ def test_embeddings_stay_on_the_judges_server(
     data = AlignmentData(judge, split.train, {e.trace_id: e for e in examples()}, split, Lineage())
     simulation.control()
     found = proposal(judge, memalign(), split)
-    learning = simulation.stats()["embedding"]
     tested = score_held_out(data, found.judge)
     found.judge(inputs={"message": uuid.uuid4().hex}, outputs="b")
-    served = simulation.stats()
-    assert learning == found.embedding_calls > 0
-    asked = served["judge"] - 1 - found.judge_calls + served["embedding"] - 1 - learning
-    assert tested.paid.requests == asked > len(split.test)
+    assert found.embedding_calls * tested.embeddings.requests > 0
+    told = found.embedding_calls + tested.embeddings.requests + 1
+    assert simulation.stats()["embedding"] == told
 
 
 def test_reflection_may_be_reached_elsewhere(simulation: Simulation, judge: Any) -> None:

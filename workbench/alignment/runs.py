@@ -15,8 +15,6 @@ import pandas as pd
 from mlflow.artifacts import load_dict
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges import Judge
-from mlflow.tracking.context.registry import resolve_tags
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from workbench.errors import CancelledError, StoreError
 from workbench.judging.judge import fingerprint
@@ -108,11 +106,9 @@ def logged_run(
 
 @store_errors()
 def begin_run(name: str, tags: Mapping[str, str], place: Mapping[str, str | None]) -> Any:
-    """Begin a run at its place, and not in the run that MLFLOW_RUN_ID may name."""
-    parent = {MLFLOW_PARENT_RUN_ID: place["parent_run_id"]} if place["parent_run_id"] else {}
-    tags = {**resolve_tags(parent), **tags}
-    made = mlflow.MlflowClient().create_run(str(place["experiment_id"]), run_name=name, tags=tags)
-    return mlflow.start_run(run_id=made.info.run_id, nested=True)
+    """Begin a run at its place."""
+    where: Any = place
+    return mlflow.start_run(run_name=name, tags=tags, nested=True, **where)
 
 
 @store_errors()
