@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import mlflow
@@ -102,6 +103,24 @@ def test_a_judge_of_a_user_s_own_class_is_assessed_and_paired(store: str) -> Non
     assert (len(pairs), pairs.fingerprint) == (4, fingerprint(judge))
     improvement = alignment_improvement(judge, judge, ids, progress=False)
     assert improvement["original_accuracy"] == 0.75
+
+
+def test_known_verdicts_are_recorded_and_not_asked_for_again(store: str, tmp_path: Path) -> None:
+    """Another store has none of them."""
+    _COUNTED.clear()
+    traces(3)
+    judge = Counting(name="quality")
+    before = run(judge)
+    with workbench.recording(tmp_path / "answers"):
+        traces(4)
+        recorded = run(judge)
+    assert (recorded.calls, len(_COUNTED)) == (1, 4)
+    mlflow.set_experiment("another")
+    with workbench.replaying(tmp_path / "answers"):
+        traces(4)
+        replayed = run(judge)
+    assert len(_COUNTED) == 4
+    assert [*replayed.table["value"]] == [*before.table["value"], "no"]
 
 
 # -- what is logged -------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from mlflow.tracing.constant import AssessmentMetadataKey
 from workbench.errors import ArgumentError, check_whole
 from workbench.formatting import counted, html_result, with_content
 from workbench.judging.judge import fingerprints_of
-from workbench.judging.requests import check_budget, judge_many, say_where
+from workbench.judging.requests import Asker, check_budget, judge_many, say_where
 from workbench.judging.verdicts import (
     FINGERPRINT_KEY,
     RECORDED_KEY,
@@ -100,10 +100,9 @@ def assess(
 ) -> Assessed:
     """Let the judge rate traces and log its verdicts to MLflow.
 
-    A trace on which this version of the judge has a verdict already is not judged again (but within
-    `workbench.recording`, where the cache has the answer for free), so an interrupted or partly
-    failed run is completed by running it again. Failed calls are logged as feedback with an error,
-    listed in ``.failures``, and never count as a verdict.
+    A trace on which this version of the judge has a verdict already is not judged again, so an
+    interrupted or partly failed run is completed by running it again. Failed calls are logged as
+    feedback with an error, listed in ``.failures``, and never count as a verdict.
 
     Parameters
     ----------
@@ -148,10 +147,12 @@ def assess(
         check_not_deleted(experiment)
     infos = {trace.info.trace_id: trace.info for trace in fetched}
     earlier = {t.info.trace_id: earlier_verdict(t, judge.name, *known_as) for t in fetched}
-    asks_all = recording.recorder() is not None  # another store has none of the verdicts
-    known = {i: v for i, v in earlier.items() if v and v.error is None and not asks_all}
+    known = {i: v for i, v in earlier.items() if v and v.error is None}
     asked = [(i, sample) for sample in range(samples) for i in earlier if sample or i not in known]
-    items = _items(traces, dict(asked))
+    recorder = recording.recorder()
+    items = _items(traces, dict(asked) if recorder is None else earlier)
+    if recorder is not None:
+        _record(recorder, Asker(judge), known, items)
     verdicts: dict[tuple[str, int], Verdict] = {(i, 0): one for i, one in known.items()}
     # Whatever ends the run, what the judge has answered until then is written.
     with ExitStack() as stack:
@@ -244,6 +245,20 @@ def _items(traces: Any, trace_ids: Iterable[str]) -> dict[str, Example]:
     whole = {one.info.trace_id: one for one in given if isinstance(one, Trace)}
     found = fetch_traces([whole.get(i, i) for i in trace_ids])
     return {trace.info.trace_id: as_example(trace) for trace in found}
+
+
+def _record(
+    recorder: recording.Recorder,
+    asker: Asker,
+    known: Mapping[str, Verdict],
+    items: Mapping[str, Example],
+) -> None:
+    """Record what the store has, which another one will not have."""
+    for trace_id, verdict in known.items():
+        request = asker.request(items[trace_id])
+        answer = {"value": verdict.value, "rationale": verdict.rationale}
+        recorder.put(recording.Entry(key=request.key or "", about=request.asker, answer=answer))
+    recorder.save()
 
 
 # -- verdicts and the store -----------------------------------------------------------------
