@@ -153,8 +153,23 @@ def test_what_is_complete_has_its_files_where_the_table_says(
     now = Path(again["folder"][0])
     assert now.parent == output / "works"
     assert (now / "works.ipynb").is_file()
-    assert len(executed(tmp_path)) == 2
+    assert len(executed(tmp_path)) == (1 if how == "moved" else 2)
     pd.testing.assert_frame_equal(workbench.runs(again), again)
+
+
+def test_a_folder_with_a_secret_in_its_path_is_found_again(
+    notebook: Path, tmp_path: Path, threads: Executor
+) -> None:
+    grid = {"kind": "works", "log": str(tmp_path / "log"), "api_key": "output-of"}
+    given: dict[str, Any] = {"executor": threads, "output": "output-of-ana", "progress": False}
+    content = nbformat.read(notebook, as_version=4)
+    content.cells[0].source += "\napi_key = ''"
+    nbformat.write(content, notebook)
+    table = workbench.sweep(notebook, grid, **given)
+    assert (Path(table["folder"][0]) / "works.ipynb").is_file()
+    assert Path(table["temporary"][0]).is_relative_to(table["folder"][0])
+    pd.testing.assert_frame_equal(workbench.sweep(notebook, grid, **given), table)
+    assert len(executed(tmp_path)) == 1
 
 
 def test_paths_may_begin_in_the_home_folder(
@@ -329,6 +344,13 @@ def test_limits_are_checked_before_anything_starts(
     for value in values:
         with pytest.raises(ArgumentError, match=f"{limit}="):
             workbench.sweep(notebook, {"seed": 1}, progress=False, **{limit: value})
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("name", ["../up", "Ana's"])
+def test_a_sweep_has_the_name_of_a_folder(notebook: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ArgumentError, match="name="):
+        workbench.sweep(notebook, {"seed": 1}, name=name, progress=False)
     assert not (tmp_path / "output").exists()
 
 

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -50,6 +50,13 @@ class Result:
             return cls(**json.loads(text))
         return None
 
+    def moved(self, folder: str) -> Result:
+        """Return it with its paths as they are where its files lie in ``folder``."""
+        was, now = self.folder + os.sep, folder + os.sep
+        paths = {k: v for k, v in self.recorded.items() if str(v).startswith(was)}
+        moved = {k: v.replace(was, now, 1) for k, v in paths.items()}
+        return replace(self, folder=folder, recorded=self.recorded | moved)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -70,12 +77,13 @@ class Task:
     store: dict[str, str] = field(default_factory=dict)  # variables of model, cache and MLflow
 
     def result(self, status: Status, error: str = "", **more: Any) -> Result:
-        """Return how this run ended, without secrets."""
+        """Return how this run ended, without secrets, but in its folder as that is."""
         found = Result(
             self.key, self.parameters, status, error.partition("\n")[0],
             folder=self.folder, position=self.position, **more,
         )  # fmt: skip
-        return Result(**without_secrets(asdict(found), {**self.parameters, **self.store}))
+        secret = {**self.parameters, **self.store}
+        return Result(**without_secrets(asdict(found), secret)).moved(self.folder)
 
 
 def notebook_digest(source: Path) -> str:
@@ -85,10 +93,10 @@ def notebook_digest(source: Path) -> str:
 
 
 def read_result(folder: str) -> Result | None:
-    """Return how the run in a folder ended; None where none did, or in another folder."""
+    """Return how the run in a folder ended, wherever that was then; None where none did."""
     with suppress(OSError, ValueError):
         found = Result.read((Path(folder) / RESULT).read_text("utf-8"))
-        return found if found and found.folder == folder else None
+        return found and found.moved(folder)
     return None
 
 

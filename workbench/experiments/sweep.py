@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import secrets
 import threading
 import time
@@ -70,8 +71,8 @@ def sweep(
     Each run has a process, a kernel and a folder of its own. One that fails keeps its executed
     notebook, and the others go on. A run that is complete is not run again while the notebook's
     cells, its parameters, the files that these name, ``WORKBENCH_MODEL``, the version of the
-    package and its folder are the same; so the same call continues what was interrupted. In the
-    active MLflow experiment the sweep is a run, and each of its runs a child.
+    package are the same; so the same call continues what was interrupted. In the active MLflow
+    experiment the sweep is a run, and each of its runs a child.
 
     Parameters
     ----------
@@ -129,6 +130,10 @@ def sweep(
                 f"grid: {', '.join(taken)} is set by the sweep itself, for each run. Rename it."
             )
     name = name or source.stem
+    if not re.fullmatch(r"\w[\w .-]{0,99}", name):
+        raise ArgumentError(
+            f"name={name!r} must be the name of a folder: letters, digits, spaces and ._- only."
+        )
     place = Path(output).expanduser().resolve() / name
     tasks, identity = _plan(
         source, declared, points, place, force=force, timeout=timeout, cell_timeout=cell_timeout

@@ -156,11 +156,11 @@ def runs(sweep: str | pd.DataFrame) -> pd.DataFrame:
     StoreError
         Where there is no such sweep.
     """
-    keys: list[str] = []
+    folders: dict[str, str] = {}
     if isinstance(sweep, pd.DataFrame):
         if "sweep" not in sweep.attrs:
             raise ArgumentError("This table is none that workbench.sweep returned. Give a name.")
-        keys = [Path(folder).name for folder in sweep.get("folder", ())]
+        folders = {Path(folder).name: folder for folder in sweep.get("folder", ())}
         sweep = str(sweep.attrs["sweep"])
     named = f"tags.`{NAME_TAG}` = '{str(sweep).replace(chr(39), '')}'"
     found: Any = mlflow.search_runs(filter_string=named, output_format="list")  # the latest first
@@ -174,6 +174,6 @@ def runs(sweep: str | pd.DataFrame) -> pd.DataFrame:
     parent = found[0].info
     last = {k: each[-1] for k, each in logged(parent.experiment_id, parent.run_id).items()}
     results = sorted(last.values(), key=lambda one: one.position)
-    if keys:
-        results = [last[key] for key in keys if key in last]
+    if folders:
+        results = [last[key].moved(place) for key, place in folders.items() if key in last]
     return table_of(results, parent.run_id)
