@@ -268,7 +268,7 @@ def test_what_is_no_grid_is_told(grid: Any) -> None:
         expand(grid)
 
 
-@pytest.mark.parametrize("value", [object(), float("inf"), [{1, 2}]])
+@pytest.mark.parametrize("value", [object(), float("inf"), float("nan"), [{1, 2}]])
 def test_what_no_notebook_can_be_given_is_named(value: Any) -> None:
     with pytest.raises(ArgumentError, match=r"grid: seed="):
         expand([{"seed": value}])
@@ -292,7 +292,9 @@ def test_a_range_that_ends_before_it_begins_is_named() -> None:
         parse_grid(KNOWN, ["seed=0,5..1"])
 
 
-@pytest.mark.parametrize("text", ["seed", "seed=x", "other=1", "quick=0..1", "other=0..1"])
+@pytest.mark.parametrize(
+    "text", ["seed", "seed=x", "other=1", "quick=0..1", "other=0..1", "columns=a\nb"]
+)
 def test_what_cannot_be_read_is_an_error(text: str) -> None:
     with pytest.raises(NotebookError):
         parse_grid(KNOWN, [text])

@@ -215,7 +215,13 @@ def parse_grid(parameters: Sequence[Parameter], given: Iterable[str]) -> dict[st
         if not is_there:
             raise NotebookError(f"-p {one!r} gives no value. Write NAME=VALUE or NAME=VALUE,VALUE.")
         kind, values = kinds.get(name), grid.setdefault(name, [])
-        for value in next(csv.reader([text], skipinitialspace=True), [""]):
+        try:
+            listed = next(csv.reader([text], skipinitialspace=True), [""])
+        except csv.Error as error:  # as for a line break
+            raise NotebookError(
+                f"-p {one!r} cannot be read ({error}). Put quotes around a value of several lines."
+            ) from None
+        for value in listed:
             if kind is not str and (span := _RANGE.fullmatch(value)):
                 low, high = map(int, span.groups())
                 if low > high:
@@ -264,8 +270,9 @@ def expand(grid: Grid) -> list[Point]:
         for name, value in point.items():
             try:
                 clean[name] = plain(value)
-            except ValueError as error:
-                raise ArgumentError(f"grid: {name}={value!r} is {error}.") from None
+                json.dumps(value, allow_nan=False, default=plain)
+            except ValueError as error:  # NaN, which `plain` takes for None, is none either
+                raise ArgumentError(f"grid: {name}={value!r} cannot be given: {error}.") from None
         unique.setdefault(json.dumps(clean, sort_keys=True), clean)
     if not unique:
         raise ArgumentError(
