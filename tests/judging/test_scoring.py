@@ -242,6 +242,25 @@ def test_a_model_that_cannot_answer_ends_the_run(tmp_path: Path, loopback: Start
     assert not list((tmp_path / "v").glob("part-*"))
 
 
+@pytest.mark.parametrize(
+    ("first", "more", "fits"),
+    [(1, "x", False), (1, 1.5, False), (1, None, True), (1.5, 1, True), ("x", 1, True)],
+)
+def test_cells_of_another_type_are_told_before_a_call(
+    tmp_path: Path, loopback: Start, first: Any, more: Any, fits: bool
+) -> None:
+    server = loopback()
+    judge = judge_at(server.url)
+    cells = pd.Series([first] * 10 + [more] * 5, dtype=object)
+    score(judge, answers(10).assign(k=cells[:10]), tmp_path / "v", keep="k")
+    if fits:
+        assert score(judge, answers(15).assign(k=cells), tmp_path / "v", keep="k").asked == 5
+    else:
+        with pytest.raises(ArgumentError, match=r"keep: column 'k' now holds .*int64 in"):
+            score(judge, answers(15).assign(k=cells), tmp_path / "v", keep="k")
+        assert server.requests == 10
+
+
 def test_another_judge_or_table_is_refused(tmp_path: Path, loopback: Start) -> None:
     """The folder of one judge and table takes no verdicts on another; nothing is asked."""
     server = loopback()

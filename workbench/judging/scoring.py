@@ -137,7 +137,7 @@ def score(
     shown = bar(total=known_length(table), desc=f"scoring with {judge.name}", disable=not progress)
     with shown, folder.writing(expected) as answered:
         beside = read_partitions(table, layout.beside, partition_rows, encoding)
-        types = folder.types(layout.types(beside if layout.beside else ()), scale_of(judge))
+        types = folder.types(layout.kept(beside if layout.beside else ()), scale_of(judge))
         about = {"judge": judge.name, **expected}
         run = _Run(folder, layout, types, scale_of(judge), limit, about, shown)
         ask = _ask_here if client is None else ask_on_cluster

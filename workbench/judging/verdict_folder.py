@@ -64,14 +64,14 @@ class Layout:
         """All that are read."""
         return [*(c for by_key in self.sides.values() for c in by_key.values()), *self.beside]
 
-    def types(self, partitions: Iterable[Sequence[Record]]) -> dict[str, Any]:
-        """Look at all that is copied before anything is paid for; return the types of columns."""
+    def kept(self, partitions: Iterable[Sequence[Record]]) -> dict[str, list[Any]]:
+        """Look at all that is copied before anything is paid for; return a cell of each type."""
         found: dict[str, dict[type, Any]] = {column: {} for column in self.keep}
         for number, record in enumerate(itertools.chain.from_iterable(partitions)):
             row, _ = self._copied(number, record)
             for column, by_type in found.items():
                 by_type[type(row[column])] = row[column]
-        return {column: column_type([*by_type.values()]) for column, by_type in found.items()}
+        return {column: [*by_type.values()] for column, by_type in found.items()}
 
     def read(self, number: int, record: Record) -> tuple[Record, Example, list[Any]]:
         """What is known of a row before it is judged (an error bars it), item, and content."""
@@ -186,15 +186,25 @@ class VerdictFolder:
         counts = {"rows": len(rows), "failed": failed, "abstained": abstained}
         write_parquet(self.part(number), pa.table(columns), {**about, **counts})
 
-    def types(self, kept: dict[str, Any], scale: Scale | None) -> dict[str, Any]:
-        """The types of all columns, with those ``kept``; of a folder in use those of its files."""
+    def types(self, kept: dict[str, list[Any]], scale: Scale | None) -> dict[str, Any]:
+        """The types of all columns; of a folder in use those of its files, which must fit."""
         if files := self.parts():
             schema = pq.read_schema(files[0])
-            return dict(zip(schema.names, schema.types, strict=True))
+            types = dict(zip(schema.names, schema.types, strict=True))
+            for name, cells in kept.items():
+                fits = {types[name], *[pa.int64()] * (types[name] == pa.float64())}
+                wrong = [v for v in cells if v is not None and column_type([v]) not in fits]
+                if wrong and types[name] != pa.string():
+                    raise ArgumentError(
+                        f"keep: column {name!r} now holds {wrong[0]!r}, and is of {types[name]} in "
+                        f"{str(self.path)!r}. Make it that again, or name a new folder."
+                    )
+            return types
         verdict = column_type([] if scale is None else scale.values)
         if scale is not None and scale.kind == "numeric":
             verdict = pa.int64() if scale.integer else pa.float64()
-        kinds = {**kept, "time": pa.timestamp("us", "UTC")}
+        kinds = {name: column_type(cells) for name, cells in kept.items()}
+        kinds |= {"time": pa.timestamp("us", "UTC")}
         kinds |= {"verdict": verdict, "cost": pa.float64()}
         kinds |= dict.fromkeys(("row", "input_tokens", "output_tokens", "calls"), pa.int64())
         return {name: kinds.get(name, pa.string()) for name in ("row", *kept, *COLUMNS[1:])}
