@@ -51,6 +51,8 @@ def _no_servers_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ("bedrock:/m", "AWS_REGION"),
         ("vertex_ai:/m", "VERTEX_LOCATION"),
         ("databricks:/m", "DATABRICKS_HOST"),
+        ("huggingface:/m", "HF_ENDPOINT"),
+        ("sap-ai-core:/m", "MLFLOW_GENAI_JUDGE_BASE_URL"),
     ],
 )
 def test_a_server_that_the_environment_names_has_answers_of_its_own(
@@ -84,6 +86,8 @@ def test_another_server_than_the_own_is_no_matter(monkeypatch: pytest.MonkeyPatc
     keys = key(judge_of("openai:/m")), key(given), key(judge_of(MODEL))
     monkeypatch.setenv("AZURE_API_BASE", "http://one.example")
     monkeypatch.setenv("OLLAMA_HOST", "http://one.example")
+    monkeypatch.setenv("OPENAI_LOG", "debug")
+    monkeypatch.setenv("OPENAI_PROXY", "http://one.example")
     assert (key(judge_of("openai:/m")), key(given), key(judge_of(MODEL))) == keys
     monkeypatch.setenv("OPENAI_API_BASE", "http://one.example")
     assert (key(given), key(judge_of(MODEL))) == keys[1:]

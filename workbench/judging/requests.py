@@ -170,12 +170,18 @@ def why_unmeasurable(judge: Judge) -> str:
 
 # -- where answers come from ----------------------------------------------------------------
 
-# How the variables of a provider begin, where that is not its name.
+# How the variables that name a provider's place end, and begin where that is not its name.
+_PLACES: Final = (
+    r"(?:\w+_)?(?:API_BASE|BASE_URL|API_VERSION|ENDPOINT\w*|HOST|LOCATION|REGION\w*|TARGET)"
+)
 _PREFIXES: Final = {
     "amazon-bedrock": "AWS|BEDROCK",
     "bedrock": "AWS|BEDROCK",
     "databricks": "DATABRICKS|MLFLOW_DEPLOYMENTS",
     "endpoints": "DATABRICKS|MLFLOW_DEPLOYMENTS",
+    "huggingface": "HF|HUGGINGFACE",
+    "sap-ai-core": "MLFLOW_GENAI_JUDGE|SAP_AI_CORE",
+    "togetherai": "TOGETHERAI|TOGETHER_AI",
     "vertex_ai": "VERTEX|VERTEXAI",
 }
 
@@ -207,10 +213,10 @@ def answers_from(model: str | None, base_url: str | None = None) -> dict[str, An
     if provider == "gateway":
         server = os.environ.get("MLFLOW_GATEWAY_URI") or mlflow.get_tracking_uri()
         return {"model": model, "server": _address(server)}
-    # Clients differ in which of several variables they heed, so that each counts but for secrets.
+    # Clients differ in which of several variables they heed, so that each counts.
     prefixes = _PREFIXES.get(provider, provider.upper().replace("-", "_"))
-    place = re.compile(rf"(?!.*(KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL))(?:{prefixes})_")
-    named = {n: _address(v) for n, v in os.environ.items() if v and place.match(n)}
+    place = re.compile(rf"(?:{prefixes})_{_PLACES}")
+    named = {n: _address(v) for n, v in os.environ.items() if v and place.fullmatch(n)}
     return {"model": model, "server": named}
 
 
