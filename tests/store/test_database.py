@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import mlflow
+import pandas as pd
 import pytest
 from running import active_store
 
@@ -142,3 +144,26 @@ def test_a_server_that_does_not_answer_is_told_as_such(
     told = r"no server answers at http://127\.0\.0\.1:9\. Check that it runs"
     with active_store("http://127.0.0.1:9"), pytest.raises(StoreError, match=told):
         call("good")
+
+
+def test_an_id_is_not_taken_for_the_name_of_another_experiment(store: str) -> None:
+    """Experiments may be named by numbers; a name that is given goes before an id."""
+    pilot = mlflow.create_experiment("pilot")
+    here = mlflow.create_experiment(pilot)
+    there = mlflow.create_experiment(here)
+    mlflow.set_experiment(experiment_id=here)
+    table = pd.DataFrame({"q": ["a"], "a": ["x"], "ana": ["good"], "ben": ["poor"]})
+    roles: dict[str, Any] = {"inputs": "q", "outputs": "a", "labels": {"ana": "ana", "ben": "ben"}}
+    made = workbench.import_traces(table, label_name="quality", **roles)
+    again = workbench.import_traces(table, label_name="quality", **roles)
+    assert (again.trace_ids, again.created, again.experiment_id) == (made.trace_ids, 0, here)
+    for text in ("Is it right?", "Is it true?"):
+        workbench.set_rubric("quality", text)
+    workbench.set_rubric("quality", "Is it nice?", experiment=here)
+    asked: dict[str, Any] = {"annotator": "cem", "scale": workbench.Scale.of(["poor", "good"])}
+    for name, items, rubric in ((pilot, 1, "Is it true?"), (here, 0, "Is it nice?")):
+        with closing(workbench.LabelSession("quality", experiment=name, **asked)) as session:
+            assert (len(session.items), session.questions[0].rubric) == (items, rubric)
+    decision = workbench.adjudicate(made.trace_ids[0], "good", name="quality", by="dora")
+    assert decision.rubric_version == 2
+    assert mlflow.get_experiment(there).name == here

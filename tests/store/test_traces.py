@@ -33,7 +33,8 @@ def test_an_experiment_is_found_by_name_or_id(store: str) -> None:
     assert find_experiment_id("new") == mlflow.get_experiment_by_name("new").experiment_id
     with pytest.raises(StoreError, match="no experiment '999'"):
         find_experiment_id("999", create=False)
-    assert find_experiment_id("2024") == mlflow.get_experiment_by_name("2024").experiment_id
+    for name in ("2024", "1" * 25, "²"):
+        assert find_experiment_id(name) == mlflow.get_experiment_by_name(name).experiment_id
     mlflow.delete_experiment(find_experiment_id("new"))
     with pytest.raises(StoreError, match="was deleted"):
         find_experiment_id("new")

@@ -24,6 +24,7 @@ from workbench.store.assessments import (
     now_ms,
     signature,
 )
+from workbench.store.database import ExperimentId
 from workbench.store.labels import (
     AFTER_VERDICT_KEY,
     DECISION_KEY,
@@ -171,7 +172,7 @@ def adjudicate(
     for argument, text in (("name", name), ("by", by), ("trace_id", trace_id)):
         check_text(argument, text)
     (trace,) = fetch_traces([trace_id], spans=False)
-    where = trace.info.experiment_id
+    where = ExperimentId(trace.info.experiment_id)
     scale = scale or schema_scale(name, experiment=where)
     try:
         value, rationale = read_rating(value, rationale)

@@ -154,22 +154,28 @@ def _is_half_made(path: Path) -> bool:
         ) from None
 
 
+class ExperimentId(str):
+    """The id of an experiment: given as an experiment, it is not looked up as a name."""
+
+
 @store_errors()
-def find_experiment_id(experiment: str | None = None, *, create: bool = True) -> str:
-    """Return the id of the active experiment, or of one by its id or name, created if missing."""
+def find_experiment_id(experiment: str | None = None, *, create: bool = True) -> ExperimentId:
+    """Return the id of the active experiment, or of one by its name or id, created if missing."""
     if experiment is None:
-        return compat.active_experiment_id()
-    name, found = str(experiment), None
-    if name.isdigit():
+        return ExperimentId(compat.active_experiment_id())
+    if isinstance(experiment, ExperimentId):
+        return check_not_deleted(experiment)
+    name = str(experiment)
+    found = mlflow.get_experiment_by_name(name)
+    if found is None and re.fullmatch("[0-9]{1,18}", name):
         try:
             found = mlflow.get_experiment(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        except MlflowException as error:  # there is no such id
+            if _may_pass(error):
                 raise
-    found = found or mlflow.get_experiment_by_name(name)
     if found is None and create:
         with suppress(MlflowException):  # another process was faster to create it
-            return str(mlflow.create_experiment(name))
+            return ExperimentId(mlflow.create_experiment(name))
         found = mlflow.get_experiment_by_name(name)
     if found is None:
         raise StoreError(
@@ -180,15 +186,15 @@ def find_experiment_id(experiment: str | None = None, *, create: bool = True) ->
 
 
 @store_errors()
-def check_not_deleted(experiment: str | Experiment) -> str:
+def check_not_deleted(experiment: str | Experiment) -> ExperimentId:
     """Return the id of an experiment, given by its id; `StoreError` where it was deleted."""
-    found = mlflow.get_experiment(experiment) if isinstance(experiment, str) else experiment
+    found = mlflow.get_experiment(str(experiment)) if isinstance(experiment, str) else experiment
     if found.lifecycle_stage != "active":
         raise StoreError(
             f"Experiment {found.name!r} was deleted. Restore it "
             f"(mlflow.MlflowClient().restore_experiment({found.experiment_id!r})) or use another."
         )
-    return str(found.experiment_id)
+    return ExperimentId(found.experiment_id)
 
 
 def all_pages(read: Callable[[str | None], Any]) -> list[Any]:

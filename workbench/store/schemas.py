@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import groupby
 from typing import Any
 
 import mlflow
@@ -30,6 +31,7 @@ from workbench.errors import ArgumentError, ScaleError, StoreError, one_of
 from workbench.formatting import counted, html_table
 from workbench.scale import Scale, scale_of
 from workbench.store.database import (
+    ExperimentId,
     address,
     all_pages,
     find_experiment_id,
@@ -101,8 +103,7 @@ def make_schema(
     """
     where = find_experiment_id(experiment)
     text = instruction.strip()
-    if len(text) > 1000:
-        text = text[:998] + " …"
+    text = text if len(text) <= 1000 else text[:998] + " …"
     schema = find_schema(name, experiment=where)
     with supported("label schemas"):
         if schema is None:
@@ -176,11 +177,10 @@ def known_scale(
 ) -> Scale | None:
     """Return the scale of the judge's type, else of its label schema, else of the values seen."""
     name = name_of(judge_or_name)
-    experiments = {trace.info.experiment_id for trace in traces}
+    experiments = {ExperimentId(trace.info.experiment_id) for trace in traces}
     where = experiments.pop() if len(experiments) == 1 else None
     typed = None if isinstance(judge_or_name, str) else scale_of(judge_or_name)
-    known = typed or schema_scale(name, experiment=where)
-    return known or observed_scale(name, traces, verdicts)
+    return typed or schema_scale(name, experiment=where) or observed_scale(name, traces, verdicts)
 
 
 def observed_scale(
@@ -305,9 +305,15 @@ def set_rubric(
     if current is not None and current.text == text:
         return current
     tags = {"workbench.rubric": name} | ({_AUTHOR_TAG: by} if by else {})
-    prompt = _prompt_name(name, where)
-    made = retrying(_client().register_prompt, prompt, text, note or None, tags)
-    return next(one for one in _history(name, where) if one.version == int(made.version))
+    given = (_client().register_prompt, _prompt_name(name, where), text, note or None, tags)
+    try:
+        made = retrying(*given)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        made = retrying(*given)  # someone else made the prompt at the same moment
+    # Where someone else wrote the same text at the same moment, the earlier version counts.
+    return [one for one in _history(name, where) if one.version <= int(made.version)][-1]
 
 
 def rubric(
@@ -385,15 +391,10 @@ def _history(name: str, experiment_id: str) -> RubricHistory:
             return RubricHistory(name)
         raise
     found.sort(key=lambda version: int(version.version))
-    versions = [
-        Rubric(
-            name=name,
-            text=str(one.template),
-            version=int(one.version),
-            by=(one.tags or {}).get(_AUTHOR_TAG, ""),
-            note=one.commit_message or "",
-            created_ms=int(one.creation_timestamp or 0),
-        )
-        for one in found
-    ]
+    versions = list[Rubric]()  # of equal texts in a row the first: the others changed nothing
+    for text, same in groupby(found, lambda one: str(one.template)):
+        one = next(same)
+        by, note = (one.tags or {}).get(_AUTHOR_TAG, ""), one.commit_message or ""
+        made = int(one.creation_timestamp or 0)
+        versions.append(Rubric(name, text, int(one.version), by, note, made))
     return RubricHistory(name, tuple(versions))
