@@ -203,6 +203,18 @@ def test_one_row_a_label_becomes_one_row_an_item() -> None:
         read(data=LONG.replace("ben", ""), annotators="each who: rating")
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_hundred_people_and_a_column_of_two_roles_are_read() -> None:
+    table = pd.DataFrame(
+        {"q": [*"aab"] * 50, "a": "x", "who": map(str, range(150)), "r": [1, 2, 3] * 50}
+    )
+    roles = {"inputs": "q", "outputs": "a", "groups": "q"}
+    data = workbench.read_dataset(table, annotators="each who: r", **roles)
+    assert (data.table["q"].tolist(), len(data.labels)) == (["a", "b"], 150)
+    assert data.table["r: 0"].tolist()[0] == 1
+    assert (data.table.filter(like="r: ").notna().sum(axis=1) == [100, 50]).all()
+
+
 def test_people_with_long_numbers_for_names_are_not_taken_for_one() -> None:
     who = ["1234567890123456789", "1234567890123456788"]
     table = pd.DataFrame({"q": "a?", "a": "A", "who": who, "r": ["yes", "no"]})

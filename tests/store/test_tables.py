@@ -166,6 +166,8 @@ def test_a_column_a_list_and_a_dict_say_the_same(table: pd.DataFrame) -> None:
         ({"outputs": ["answer", "gone"]}, "no column 'gone'.* columns are: 'q', 'context'"),
         ({"labels": {"ana": ("ana", "reason")}}, "labels: the table has no column 'reason'"),
         ({"labels": {"ana": ("a", "b", "c")}}, "labels=.* cannot be read. Write 'who: column'"),
+        ({"labels": {"ana": (None, "why")}}, "labels=.* cannot be read. Write 'who: column'"),
+        ({"labels": "each who: r"}, "read_dataset.* reads one row a label"),
         ({"labels": {" ": "ana"}}, "non-empty"),
         ({"inputs": []}, "must be a column"),
         ({"inputs": {1: "q"}}, "with texts for keys"),

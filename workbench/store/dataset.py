@@ -200,15 +200,17 @@ def _one_row_an_item(
     item = pd.Series(row_digests(table, content), table.index)
     times = item.groupby([item, who]).cumcount()
     row = table.index.to_series().groupby([item, times]).transform("first")
-    found, raters = table.loc[row.unique(), list(content)], Raters()
+    found: list[Any] = [table.loc[row.unique(), list(dict.fromkeys(content))]]
+    raters = Raters()
     if not isinstance(table[rating].dtype, pd.CategoricalDtype):  # which may have an order
         table = table.astype({rating: object})  # whole numbers stay so beside missing ones
     for name in people.values():
         own = table.loc[[one == name for one in who]]
         for column in filter(None, (rating, why)):
-            found[f"{column}: {name}"] = own[column].set_axis(row[own.index])
+            cells = own[column].set_axis(row[own.index])
+            found.append(cells.rename(f"{column}: {name}"))
         raters[name] = f"{rating}: {name}", f"{why}: {name}" if why else None
-    return found, raters
+    return pd.concat(found, axis=1), raters
 
 
 def as_list(columns: str | list[str] | None) -> list[str]:

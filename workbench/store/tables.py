@@ -88,7 +88,7 @@ def columns_by_rater(argument: str, spec: LabelSpec) -> Raters:
     for who, given in pairs:
         several = given if isinstance(given, (tuple, list)) else [given]
         columns = [str(column) for column in several if column is not None]
-        if len(columns) not in (1, 2) or not all(columns):
+        if len(columns) not in (1, 2) or not all(columns) or several[0] is None:
             raise ArgumentError(
                 f"{argument}={spec!r} cannot be read. Write 'who: column' or 'who: column + "
                 "rationale_column' with commas between the annotators, or a dict {who: column} or "
@@ -167,6 +167,11 @@ def read_rows(
     """
     sides = {argument: columns_by_key(argument, spec) for argument, spec in roles.items()}
     raters = columns_by_rater("labels", labels)
+    if any(who.startswith("each ") for who in raters):
+        raise ArgumentError(
+            f"labels={labels!r}: data = workbench.read_dataset(table, ..., annotators={labels!r}) "
+            "reads one row a label; give data.table, and labels=data.labels."
+        )
     named = {argument: list(by_key.values()) for argument, by_key in sides.items()}
     named["labels"] = rater_columns(raters)
     for argument, columns in named.items():
