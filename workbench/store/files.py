@@ -99,7 +99,7 @@ def read_records(path: Path, encoding: str | None = None) -> list[dict[str, Any]
     except (ValueError, RecursionError):
         found = None  # one object a line
     if isinstance(found, dict):
-        lists = [cell for cell in found.values() if isinstance(cell, list)]
+        lists = [v for v in found.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
         is_row = path.suffix.lower() != ".json" or any(isinstance(v, str) for v in found.values())
         if not is_row and len(lists) != 1:
             raise ValueError("it has no list of rows; df.to_json(path, orient='records') makes one")
@@ -124,13 +124,16 @@ def read_records(path: Path, encoding: str | None = None) -> list[dict[str, Any]
 
 def _text(path: Path, encoding: str | None) -> str:
     content = path.read_bytes()
-    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    wide = "utf-16" * content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    even, odd = content[::2].count(0), content[1::2].count(0)
+    if not wide and max(even, odd) > len(content) / 8:  # no other text holds NUL
+        wide = "utf-16-le" if odd > even else "utf-16-be"
     try:
-        return content.decode(encoding or ("utf-16" if is_wide else "utf-8")).removeprefix("\ufeff")
+        return content.decode(encoding or wide or "utf-8").removeprefix("\ufeff")
     except LookupError as error:
         raise ArgumentError(f"encoding: {error}. Python's names are utf-8, cp1252, ...") from None
     except UnicodeDecodeError as error:
-        if encoding or is_wide:
+        if encoding or wide:
             raise
         near = content[max(0, error.start - 20) : error.start + 20].decode("cp1252", "replace")
         raise ValueError(
