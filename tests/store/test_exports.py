@@ -259,6 +259,10 @@ def test_writings_of_a_name_are_one_person(tmp_path: Path, store: str) -> None:
     assert workbench.import_traces(found.table, **found.columns, label_name="quality").labels == 3
 
 
+def test_an_answer_of_the_application_may_be_a_word_of_prodigys(tmp_path: Path) -> None:
+    assert read(tmp_path, [{**ARGILLA_ROWS[0], "answer": "accept"}]).format == "Argilla"
+
+
 def test_what_people_type_in_prodigy_is_their_reason_and_no_input(tmp_path: Path) -> None:
     """Answers to one question are two items, though Prodigy gives both the same hash."""
     task = {"text": "Q", "_input_hash": 1, "_task_hash": 1, "answer": "accept"}
@@ -277,7 +281,8 @@ def test_what_people_type_in_prodigy_is_their_reason_and_no_input(tmp_path: Path
         ["A2", None, None, "bad", "long"],
     ]
     assert found.problems.empty
-    own = [{**record, "why": record["user_input"]} for record in records]
+    own = [{**record, "why": record["user_input"], "_view_id": "choice"} for record in records]
+    assert "user_input" in read(tmp_path, own).columns["inputs"]
     found = read(tmp_path, own, rationale="why")
     assert found.columns["inputs"] == ["text", "user_input"]
     assert found.table["rationale: ana"].dropna().tolist() == ["short"]

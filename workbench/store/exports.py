@@ -231,6 +231,10 @@ def _label_studio(records: Sequence[Record], items: dict[str, Item], _: object) 
                     yield _answer(number, key, who, result.get("from_name"), rating, why)
 
 
+def _is_argilla(record: Record) -> bool:
+    return {"fields", "responses"} <= {*record} or any(k.endswith(".responses") for k in record)
+
+
 def _argilla(records: Sequence[Record], items: dict[str, Item], _: object) -> Iterator[Answer]:
     for number, record in enumerate(records):
         key = str(record.get("id") or record.get("external_id") or number)
@@ -316,8 +320,10 @@ def _prodigy(
 ) -> Iterator[Answer]:
     about = {"label", "answer", "accept", "options", "config", "meta", "spans", "tokens"}
     several = len({str(r.get("label")) for r in records}) > 1
-    reason = rationale or "user_input"
     for number, record in enumerate(records):
+        # What a block for free text stores; elsewhere it is a field of the application's.
+        is_typed = record.get("_view_id", "blocks") in ("blocks", "text_input")
+        reason = rationale or "user_input" * is_typed
         fields = {k: v for k, v in record.items() if k not in (*about, reason) and k[:1] != "_"}
         # Prodigy's own hash does not cover all of them: two answers to a question may share it.
         key = digest(fields)
@@ -346,14 +352,14 @@ def _item(inputs: Any, outputs: Any, one: str = "inputs", two: str = "outputs") 
 _TOOLS: dict[str, tuple[Callable[[Record], bool], Callable[..., Iterator[Answer]]]] = {
     # Records of Prodigy may have any other fields.
     "Prodigy": (
-        lambda r: "_task_hash" in r or r.get("answer") in ("accept", "reject", "ignore"),
+        lambda r: (
+            "_task_hash" in r
+            or (r.get("answer") in ("accept", "reject", "ignore") and not _is_argilla(r))
+        ),
         _prodigy,
     ),
     "Label Studio": (lambda r: {"data", "annotations"} <= {*r}, _label_studio),
-    "Argilla": (
-        lambda r: {"fields", "responses"} <= {*r} or any(k.endswith(".responses") for k in r),
-        _argilla,
-    ),
+    "Argilla": (_is_argilla, _argilla),
     "Langfuse": (lambda r: isinstance(r.get("scores"), list) or {*_snake(r)} >= _SCORE, _langfuse),
     "LangSmith": (
         lambda r: isinstance(r.get("feedback"), list) or {"run_id", "key"} <= {*r},
