@@ -229,3 +229,8 @@ def test_ordered_categories_keep_their_order(tmp_path: Path) -> None:
     frame.to_parquet(path)
     scale = workbench.check_data(path, inputs="q", outputs="a", annotators="ana").scale
     assert (scale.kind, scale.values) == ("ordinal", tuple(order))
+
+
+def test_long_classes_are_told_apart() -> None:
+    words = [f"It is an answer that {how} says what was asked for" for how in ("never", "always")]
+    assert all(word in repr(check(table(words * 10))) for word in words)

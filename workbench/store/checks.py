@@ -31,6 +31,8 @@ from workbench.vocabulary import as_text, group_key, is_missing, is_unnamed, num
 _ENOUGH = 10  # labelled rows that alignment needs
 _MANY, _RARE = 20, 0.01  # a rating that occurs once among many, or has a smaller share, is odd
 _SHOWN = 6  # row numbers that a finding lists
+_REPR = reprlib.Repr()
+_REPR.maxstring = 60
 
 
 class Finding(NamedTuple):
@@ -226,7 +228,7 @@ def _about_kinds(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
         numerals = [value for value in values if value not in words]
         few = min(words, numerals or words, key=lambda side: cells["value"].isin(side).sum())
         rows = cells.loc[cells["value"].isin(few), "row"].tolist()
-        text = f"Numbers are mixed with words: {', '.join(map(reprlib.repr, few[:5]))}, rows"
+        text = f"Numbers are mixed with words: {', '.join(map(_REPR.repr, few[:5]))}, rows"
         advice = "So they have no order. Mend these, or give values without them."
         yield Finding("numbers and words", f"{text} {_listed(rows)}.", advice)
 
@@ -234,13 +236,13 @@ def _about_kinds(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
 def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     scale, rated = data.scale, cells[cells["value"].notna()]
     counts = Counter(rated["value"])
-    texts = [f"{reprlib.repr(value)} {counts[value]}" for value in scale.shown]
+    texts = [f"{_REPR.repr(value)} {counts[value]}" for value in scale.shown]
     if scale.kind == "numeric" and len(rated):
         low, median, high = rated["value"].astype(float).quantile([0, 0.5, 1])
         texts = [f"lowest {low:g}", f"median {median:g}", f"highest {high:g}"]
     yield Finding("scale", f"{scale.kind}: {', '.join(texts) or 'no rating'}.")
     if scale.kind == "binary":
-        other, positive = map(reprlib.repr, scale.values)
+        other, positive = map(_REPR.repr, scale.values)
         text = f"{positive} is positive; pair(..., positive={other}) takes the other one."
         advice = "Taken, since the words do not tell. values=... names it first."
         yield Finding("positive side", text, advice * (not scale.positive_is_known))
