@@ -318,6 +318,21 @@ def test_a_judge_that_cannot_be_measured_has_no_budget_in_tokens() -> None:
     assert len(run(Own(name="own"), asked(2), budget=Budget(2))) == 2
 
 
+def test_a_judge_that_asks_one_of_mlflows_is_counted_once(loopback: Start) -> None:
+    """Its first request is the call that was counted for it."""
+    server = loopback()
+    inner = judge_of(server.url)
+
+    class Asking(Own):
+        def __call__(self, *, outputs: Any) -> Feedback:
+            return inner(outputs=outputs)
+
+    budget = Budget(5)
+    verdicts = run(Asking(name="own"), asked(5), budget=budget)
+    assert [verdict.calls for verdict in verdicts] == [1] * 5
+    assert budget.spent == server.requests == 5
+
+
 def test_what_is_kept_back_is_for_later() -> None:
     """Until then the rest is all that there is."""
     budget = Budget(100)
