@@ -93,8 +93,8 @@ class SIMBA(AlignmentOptimizer):
         Parameters of the reflection's requests: ``max_tokens`` (600 unless given, for sentences on
         the ratings 400), ``timeout`` in seconds, ``temperature`` and whatever else the model takes.
     reflection_context
-        Tokens that a reflection's prompt and answer may have; those of litellm's list of
-        models, or 6,000, when None. Longer texts are shortened and cases left out.
+        Tokens that a reflection's prompt and answer may have; those of litellm's or MLflow's
+        list of models, or 6,000, when None. Longer texts are shortened and cases left out.
     max_steps, batch_size, patience
         Steps at most, train items looked at in a step, steps without a better dev score
         before it stops.
