@@ -31,6 +31,7 @@ def read(finish_reason: str = "stop", *, tools: bool = False, **message: Any) ->
         f"[{GOOD}]",
         f"{GOOD}\n{GOOD}",
         [{"type": "text", "text": GOOD}],
+        {"result": "good", "rationale": "because"},
         f'<thought>{{"result": "poor"}}</thought>{GOOD}',
         f'[THINK]{{"result": "poor"}}[/THINK]{GOOD}',
         f'{{"verdict": {GOOD}}}',
@@ -107,7 +108,8 @@ def test_what_is_no_answer_says_what_it_is(
 
 
 def anthropic(text: str, ended: str = "end_turn") -> dict[str, Any]:
-    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": text}]
+    thoughts = [{"type": "thinking", "thinking": "hm"}, {"type": "redacted_thinking", "data": "hm"}]
+    parts = [*thoughts, {"type": "text", "text": text}]
     return {"content": parts, "stop_reason": ended, "type": "message"}
 
 
@@ -139,8 +141,8 @@ def test_a_prompt_that_gemini_blocks_is_withheld() -> None:
 
 
 def test_other_forms_and_calls_of_tools_that_were_offered_are_left_alone() -> None:
-    other = {"output": {"message": "hi"}}
-    assert readable(other) is other
+    for other in ({"output": {"message": "hi"}}, {"content": "hi"}, {"content": {"text": "hi"}}):
+        assert readable(other) is other
     asked = anthropic("so", "tool_use")
     asked["content"].append({"type": "tool_use", "name": "get_trace", "input": {}})
     assert readable(asked) is asked

@@ -26,6 +26,7 @@ from workbench.models.budget import (
     ASSUMED_OUTPUT,
     UNPAID,
     Usage,
+    context_window,
     cost,
     most_tokens,
     tokens_used,
@@ -240,7 +241,7 @@ def test_failed_requests_and_repeated_ones_are_counted(loopback: Start) -> None:
 
 
 def test_money_is_never_exceeded(loopback: Start) -> None:
-    """By litellm's price list."""
+    """By the list price."""
     server = loopback()
     each = cost(PRICED, 100, 10)
     assert each is not None
@@ -264,7 +265,7 @@ def test_without_a_price_money_is_refused_before_anything_is_spent(
     loopback: Start, store: str
 ) -> None:
     server = loopback()
-    with pytest.raises(BudgetError, match="knows no price of openai:/m"):
+    with pytest.raises(BudgetError, match="know no price of openai:/m"):
         run(judge_of(server.url), asked(3), budget=Budget(usd=1))
     judge = judge_of(server.url)
     assert server.requests == 0
@@ -284,7 +285,7 @@ def test_without_a_price_money_is_refused_before_anything_is_spent(
     )
     workbench.assess(judge, traces, progress=False)
     spent = server.requests
-    with pytest.raises(BudgetError, match="knows no price of openai:/m"):
+    with pytest.raises(BudgetError, match="know no price of openai:/m"):
         workbench.align(judge, traces, budget=Budget(usd=1), progress=False)
     assert server.requests == spent
     # Tokens need no price; what was told beforehand names them.
@@ -316,6 +317,21 @@ def test_a_judge_that_cannot_be_measured_has_no_budget_in_tokens() -> None:
     with pytest.raises(BudgetError, match="Nothing was spent"):
         run(Own(name="own"), asked(2), budget=Budget(tokens=1000))
     assert len(run(Own(name="own"), asked(2), budget=Budget(2))) == 2
+
+
+def test_a_judge_that_asks_one_of_mlflows_is_counted_once(loopback: Start) -> None:
+    """Its first request is the call that was counted for it."""
+    server = loopback()
+    inner = judge_of(server.url)
+
+    class Asking(Own):
+        def __call__(self, *, outputs: Any) -> Feedback:
+            return inner(outputs=outputs)
+
+    budget = Budget(5)
+    verdicts = run(Asking(name="own"), asked(5), budget=budget)
+    assert [verdict.calls for verdict in verdicts] == [1] * 5
+    assert budget.spent == server.requests == 5
 
 
 def test_what_is_kept_back_is_for_later() -> None:
@@ -376,6 +392,14 @@ def test_what_a_run_has_cost_is_told_as_its_budget_tells_it(loopback: Start) -> 
     assert (paid.requests, paid.cost) == (4, pytest.approx(budget.figures()["cost"]))
     paid += run(slow, asked(1), budget=budget)[0].paid
     assert (paid.requests, paid.read, paid.cost, budget.figures()["cost"]) == (6, None, None, None)
+
+
+def test_prices_and_contexts_that_only_mlflow_lists_are_known() -> None:
+    """Of models that litellm leaves out."""
+    model = "gemini:/gemini-2.0-flash"
+    assert cost(model, 1_000_000, 1_000_000) == pytest.approx(0.5)
+    assert context_window(model) == 1_048_576
+    assert cost("gemini:/of-nobody", 1, 1) is None
 
 
 def test_the_price_of_a_thousand_answers_follows_from_their_tokens() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -124,15 +125,18 @@ def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_room_for_locks_is_told(cache: AnswerCache) -> None:
-    (cache.directory / "asking").write_text("not a folder")
+    (cache.directory / "asking.lock").mkdir()
     with pytest.raises(StoreError, match="does not work"), cache.asking("key", lambda: False):
         pass
 
 
 def test_a_question_within_a_question_waits_for_none(cache: AnswerCache) -> None:
-    """As a judge asks that looks up its memory; many of both are under way at once."""
+    """As a judge asks that looks up its memory; many of both need no more open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with ExitStack() as stack:
-        for n in range(300):
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        for n in range(3000):
             stack.enter_context(cache.asking(f"question {n}", lambda: False))
 
 

@@ -116,13 +116,18 @@ def test_recorders_of_one_file_lose_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_recording_goes_on_naming_its_notebook(tmp_path: Path) -> None:
-    """Whoever adds to it but names none is the process of that notebook."""
+def test_the_recording_of_another_run_is_left_alone(tmp_path: Path) -> None:
+    """Answers may be added to that of the same notebook and parameters, which it goes on naming."""
     run: dict[str, Any] = {"notebook": "n", "parameters": {"seed": 1}}
-    for what in (run, {}):
+    for what in (run, {}, run):
         Recorder(tmp_path / "a", **what).save()
         head = Player(tmp_path / "a").head
         assert (head.notebook, head.parameters) == ("n", {"seed": 1})
+    before = (tmp_path / "a").read_bytes()
+    for other in ({**run, "notebook": "m"}, {**run, "parameters": {"seed": 2}}):
+        with pytest.raises(ArgumentError, match="Name another file"):
+            Recorder(tmp_path / "a", **other)
+    assert (tmp_path / "a").read_bytes() == before
 
 
 def test_something_else_is_never_written_over(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from loopback import UNKNOWN_MODEL, Loopback
 from mlflow.genai.judges import Judge
 
 from workbench import make_judge
+from workbench.compat import HTTPStatusError
 from workbench.errors import (
     ArgumentError,
     BudgetError,
@@ -365,7 +366,7 @@ def test_requests_that_one_call_repeats_count(
 
 
 def test_equal_questions_are_paid_once(loopback: Start, cache: AnswerCache) -> None:
-    """Within a run and from one run to the next; only one of equals has costs."""
+    """Within a run and from one run to the next; only the first of equals has costs."""
     server = loopback()
     judge = judge_at(server.url)
     twice = [*items(5), *(Example(f"again-{n}", i.inputs, i.outputs) for n, i in
@@ -373,8 +374,8 @@ def test_equal_questions_are_paid_once(loopback: Start, cache: AnswerCache) -> N
     first = run(judge, twice, cache=cache)
     assert server.requests == 5
     assert found(first[:5]) == found(first[5:])
-    assert sorted(v.cached for v in first) == [False] * 5 + [True] * 5
-    assert all(v.calls + v.cached == 1 for v in first)
+    assert [v.cached for v in first] == [False] * 5 + [True] * 5
+    assert [v.calls for v in first] == [1] * 5 + [0] * 5
     again = run(judge, twice, cache=cache)
     assert (server.requests, found(again)) == (5, found(first))
     assert all(v.cached and v.calls == 0 for v in again)
@@ -410,6 +411,26 @@ def test_a_cache_that_fails_loses_no_answer(tmp_path: Path) -> None:
     with Runner(cache=cache, concurrency=4) as runner:
         runner.run(rest)
     assert len(asked) == 40
+
+
+def test_a_failure_of_equals_is_paid_once(loopback: Start, cache: AnswerCache) -> None:
+    """It stands for each of them, and its calls are counted once."""
+    item = items(1)[0]
+    verdicts = run(judge_at(loopback(junk_share=1.0).url), [item] * 20, cache=cache)
+    assert [v.calls for v in verdicts] == [1] + [0] * 19
+    assert all(v.error is not None and not v.cached for v in verdicts)
+
+
+def test_a_refusal_of_equals_does_not_end_the_run(cache: AnswerCache) -> None:
+    """However many they are, they say nothing of other questions."""
+
+    def refuse() -> None:
+        raise HTTPStatusError(400, "refused")
+
+    asked = [stub("bad", refuse)] * 10 + [stub(str(n), lambda: "good") for n in range(30)]
+    with Runner(cache=cache, concurrency=1) as runner:
+        outcomes = runner.run(asked)
+    assert [outcome.fault is None for outcome in outcomes] == [False] * 10 + [True] * 30
 
 
 def test_a_kept_answer_is_read_on_the_scale_of_the_run(loopback: Start, cache: AnswerCache) -> None:

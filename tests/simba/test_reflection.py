@@ -226,8 +226,8 @@ def test_a_description_alone_tells_nothing_apart() -> None:
 
 def test_of_an_answer_that_was_cut_the_whole_rules_count() -> None:
     """JSON without an end holds rules, of which the last one is not whole."""
-    cut = '```json\n{"rules": ["Be strict on promises.", "Be \\"kind\\" to jokes.", "Be strict on'
-    assert rules_in(cut) == ["Be strict on promises.", 'Be "kind" to jokes.']
+    cut = '```json\n{"rules": ["Be strict on promises.", "Be \\"kind\\" to \\u00dclk.", "Be stri'
+    assert rules_in(cut) == ["Be strict on promises.", 'Be "kind" to Ülk.']
 
 
 TWO = ["Be strict on promises.", "Be kind to jokes."]
@@ -251,6 +251,7 @@ SENTENCES = st.lists(
         json.dumps(dict(zip("12", TWO, strict=True))),
         str(TWO),
         f"```json\n{json.dumps(TWO, indent=2)}\n```",
+        f"Here are the rules that I found.\n```python\n{TWO}\n```",
         f"Here are the rules that I found.\n```json\n{json.dumps(TWO)}\n```\nI hope it helps.",
         f"Here they are:\n{json.dumps({'rules': TWO}, indent=2)}",
         "\n".join(f"- {one}" for one in TWO),

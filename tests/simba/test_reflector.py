@@ -418,6 +418,11 @@ def test_a_prompt_too_long_for_the_server_is_made_smaller(
         ("decoder prompt is longer than the maximum model length of {}.", 3000),
         ("The input token count (9000) exceeds the maximum number of tokens allowed ({}).", 3000),
         ("Please reduce the length of the prompt.", 3000),
+        (
+            "gpt-4-1106: maximum context length is {} tokens. However, you requested 6500 tokens "
+            "(4500 in the messages, 2000 in the completion)",
+            3000,
+        ),
         ("The context window is 6,000 tokens.", 3000),  # so it is thought: more than was estimated
     ],
 )

@@ -105,9 +105,10 @@ def _readable_parts(body: dict[str, Any]) -> dict[str, Any]:
     holder, name = (body, "content") if candidate is None else (candidate.get("content"), "parts")
     ended = str(body.get("stop_reason") or (candidate or {}).get("finishReason") or "").lower()
     parts = (holder or {}).get(name) or []
-    is_text = all("text" in part or part.get("type") == "thinking" for part in parts)
-    if not ended or not is_text:  # of another form, or a call of a tool
+    if not ended or not isinstance(parts, list):  # of another form
         return body
+    if not all("text" in part or "thinking" in str(part.get("type")) for part in parts):
+        return body  # a call of a tool
     said = _text([part for part in parts if not part.get("thought")])
     text = _read_content({"content": said}, ended if ended in _ENDED else "")
     held = {**(holder or {}), name: [{"type": "text", "text": text}]}
@@ -150,6 +151,8 @@ def _read_content(message: Mapping[str, Any], finish_reason: str) -> str:
 def _text(content: Any) -> str:
     if isinstance(content, list):
         return "\n".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    if isinstance(content, dict):  # as some servers give what was asked for by a schema
+        return json.dumps(content)
     return content if isinstance(content, str) else ""
 
 

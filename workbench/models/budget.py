@@ -84,13 +84,18 @@ def context_window(model: str) -> int | None:
     return int(_listed(model).get("max_input_tokens") or 0) or None
 
 
+@functools.cache
 def _listed(model: str) -> Mapping[str, Any]:
-    """What litellm lists of a model."""
+    """What litellm lists of a model, else MLflow's catalog."""
     provider, _, name = model.replace(":/", "/", 1).partition("/")
     models = _models()
     found: Mapping[str, Any] = models.get(f"{provider}/{name}") or models.get(name) or {}
     found = models.get(found.get("alias_of", "")) or found
-    return found if str(found.get("litellm_provider")).startswith(provider) else {}
+    if str(found.get("litellm_provider")).startswith(provider):
+        return found
+    from mlflow.utils.providers import get_models
+
+    return next((one for one in get_models(provider) if one["model"] == name), {})
 
 
 @functools.cache
@@ -120,8 +125,8 @@ class Budget:
     tokens
         Tokens read and written at most, of judge and reflection model together.
     usd
-        US dollars at most, by litellm's price list. Where it does not know the model, a budget in
-        money is refused before anything is spent.
+        US dollars at most, by the price lists of litellm and MLflow. Where they do not know the
+        model, a budget in money is refused before anything is spent.
 
     None of them is a limit where it is None. Before a request is made, the most that it can use
     is reserved: a token for each byte of its prompt, and as many for the answer as its
@@ -202,8 +207,8 @@ class Budget:
         for model in models if self.usd is not None else ():
             if cost(model, 1, 1) is None:
                 raise BudgetError(
-                    f"A budget in money cannot be kept: litellm knows no price of {model}. Nothing "
-                    "was spent. Set the budget in tokens or calls instead: "
+                    "A budget in money cannot be kept: litellm and MLflow know no price of "
+                    f"{model}. Nothing was spent. Set the budget in tokens or calls instead: "
                     "workbench.Budget(tokens=...)."
                 )
 

@@ -5,6 +5,7 @@ Threads and processes use it together: of several that want an answer, one asks 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ from workbench.errors import StoreError
 
 try:
     import fcntl
-except ImportError:  # Windows, where nobody waits
+except ImportError:  # Windows, where processes do not wait for each other
     fcntl = None  # type: ignore[assignment]  # else a module
 
 CACHE_VARIABLE = "WORKBENCH_CACHE"
@@ -71,19 +72,22 @@ class AnswerCache(AbstractContextManager["AnswerCache"]):
     @contextmanager
     def asking(self, key: str, is_over: Callable[[], bool]) -> Iterator[None]:
         """Wait until no other thread or process asks this question, or it is over, and hold it."""
-        path = self.directory / "asking" / hashlib.sha256(key.encode()).hexdigest()
-        file: int | None = None
-        while fcntl is not None and file is None and not is_over():
+        # A byte of the file stands for the question.
+        place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+        question, held = (self.directory.absolute(), place), False
+        while not held and not is_over():
             with self._database():
-                file = _locked(path)
-            if file is None:
+                held = _hold(*question)
+            if not held:
                 time.sleep(0.05)
         try:
             yield
         finally:
-            if file is not None:
-                path.unlink(missing_ok=True)
-                os.close(file)
+            if held:
+                with _HOLDING:
+                    _ASKED.remove(question)
+                    if fcntl is not None:
+                        fcntl.lockf(_lock_file(question[0]), fcntl.LOCK_UN, 1, place)
 
     def __len__(self) -> int:
         with self._database() as database:
@@ -127,13 +131,24 @@ class AnswerCache(AbstractContextManager["AnswerCache"]):
         return connection
 
 
-def _locked(path: Path) -> int | None:
-    """Open a file and lock it; None where another thread or process has it."""
-    path.parent.mkdir(exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_CREAT)
-    with suppress(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(file).st_nlink:  # else the one who had it has removed it
-            return file
-    os.close(file)
-    return None
+# The questions of threads of this process: locks of a file hold between processes alone.
+_ASKED: set[tuple[Path, int]] = set()
+_HOLDING = threading.Lock()
+
+
+def _hold(directory: Path, place: int) -> bool:
+    """Hold a question; False where another thread or process does."""
+    file = _lock_file(directory)
+    with _HOLDING, suppress(BlockingIOError, PermissionError):
+        if (directory, place) not in _ASKED:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            _ASKED.add((directory, place))
+            return True
+    return False
+
+
+@functools.cache
+def _lock_file(directory: Path) -> int:
+    """Opened once and never closed: closing it would free all locks of this process."""
+    return os.open(directory / "asking.lock", os.O_RDWR | os.O_CREAT, 0o666)

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Final
 
 import requests
@@ -21,7 +20,7 @@ from workbench.compat import HTTPStatusError, current_sender, intercepted
 from workbench.credentials import environment_keys, redact
 from workbench.errors import BudgetError, CancelledError, ModelError, ReplayError, StoreError
 from workbench.models.answers import AnswerError, check_error, readable, said
-from workbench.models.budget import UNPAID, Budget, Usage, tokens_used
+from workbench.models.budget import UNPAID, Budget, Reservation, Usage, tokens_used
 from workbench.models.faults import (
     ADVICE,
     FAILURES_TO_STOP,
@@ -206,16 +205,21 @@ class _UnderWay:
         self.usage = Usage()
         # A client of a provider, as litellm's is, reads the provider's keys by itself.
         self.credentials = [*request.credentials, *environment_keys(request.model)]
+        self._unmetered: Reservation | None = None
 
     def make(self) -> dict[str, Any]:
-        request = self.request
-        call = request.call if request.metered else partial(self.ask, {}, request.call)
-        with intercepted(self):
-            read = request.read(call())
-            # An answer is stored and shown, and a gateway may repeat in it what it was sent.
-            answer: dict[str, Any] = _redacted(read, self.credentials)
-            request.check(answer)
-            return answer
+        if not self.request.metered:  # it counts as one, which its first request seen here may be
+            self._unmetered = self._reserve({})
+        try:
+            with intercepted(self):
+                read = self.request.read(self.request.call())
+                # An answer is stored and shown, and a gateway may repeat in it what it was sent.
+                answer: dict[str, Any] = _redacted(read, self.credentials)
+                self.request.check(answer)
+                return answer
+        finally:
+            if self._unmetered is not None:
+                self.usage += self.budget.settle(self._unmetered)
 
     def post(self, endpoint: str, headers: Mapping[str, str], payload: dict[str, Any]) -> Any:
         """POST one chat request; its own ``timeout``, in seconds, is not sent."""
@@ -238,9 +242,7 @@ class _UnderWay:
 
     def ask(self, payload: Mapping[str, Any], send: Callable[[], Any]) -> Any:
         """Reserve for one HTTP request, let ``send`` make it, and settle what it used."""
-        if self.is_over():
-            raise StoppedError
-        reserved = self.budget.reserve(self.request.model, payload, self.is_over)
+        reserved, self._unmetered = self._unmetered or self._reserve(payload), None
         try:
             answer = send()
         except BaseException as error:
@@ -250,6 +252,11 @@ class _UnderWay:
             raise
         self.usage += self.budget.settle(reserved, *tokens_used(answer))
         return answer
+
+    def _reserve(self, payload: Mapping[str, Any]) -> Reservation:
+        if self.is_over():
+            raise StoppedError
+        return self.budget.reserve(self.request.model, payload, self.is_over)
 
 
 def _redacted(part: Any, credentials: Sequence[str]) -> Any:

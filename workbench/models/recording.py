@@ -102,10 +102,14 @@ class Recorder:
         self.head = Head(file="workbench answers", format=3, default_model=model, **run)
         self._entries: dict[str, Entry] = {}
         self._lock = threading.Lock()
-        if self.path.exists():
-            before = _read_file(self.path)[0]
-            if not run:  # the process of a notebook, which is named there
-                self.head = before.model_copy(update={"default_model": model})
+        if self.path.exists() and (before := _read_file(self.path)[0]).notebook:
+            same = before.model_copy(update={"default_model": model})
+            if run and same != self.head:
+                raise ArgumentError(
+                    f"{self.path} records {same.notebook} with the parameters {same.parameters}, "
+                    f"and not {self.head.notebook} with {self.head.parameters}. Name another file."
+                )
+            self.head = same
 
     def __len__(self) -> int:
         return len(self._entries)

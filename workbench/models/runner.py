@@ -208,6 +208,12 @@ class _Run:
         self.shown, self.on_outcome = shown, on_outcome
         self.recorder = recording.recorder()
         self.found: dict[int, Outcome] = {}
+        # Equal questions are asked once where answers are kept, else as often as they stand here.
+        first: dict[str | int, int] = {}
+        self.equal: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            key = request.cache_key if runner.cache is not None else None
+            self.equal.setdefault(first.setdefault(key or index, index), []).append(index)
         # What came back stays here, so that Ctrl-C while it is settled loses nothing.
         self.done: list[tuple[int, Outcome | BaseException]] = []
         self.arrived = threading.Semaphore(0)
@@ -218,8 +224,8 @@ class _Run:
 
     @property
     def open(self) -> list[int]:
-        """The questions that are not settled yet."""
-        return [index for index in range(len(self.requests)) if index not in self.found]
+        """The first of each group of equal questions that are not settled yet."""
+        return [index for index in self.equal if index not in self.found]
 
     def replay(self, player: recording.Player) -> None:
         """Take every answer from a recording, and charge the budget as its run did."""
@@ -332,7 +338,7 @@ class _Run:
     def _settle_late(self) -> None:
         """Settle what came after the end, since it has been paid for."""
         for index, outcome in self.done:
-            if isinstance(outcome, BaseException) or index in self.found:
+            if isinstance(outcome, BaseException) or self.found.keys() >= {*self.equal[index]}:
                 continue
             if outcome.answer is None:
                 self._record(index, outcome)
@@ -341,10 +347,17 @@ class _Run:
                     self._settle(index, outcome)
 
     def _settle(self, index: int, outcome: Outcome) -> None:
-        """Record an outcome, hand it on, and show it on the bar."""
+        """Hand on the outcome of a question, and of those equal to it: they are free."""
         self._record(index, outcome)
-        self.on_outcome(index, outcome)
-        self.found[index] = outcome
+        free: dict[str, Any] = {"usage": UNPAID} if outcome.answer is None else {"cached": True}
+        for position in self.equal[index]:
+            if position != index:
+                outcome = replace(outcome, **free)
+            self.on_outcome(position, outcome)
+            self.found[position] = outcome
+            self._show(outcome)
+
+    def _show(self, outcome: Outcome) -> None:
         self.counts.update(failed=outcome.fault is not None, cached=outcome.cached)
         self.cost += outcome.paid.cost or 0.0
         notes = [f"{count} {what}" for what, count in self.counts.items() if count]

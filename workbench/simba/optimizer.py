@@ -59,7 +59,7 @@ from workbench.formatting import bar, say
 from workbench.judging.judge import with_instructions
 from workbench.judging.requests import judge_many, say_where
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import Budget, Usage
+from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.joining import decisions_by_trace, labels_by_trace, read_label
@@ -93,8 +93,8 @@ class SIMBA(AlignmentOptimizer):
         Parameters of the reflection's requests: ``max_tokens`` (600 unless given, for sentences on
         the ratings 400), ``timeout`` in seconds, ``temperature`` and whatever else the model takes.
     reflection_context
-        Tokens that a reflection's prompt and answer may have; those of litellm's list of
-        models, or 6,000, when None. Longer texts are shortened and cases left out.
+        Tokens that a reflection's prompt and answer may have; those of litellm's or MLflow's
+        list of models, or 6,000, when None. Longer texts are shortened and cases left out.
     max_steps, batch_size, patience
         Steps at most, train items looked at in a step, steps without a better dev score
         before it stops.
@@ -238,7 +238,7 @@ class SIMBA(AlignmentOptimizer):
             found = Search(
                 original, train, dev, scale, judge_fields(judge), judges.ask, reflector.propose,
                 seed=self.seed, settings=self.settings, on_step=partial(self._tell, shown),
-                calls_left=lambda: _calls_left(budget, runner.used),
+                calls_left=lambda: _calls_left(budget, judges.used),
             ).run()  # fmt: skip
             steps_made = shown.n
             shown.reset(total=steps_made)  # done before the last step is done, and green
@@ -286,6 +286,7 @@ class _Judges:
         self.judge, self.scale, self.runner = judge, scale, runner
         self.made = {original.key: judge}
         self.known = {(original.key, verdict.trace_id): verdict for verdict in known}
+        self.used = UNPAID  # by answers whose tokens are known, else nothing could be told
 
     def of(self, candidate: Candidate) -> Judge:
         if candidate.key not in self.made:
@@ -302,7 +303,9 @@ class _Judges:
             for (candidate, item), verdict in zip(wanted, known, strict=True)
             if verdict is None
         ]
-        fresh = iter(judge_many(asked, self.runner, scale=self.scale))
+        verdicts = judge_many(asked, self.runner, scale=self.scale)
+        self.used = sum((one.usage for one in verdicts if one.usage.tokens), self.used)
+        fresh = iter(verdicts)
         return [next(fresh) if verdict is None else verdict for verdict in known]
 
 

@@ -300,11 +300,12 @@ def _is_sentence(line: str) -> bool:
 
 
 def _parsed(text: str) -> list[Any] | dict[str, Any] | None:
-    """The JSON or Python list or object that a text is, or has among other words."""
-    for parse in (json.loads, read_literal):
-        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            if isinstance(value := parse(text), list | dict):
-                return value
+    """The JSON or Python list or object in a text: all of it, fenced, or among other words."""
+    for one in (text, *re.findall(r"```\w*\n(.*?)(?:```|\Z)", text, re.DOTALL)):
+        for parse in (json.loads, read_literal):
+            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                if isinstance(value := parse(one.strip()), list | dict):
+                    return value
     # A rule may contain brackets; what they hold is no list of rules.
     return next((one for one in json_in(text) if any(map(_is_sentence, _strings(one)))), None)
 
@@ -313,7 +314,8 @@ def _strings_of_cut_json(text: str) -> list[str]:
     """The texts that stand whole in JSON whose end is missing."""
     if not text.startswith(("[", "{")):
         return []
-    return [one.replace(r"\"", '"') for one in re.findall(r'"((?:[^"\\]|\\.)+)"', text)]
+    read = [_parsed(f"[{one}]") or [] for one in re.findall(r'"(?:[^"\\]|\\.)+"', text)]
+    return [str(one) for found in read for one in found]
 
 
 def _strings(value: Any) -> Iterator[str]:

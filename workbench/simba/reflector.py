@@ -59,6 +59,11 @@ _CUT: Final = (
 
 _OF_CONNECTION: Final = {"timeout", "api_key"}
 
+_CONTEXT: Final = re.compile(
+    r"(?:(?:context|model|sequence) (?:length|size|window)\D{0,40}|n_ctx\D{0,4}|limit is |> ?|<= ?"
+    r"|allowed \D{0,8})(\d[\d,]{2,9})",
+    re.IGNORECASE,
+)
 _TOO_LONG: Final = re.compile(
     r"context|too long|too large|(?:input|prompt|max)\S* .{0,20}(?:length|tokens)"
     r"|length of the (?:input|prompt|messages)",
@@ -123,11 +128,12 @@ class Reflector:
 
     def _fits_into(self, message: str) -> bool:
         """Take a smaller context where a server calls a prompt too long; whether that is so."""
-        known = self.context or DEFAULT_CONTEXT
-        numbers = [int(n.replace(",", "")) for n in re.findall(r"\d[\d,]{3,}", message)]
+        known, told = self.context or DEFAULT_CONTEXT, context_told(message)
+        if told is None and not _TOO_LONG.search(message):
+            return False
         # Tokens are estimated: what a server names may be more than was thought to be enough.
-        smaller = min((n for n in numbers if MIN_CONTEXT <= n < known), default=known // 2)
-        if smaller < MIN_CONTEXT or not _TOO_LONG.search(message):
+        smaller = told if told and told < known else known // 2
+        if smaller < MIN_CONTEXT:
             return False
         self.context = smaller
         return True
@@ -229,6 +235,18 @@ class Reflector:
     def close(self) -> None:
         if self._connected is not None:
             self._connected.close()
+
+
+def context_told(message: str) -> int | None:
+    """The context in tokens that a server names when a prompt is too long for it, else None.
+
+    >>> context_told("This model's maximum context length is 8192 tokens.")
+    8192
+    >>> context_told("prompt is too long: 210000 tokens > 200000 maximum")
+    200000
+    """
+    found = _CONTEXT.search(message)
+    return int(found[1].replace(",", "")) if found else None
 
 
 def whole_lines(text: str) -> str:

@@ -146,19 +146,24 @@ def values_in_text(instructions: str) -> tuple[str, ...]:
 
 _NUMBER: Final = r"(-?\d{1,9}(?:\.\d{1,6})?)"
 
+_UNITS: Final = r"(?:%|seconds|minutes|hours|days|weeks|times|words|sentences)"
 _RANGE = re.compile(
-    rf"(?:\b(?:from|between) |(?<![\w.,-])(?=[01](?!\d)))"
-    rf"{_NUMBER} ?(?:-|–|to|and) ?{_NUMBER}(?!\w|-\d|[.,]\d)"
+    rf"(?:\b(?P<announced>from|between)\s|(?<![\w.,-])(?=[01](?!\d)))"
+    rf"{_NUMBER}\s{{0,3}}(?:-|–|to|through|(?(announced)and|to))\s{{0,3}}"
+    rf"{_NUMBER}(?!\w|-\d|[.,]\d|\s{{0,3}}{_UNITS})",
+    re.IGNORECASE,
 )
 
 
 def number_range(instructions: str, kind: str) -> tuple[float, float]:
     """Return the ends of the scale that the judge's own text names; else 1 to 5, or 0 to 1.
 
-    It is "from 2 to 8", "between 2 and 8", or a range like 1-10 that starts at 0 or 1.
+    It is "from 2 to 8", "between 2 and 8", else a range like 1-10 that starts at 0 or 1; ranges of
+    days or words are no scale.
     """
-    for found in _RANGE.finditer(_HEADINGS.split(instructions)[0]):
-        low, high = float(found[1]), float(found[2])
+    ranges = _RANGE.finditer(_HEADINGS.split(instructions)[0])
+    for found in sorted(ranges, key=lambda one: not one["announced"]):
+        low, high = float(found[2]), float(found[3])
         if low < high and (kind == "float" or high - low < MOST_VALUES):
             return low, high
     return (1.0, 5.0) if kind == "int" else (0.0, 1.0)
