@@ -330,7 +330,7 @@ def test_several_questions_and_the_verdict_after_ones_own(desk: Desk, store: str
         panel.focus()
         panel.press("1", "Enter")
         expect(panel.root.locator(".wb-hint")).to_contain_text("Not rated yet")
-        panel.press("2", "5", "ArrowDown")
+        panel.press("y", "5", "ArrowDown")
         notebook.page.keyboard.type("12.5")
         panel.press("Escape", "ArrowUp", "ArrowUp", "ArrowUp", "x")
         trace_id = panel.trace_id

@@ -178,10 +178,10 @@ def test_reasons_of_others_are_prepared() -> None:
 
 
 def keys(*labels: Any, **question: Any) -> list[str]:
-    """The key of each answer."""
+    """The keys of each answer, joined."""
     values = [{"value": label, "label": str(label)} for label in labels]
     asked = {"kind": "ordinal", "values": values, "low": None, "high": None, **question}
-    return [choice["key"] for choice in choices(asked)]
+    return ["".join(choice["keys"]) for choice in choices(asked)]
 
 
 def whole(low: float, high: float) -> list[str]:
@@ -199,9 +199,11 @@ def test_a_digit_means_the_number_that_it_shows() -> None:
     assert keys(kind="numeric", low=0, high=1, integer=False) == []
 
 
-def test_other_answers_have_the_digit_of_their_place() -> None:
-    """The eleventh and the rest have letters."""
-    assert keys("poor", "fair", "good", "excellent") == ["1", "2", "3", "4"]
+def test_other_answers_have_the_digit_of_their_place_and_their_initial() -> None:
+    """Unless it is a command or another's initial."""
+    assert keys("poor", "fair", "good", "excellent") == ["1p", "2f", "3g", "4e"]
+    assert keys("yes", "no") == ["1y", "2n"]
+    assert keys("safe", "unsafe", "good", "great") == ["1", "2", "3", "4"]
     assert keys(*(f"x{n}" for n in range(12)))[9:] == ["0", "a", "b"]
 
 

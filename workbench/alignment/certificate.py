@@ -262,12 +262,11 @@ def _looks(pairs: Pairs, by_id: Mapping[str, Example], passed: bool) -> int:
 def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:
     found = measured.table[["value", "low", "high", "n"]].astype(float)
     found = found.rename(index={f"kappa ({measured.weights})": "weighted_kappa"})
-    of_binary = {
-        name: (1 - value, 1 - high, 1 - low, n)
-        for name, wrong in OF_BINARY.items()
-        if wrong in found.index
-        for value, low, high, n in [map(float, found.loc[wrong])]
-    }
+    of_binary = {}
+    for name, wrong in OF_BINARY.items():
+        if wrong in found.index:
+            value, low, high, n = map(float, found.loc[wrong])
+            of_binary[name] = 1 - value, 1 - high, 1 - low, n
     how: Any = {"orient": "index", "columns": list(found.columns), "dtype": float}
     found = pd.concat([found, pd.DataFrame.from_dict(of_binary, **how)])
     table = found.loc[list(least)].astype({"n": int}).assign(threshold=list(least.values()))

@@ -258,19 +258,19 @@ def _same_scale(before: Pairs, after: Pairs) -> Scale:
     one, two = before.scale, after.scale
     declared = {one.limits, two.limits} - {(None, None)}
     if (one.kind, one.values) != (two.kind, two.values) or len(declared) > 1:
-        first, second = (
-            f"{each.kind} ({each.describe()})" + f" from {each.low} to {each.high}" * bool(ends)
-            for each in (one, two)
-            for ends in [each.limits != (None, None)]
-        )
         raise ArgumentError(
-            f"The two sets of pairs are on different scales: {first} before, {second} after. Pair "
-            "both judges with the same scale=."
+            f"The two sets of pairs are on different scales: {_told(one)} before, {_told(two)} "
+            "after. Pair both judges with the same scale=."
         )
     low, high = next(iter(declared), (None, None))
     ends = [end for end in (one.low, one.high, two.low, two.high) if end is not None]
     seen = [v for each in (before, after) for v in (*each.table["human"], *each.table["judge"])]
     return replace(one, low=low, high=high).with_range([*ends, *seen])
+
+
+def _told(scale: Scale) -> str:
+    ends = "" if scale.limits == (None, None) else f" from {scale.low} to {scale.high}"
+    return f"{scale.kind} ({scale.describe()}){ends}"
 
 
 def _changes(

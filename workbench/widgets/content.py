@@ -9,6 +9,7 @@ A text is prepared as a list of blocks, each a dict with a ``kind`` (see `BLOCKS
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -232,20 +233,20 @@ def _slim(tokens: list[dict[str, Any]], levels: int, budget: list[int]) -> list[
 def choices(question: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the answers of a question (`LabelQuestion.to_json`) that have a button.
 
-    Each has a ``value``, a ``label``, a ``key`` and a ``hue`` in degrees: worst to best on an
-    ordered scale, apart on others.
+    Each has a ``value``, a ``label``, its ``keys`` (the first one is shown) and a ``hue`` in
+    degrees: worst to best on an ordered scale, apart on others.
     """
     values = _numbers(question) if question["kind"] == "numeric" else question["values"]
-    labels = [str(one["label"]) for one in values]
+    keys = _keys([str(one["label"]) for one in values])
     is_ordered = question["kind"] != "nominal" and len(values) > 1
     return [
         {
             "value": one["value"],
-            "label": label,
-            "key": key,
+            "label": str(one["label"]),
+            "keys": keys[n],
             "hue": round(25 + 150 * n / (len(values) - 1)) if is_ordered else _HUES[n % len(_HUES)],
         }
-        for n, (one, label, key) in enumerate(zip(values, labels, _keys(labels), strict=True))
+        for n, one in enumerate(values)
     ]
 
 
@@ -259,13 +260,21 @@ def _numbers(question: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"value": n, "label": str(n)} for n in numbers] if is_short else []
 
 
-def _keys(labels: Sequence[str]) -> list[str]:
-    """The key of each answer: the digit that it shows, else that of its place, else a letter."""
+def _keys(labels: Sequence[str]) -> list[list[str]]:
+    """The keys of each answer: the digit that it shows, else that of its place; its initial where
+    no other has it; without either a letter that nothing else has."""
     digits = list("1234567890"[: len(labels)].ljust(len(labels)))
     if any(re.match(r"[-+]?\d", label) for label in labels):
         digits = [match[1] if (match := _FIGURE.match(label)) else "" for label in labels]
         digits = [digit if digits.count(digit) == 1 else "" for digit in digits]
         if "10" in labels and "1" in digits and "0" not in digits:
             digits[labels.index("10")] = "0"  # as on the keyboard
-    letters = (letter for letter in string.ascii_lowercase if letter not in RESERVED)
-    return [digit.strip() or next(letters, "") for digit in digits]
+    letters = [letter for letter in string.ascii_lowercase if letter not in RESERVED]
+    initials = [label[:1].lower() for label in labels]
+    spare = iter(letter for letter in letters if letter not in initials)
+    keys = []
+    for digit, initial in zip(digits, initials, strict=True):
+        is_own = initial in letters and initials.count(initial) == 1
+        own = [key for key in (digit.strip(), initial if is_own else "") if key]
+        keys.append(own or list(itertools.islice(spare, 1)))
+    return keys

@@ -10,11 +10,13 @@ function valueChip(question, value) {
 }
 
 /** What stands on the button of an answer: its key, and the label unless that is the key. */
-function choiceFace({ label, key: first }) {
+function choiceFace({ label, keys }) {
+  const [first] = keys;
   const shown = (...text) => h("span", { dir: "auto" }, text);
   if (label === first) return shown(h("b", { class: "wb-figure" }, label));
   if (/^\d$/.test(first) && label.startsWith(first)) return shown(key(first), visible(label.slice(1)));
-  return [first ? key(first) : null, shown(visible(label))];
+  const isUnderlined = keys.length > 1 && keys.includes(label[0].toLowerCase());
+  return [first ? key(first) : null, isUnderlined ? shown(h("u", null, label[0]), visible(label.slice(1))) : shown(visible(label))];
 }
 
 /** The form of a panel: what is chosen and typed is the panel's draft. */
@@ -54,7 +56,7 @@ class Form {
       type: "button", "aria-pressed": "false", onclick: () => panel.rate(index, { value, abstain }), ...props,
     }, face);
     const buttons = choices.map((choice) => choiceButton(choice.value, false,
-      { class: "wb-choice", "aria-keyshortcuts": choice.key, style: hueStyle(choice) }, choiceFace(choice)));
+      { class: "wb-choice", "aria-keyshortcuts": choice.keys.join(" "), style: hueStyle(choice) }, choiceFace(choice)));
     const abstain = choiceButton(null, true, { class: "wb-choice wb-abstain", "aria-keyshortcuts": "x" }, [key("x"), h("span", null, "Can't judge")]);
     const input = choices.length ? null : this.buildInput(question);
     const reason = h("textarea", { class: "wb-rationale", dir: "auto", rows: this.hasMany ? 1 : 2, "aria-label": `Reason: ${name}`, placeholder: "reason (optional)", title: "Enter saves, Shift+Enter begins a new line", oninput: () => {
@@ -156,7 +158,7 @@ class Form {
   /** What a key answers to the active question, or null. */
   actionOf(pressed) {
     const question = this.panel.questions[this.active];
-    const choice = question?.choices.find(({ key: own }) => own === pressed.toLowerCase());
+    const choice = question?.choices.find(({ keys }) => keys.includes(pressed.toLowerCase()));
     if (choice) return () => this.panel.rate(this.active, { value: choice.value, abstain: false });
     const input = this.rows[this.active]?.input;
     const isText = question?.kind === "text";

@@ -92,7 +92,7 @@ class Frame extends Store {
 
   buildHelp() {
     const row = ({ keys, shown = keys, help }) => h("tr", null, h("td", null, shown.map((each) => [key(each), " "])), h("td", null, help));
-    const answering = { shown: ["1", "…", "9"], help: "give the answer with this key" };
+    const answering = { shown: ["1", "…", "9"], help: "give the answer with this key; letters that are underlined work, too" };
     const close = this.button("Close", "Esc", () => this.help.close(), { class: "wb-small", "aria-keyshortcuts": "Escape" });
     return h("dialog", { class: "wb-help", "aria-label": "Keys" },
       h("div", { class: "wb-helphead" }, h("strong", null, "Keys"), close),

@@ -2,7 +2,7 @@
 
 // What each key does: the first row that fits counts. `at` is where it does it: at an "item", at
 // the "end" of the queue, by default at both. A key with Shift counts as itself unless it is named
-// with it. An answer has a key of its own, see `choices` in `content.py`.
+// with it. Answers have keys of their own, see `choices` in `content.py`.
 const KEYMAP = [
   { keys: ["x"], at: "item", act: (panel) => panel.rate(panel.form.active, { value: null, abstain: true }), help: "can't judge" },
   { keys: ["Enter"], at: "item", act: (panel) => panel.save(), help: "save and go on to the next item without a label" },
