@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sqlite3
 import subprocess
@@ -135,7 +134,8 @@ def test_a_question_within_a_question_waits_for_none(cache: AnswerCache) -> None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with ExitStack() as stack:
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        few = max(int(one.name) for one in Path("/proc/self/fd").iterdir()) + 64
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
         for n in range(3000):
             stack.enter_context(cache.asking(f"question {n}", lambda: False))
 

@@ -220,7 +220,7 @@ def test_plots_follow_the_theme_of_jupyterlab(
 def test_a_word_longer_than_a_line_is_cut_and_not_left_out() -> None:
     """As names of classes with underscores often are."""
     name = "partially_correct_but_incomplete_answer"
-    ax = plot_confusion(make_pairs([name, "no"] * 5, [name, "no"] * 5))
+    ax = plot_confusion(make_pairs([name, "no"] * 5, [name, "no"] * 5, Scale.of([name, "no"])))
     names = [[label.get_text() for label in found] for found in
              (ax.get_xticklabels(), ax.get_yticklabels())]  # fmt: skip
     assert any(label.startswith("partially_cor") for label in names[0])

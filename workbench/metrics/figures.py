@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.errors import ArgumentError
 from workbench.metrics.coefficients import (
     Statistic,
     Weights,
@@ -63,6 +64,11 @@ class Coded:
         scale = pairs.scale.with_range(seen)
         values = list(scale.values) or sorted(set(seen))
         position = {value: k for k, value in enumerate(values)}
+        if off := [value for value in seen if value not in position]:
+            raise ArgumentError(
+                f"The pairs hold {off[0]!r}, which is not on their scale ({scale.describe()}). "
+                "workbench.pair gives canonical values."
+            )
         human, judge = (
             np.array([position[v] for v in pairs.table[side]], dtype=int) for side in sides
         )
