@@ -193,9 +193,8 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
         verdicts = verdicts.reindex(table.index)
     elif np.ndim(verdicts) != 1 or len(verdicts) != len(table):
         raise ArgumentError(
-            f"verdicts must be a list, Series or mapping of one verdict for each of the "
-            f"{len(table)} rows, got "
-            f"{type(verdicts).__name__} of shape {np.shape(verdicts)}."
+            "verdicts must be a list, Series or mapping of one verdict for each of the "
+            f"{len(table)} rows, got {type(verdicts).__name__} of shape {np.shape(verdicts)}."
         )
     return table, list(verdicts), None
 

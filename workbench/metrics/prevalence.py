@@ -200,13 +200,15 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
     tnr, tpr = (ratio(cells[k, k], cells[k].sum()) for k in (0, 1))
     observed = ratio(positive, n)
     corrected, interval = rogan_gladen(cells, positive, n, confidence)
-    reason = "" if n else "There is no verdict to correct."
-    if n and not tpr + tnr > 1:  # also where one of the two is nan
+    reason = ""
+    if not n:
+        reason = "There is no verdict to correct."
+    elif not tpr + tnr > 1:  # also where one of the two is nan
         reason = (
             "No correction: that takes a sensitivity and a specificity that add up to more than 1, "
             f"and the pairs tell of {figure(tpr)} and {figure(tnr)}."
         )
-    elif n and corrected in (0, 1) and math.isnan(interval.low):
+    elif corrected in (0, 1) and math.isnan(interval.low):
         reason = (
             f"No interval: sensitivity {tpr:.3f} and specificity {tnr:.3f} on the pairs contradict "
             f"the rate {observed:.3f} of positive verdicts, which no share of positives explains. "
