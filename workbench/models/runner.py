@@ -64,6 +64,7 @@ class Runner(AbstractContextManager["Runner"]):
         self.stop, self.patience = stop or threading.Event(), patience
         self.client, self.throttle = Client(concurrency), throttle or Throttle(concurrency)
         self.answered, self.unusable, self.used = answered, 0, UNPAID
+        self.refused = 0  # permanent failures since the last answer
         self.last_progress = time.monotonic()
         self.unkept: StoreError | None = None
         self._lock = threading.Lock()
@@ -171,19 +172,25 @@ class Runner(AbstractContextManager["Runner"]):
         return silence > self.patience + self.throttle.longest_pause
 
     def _note(self, outcome: Outcome, stopped: threading.Event, asked_at: float) -> None:
-        """Count an outcome, adapt the slots, and stop where the very first calls were in vain."""
+        """Count an outcome, adapt the slots, and stop all calls where they are in vain."""
         fault = outcome.fault
         with self._lock:
             self.used += outcome.usage
             self.answered += fault is None
             self.unusable += fault is not None and fault.kind == "answer"
+            if fault is None or fault.kind == "answer":
+                self.refused = 0
+            else:
+                self.refused += fault.permanent
+            in_vain = self.refused >= (PERMANENT_FAILURES_TO_STOP if self.answered else 1)
+            in_vain |= not self.answered and self.unusable >= FAILURES_TO_STOP
         if fault is None:
             self.last_progress = time.monotonic()
             self.throttle.speed_up(asked_at, self.client.timeout)
         elif fault.kind in ("rate_limit", "timeout"):  # all wait, so that not every call meets it
             pause = 1.0 if fault.kind == "rate_limit" else 0.0
             self.throttle.slow_down(fault.retry_after or pause, asked_at)
-        elif not self.answered and (fault.permanent or self.unusable >= FAILURES_TO_STOP):
+        elif in_vain:
             stopped.set()
 
     def __exit__(self, *_: object) -> None:
@@ -219,7 +226,7 @@ class _Run:
         self.arrived = threading.Semaphore(0)
         self.stopped = threading.Event()
         self.failed: list[tuple[int, Outcome]] = []
-        self.in_a_row: list[Fault] = []
+        self.in_a_row = 0
         self.counts, self.cost = Counter[str](), 0.0
 
     @property
@@ -262,7 +269,7 @@ class _Run:
             )
             for _ in range(min(self.runner.concurrency, len(questions)))
         ]
-        self.runner.last_progress = time.monotonic()
+        self.runner.last_progress, self.runner.refused = time.monotonic(), 0
         try:
             with intercepted(None):
                 for thread in threads:
@@ -312,9 +319,9 @@ class _Run:
         """Settle an outcome, or end the run where no other call can be expected to succeed."""
         if isinstance(outcome, BaseException):
             raise outcome
-        runner, fault, in_a_row = self.runner, outcome.fault, self.in_a_row
+        runner, fault = self.runner, outcome.fault
         if fault is None or fault.kind == "answer":
-            in_a_row.clear()
+            self.in_a_row = 0
             self._settle(index, outcome)
             if runner.unkept is not None:
                 raise runner.unkept
@@ -325,12 +332,11 @@ class _Run:
             raise BudgetError(fault.message)
         else:
             self.failed.append((index, outcome))
-            in_a_row.append(fault)
+            self.in_a_row += 1
         if fault is not None and (
-            self.stopped.is_set()  # by the very first calls
-            or sum(one.permanent for one in in_a_row) >= PERMANENT_FAILURES_TO_STOP
+            (self.stopped.is_set() and (fault.permanent or not runner.answered))
             # They take longest, being tried again, and so come in a row at the end of any run.
-            or (len(in_a_row) >= FAILURES_TO_STOP and (untried or not runner.answered))
+            or (self.in_a_row >= FAILURES_TO_STOP and (untried or not runner.answered))
             or (fault.kind == "rate_limit" and runner.is_silent())
         ):
             raise self.requests[index].unanswered(fault, runner.unusable, bool(runner.answered))
