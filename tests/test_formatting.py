@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import workbench
-from workbench.formatting import html_table, html_text, plain
+from workbench.formatting import html_table, html_text, plain, text_table
 from workbench.metrics.agreement import agreement
 from workbench.metrics.annotators import annotator_agreement
 from workbench.pairing.pairs import Pairs
@@ -96,3 +96,13 @@ def test_plain_data_is_what_json_takes() -> None:
     found = plain({"x": float("nan"), "t": table, "n": table["a"].iloc[0], "d": {1: (1.0,)}})
     assert found == {"x": None, "t": [{"a": 1}, {"a": 2}], "n": 1, "d": {"1": [1.0]}}
     assert type(found["n"]) is int
+
+
+def test_a_table_as_text_has_its_words_at_the_left() -> None:
+    """Under their headings, in one line each; numbers stay at the right, as pandas has them."""
+    table = pd.DataFrame({"said": ["yes, \n really", "x"], "n": [1, 20], "why": [None, "because"]})
+    assert text_table(table).splitlines() == [
+        "said         n why",
+        "yes, really  1",
+        "x           20 because",
+    ]

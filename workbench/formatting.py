@@ -100,6 +100,17 @@ def html_table(table: pd.DataFrame, *, index: bool = True, **options: Any) -> st
     return safe_html(f"{head}</thead>{body}")
 
 
+def text_table(table: pd.DataFrame, **options: Any) -> str:
+    """Return a table as text, words to the left; ``options`` of ``to_string``."""
+    shown = table.copy()
+    for column in table.select_dtypes(exclude="number"):
+        texts = [excerpt(_cell(value), 40) for value in table[column]]
+        width = max(map(len, [str(column), *texts]))
+        shown[column] = [text.ljust(width) for text in texts]
+    look: dict[str, Any] = {"index": False, "justify": "left"} | options
+    return "\n".join(line.rstrip() for line in shown.to_string(**look).splitlines())
+
+
 def _cell(value: Any) -> Any:
     return "" if pd.api.types.is_scalar(value) and pd.isna(value) else value
 

@@ -18,8 +18,10 @@ from matplotlib.figure import Figure
 
 from workbench.errors import ArgumentError
 from workbench.metrics.agreement import agreement
+from workbench.metrics.alternative import alternative_annotator_test
 from workbench.metrics.annotators import annotator_agreement
 from workbench.metrics.comparison import compare
+from workbench.metrics.self_agreement import SelfAgreement
 from workbench.pairing.pairs import Pairs
 from workbench.reporting import drawing
 from workbench.reporting.matrices import plot_annotators, plot_confusion, plot_difference
@@ -68,6 +70,40 @@ def axes() -> Axes:
 def legend(ax: Axes) -> list[str]:
     found = ax.get_legend()
     return [text.get_text() for text in found.get_texts()] if found else []
+
+
+def test_the_annotator_test_is_drawn_by_annotator() -> None:
+    """Filled where the judge wins; who has too few items is hollow."""
+    labels = pd.DataFrame(
+        {"ana": [0, 1] * 30, "$ben$": [0, 1] * 30, "few": [0.0] * 5 + [None] * 55}
+    )
+    found = alternative_annotator_test(labels, [0, 1] * 30)
+    ax = plot_slices(found, ax=axes())
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["ana (60)", r"\$ben\$ (60)", "few (5)"]
+    points = [line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert [line.get_mfc() == line.get_color() for line in points] == [True, True, False]
+    assert "winning rate 1.000" in ax.get_xlabel()
+
+
+def test_self_agreement_is_drawn_with_what_is_undefined() -> None:
+    rows = {
+        "all answers agree": (0.8, 0.6, 0.9, 20),
+        "accuracy of one answer": (math.nan,) * 3 + (0,),
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high", "n"])
+    found = SelfAgreement("good", 5, table.astype({"n": int}), pd.DataFrame(), 0, ())
+    ax = plot_metrics(found, ax=axes())
+    assert {"all answers agree (20)", "undefined", "good, asked 5 times"} <= set(texts(ax))
+
+
+def test_metrics_of_numbers_mark_the_best_constant() -> None:
+    """By hand: the median 4 is 0, 0, 2 and 4 of at most 8 away."""
+    scale = Scale("numeric", low=0, high=8)
+    found = agreement(make_pairs([4, 4, 6, 8], [4, 5, 6, 7], scale))
+    assert found.baseline_distance == pytest.approx((0 + 0 + 0.25 + 0.5) / 4)
+    ax = plot_metrics(found, ax=axes())
+    lines = {line.get_label(): line for line in ax.lines}
+    assert list(lines["always the median label"].get_xdata()) == [found.baseline_distance] * 2
 
 
 def test_metrics_mark_the_baseline_and_the_ceiling() -> None:

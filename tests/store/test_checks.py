@@ -41,6 +41,29 @@ def test_it_says_what_happened_to_each_cell() -> None:
     assert "'so-so' (1: row 24)" in repr(found)
 
 
+def test_translations_that_were_asked_for_are_listed() -> None:
+    """With how many cells each had; one that occurs nowhere is doubtful."""
+    found = check(table(["good", "bad"] * 10), values={"good": "yes", "Bad": "no"})
+    assert "translated" in repr(found)
+    assert "As asked for: 'good' -> 'yes' (10), 'Bad' -> 'no' (10)." in repr(found)
+    assert not any("As asked for" in doubt for doubt in found.doubts)
+    found = check(table(["good", "bad"] * 10), values='{"good": "yes", "bad": "no", "bed": "no"}')
+    assert any("'bed' -> 'no' (0). Some occur nowhere." in doubt for doubt in found.doubts)
+
+
+def test_a_number_that_is_never_given_between_others_is_remarked_on() -> None:
+    """It is not on the scale of the values seen, so the judge could not give it."""
+    doubts = check(table([1, 2, 4, 5] * 5)).doubts
+    assert any("Ratings are 1, 2, 4, 5, and never 3." in doubt for doubt in doubts)
+    for ratings, values in (
+        ([1, 2, 4, 5], "1, 2, 3, 4, 5"),
+        ([1, 2, 3], None),
+        ([0, 10, 20], None),
+    ):
+        found = check(table(ratings * 5), values=values)
+        assert not any("and never" in doubt for doubt in found.doubts)
+
+
 def test_many_different_percentages_are_numbers() -> None:
     """As they are for `pair`, with whatever else is a number."""
     found = check(table([f"{n}%" for n in range(30)] + ["12.5 %"]))

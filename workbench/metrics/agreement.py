@@ -85,6 +85,9 @@ class Agreement(Result):
     mean_distance
         Mean `Scale.distance` of verdict and label: 0 is full agreement (Student). On binary and
         nominal scales it is 1 - accuracy (Wilson).
+    baseline_distance
+        That of always answering the median label, or the most frequent one on binary and nominal
+        scales.
     false_positives, false_negatives, false_positive_rate, false_negative_rate
         On binary scales: positive verdicts on human negatives, of all human negatives; negative
         verdicts on human positives, of all human positives (Wilson).
@@ -126,6 +129,7 @@ class Agreement(Result):
     confusion: pd.DataFrame
     per_class: pd.DataFrame | None
     baseline: float
+    baseline_distance: float
     confidence: float
     weights: Weights | None
     labelled: int
@@ -317,6 +321,7 @@ def agreement(
         confusion=confusion,
         per_class=per_class,
         baseline=baseline,
+        baseline_distance=_baseline_distance(coded) if coded.scale.ordered else 1 - baseline,
         confidence=confidence,
         weights=weights,
         labelled=len(labelled),
@@ -329,6 +334,13 @@ def agreement(
         undefined=why_undefined(coded, {**found, **whole}) | _undefined_classes(per_class, n),
         notes=(*_kappa_paradox(coded, found, baseline), *without_contested(pairs)),
     )
+
+
+def _baseline_distance(coded: Coded) -> float:
+    """Mean distance of the median label from all labels, which no other constant falls below."""
+    n = len(coded.human)
+    median = np.full(n, np.sort(coded.human)[n // 2] if n else 0)
+    return ratio(coded.distances(coded.human, median).sum(), n)
 
 
 def _undefined_classes(per_class: pd.DataFrame | None, n: int) -> dict[str, str]:

@@ -124,7 +124,8 @@ class Comparison(Result):
         name, fixed, broken, test = "accuracy", "fixed", "broken", "McNemar's test"
         rest = f" Always giving the most frequent label scores {figure(self.after.baseline)}."
         if self.before.scale.kind == "numeric":
-            name, fixed, broken, test, rest = "mean distance", "nearer", "farther", "sign test", ""
+            name, fixed, broken, test = "mean distance", "nearer", "farther", "sign test"
+            rest = f" Always giving the median label has {figure(self.after.baseline_distance)}."
         before, after = self.before.figures[name][0], self.after.figures[name][0]
         verb = "stays at" if before == after else "rises from" if after > before else "falls from"
         to = "" if before == after else f" to {figure(after)}"

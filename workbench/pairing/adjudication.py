@@ -14,7 +14,7 @@ from mlflow.entities import AssessmentSource, Feedback, Trace
 from mlflow.genai.judges import Judge
 
 from workbench.errors import ScaleError
-from workbench.formatting import excerpt, html_table
+from workbench.formatting import excerpt, html_table, text_table
 from workbench.pairing.joining import decisions_by_trace, labels_by_trace, read_votes
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import (
@@ -63,7 +63,7 @@ class Disagreements(pd.DataFrame):
         return shown.assign(trace=[f"{trace_id[:11]}…" for trace_id in map(str, self.index)])
 
     def __repr__(self) -> str:
-        return self._shown().to_string(index=False, max_rows=10, justify="left", max_colwidth=40)
+        return text_table(self._shown(), max_rows=10)
 
     def _repr_html_(self) -> str:
         return html_table(self._shown(), index=False, max_rows=20)

@@ -13,7 +13,14 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import ArgumentError
-from workbench.formatting import counted, html_lines, html_table, html_text, with_content
+from workbench.formatting import (
+    counted,
+    html_lines,
+    html_table,
+    html_text,
+    text_table,
+    with_content,
+)
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.tables import digest
 from workbench.store.traces import Example, examples, item_digest
@@ -203,7 +210,7 @@ class Pairs:
         left_out = f", {len(self.excluded)} excluded" * bool(len(self.excluded))
         head = f"{self.name!r}: {counted(len(self), 'pair')}{left_out}, {self.scale.kind} scale"
         rows = with_content(self.table[COLUMNS[:3]].head(3), self.previews)
-        text = "" if rows.empty else f"\n{rows.to_string(index=False, justify='left')}"
+        text = "" if rows.empty else f"\n{text_table(rows)}"
         return f"<Pairs {head}>{text}"
 
     def _repr_html_(self) -> str:

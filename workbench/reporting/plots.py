@@ -16,9 +16,12 @@ from workbench.alignment.result import OptimizerComparison
 from workbench.errors import one_of
 from workbench.formatting import counted
 from workbench.metrics.agreement import Agreement, agreement
+from workbench.metrics.alternative import AlternativeAnnotatorTest
 from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.comparison import Comparison
+from workbench.metrics.intervals import figure
 from workbench.metrics.monitoring import Monitored
+from workbench.metrics.self_agreement import SelfAgreement
 from workbench.pairing.pairs import Pairs
 from workbench.reporting.drawing import (
     AFTER,
@@ -42,27 +45,31 @@ from workbench.store.tables import require_columns
 
 @styled()
 def plot_metrics(
-    comparison_or_agreement: Comparison | Agreement,
+    comparison_or_agreement: Comparison | Agreement | SelfAgreement,
     *,
     ax: Axes | None = None,
     ceiling: float | AnnotatorAgreement | None = None,
 ) -> Axes:
-    """Accuracy and kappa with their intervals, before and after.
+    """Accuracy and kappa with their intervals, before and after; or a judge's self-agreement.
 
     The accuracy of always answering the most frequent label is marked, and, where given, the
     agreement of people among themselves, on contested items too. Numeric scales have the mean
-    distance, quadratic kappa and Pearson's correlation instead, and no such marks.
+    distance, quadratic kappa and Pearson's correlation instead, and the mean distance of always
+    answering the median label.
 
     Parameters
     ----------
     comparison_or_agreement
-        What `workbench.compare` or `workbench.agreement` gave.
+        What `workbench.compare` or `workbench.agreement` gave; or `workbench.self_agreement`, all
+        of whose figures are drawn.
     ax
         Axes to draw on; new ones by default.
     ceiling
         What `workbench.annotator_agreement` gave, or its ceiling.
     """
     given = comparison_or_agreement
+    if isinstance(given, SelfAgreement):
+        return _draw_self_agreement(given, ax)
     judges: dict[str, Any] = {"judge": (given, AFTER, "D", 0.0)}
     if isinstance(given, Comparison):
         looks = {"before": (BEFORE, "o", -0.16), "after": (AFTER, "D", 0.16)}
@@ -79,13 +86,25 @@ def plot_metrics(
             drawn = draw_estimate(ax, row + offset, (value, *interval), color=colour, marker=marker)
             handles |= {label: drawn} if drawn else {}
             lowest = float(np.nanmin([lowest, value, interval.low]))
-    levels = {} if numeric else reference_levels(first.baseline, ceiling)
+    levels = reference_levels(first.baseline, ceiling)
+    if numeric:
+        levels = {"always the median label": (first.baseline_distance, ":")}
     for label, (level, style) in levels.items():
         (handles[label],) = ax.plot([level] * 2, [-0.42, 0.42], style, color=ink(), label=label)
     ax.axvline(0, color=ink(), lw=0.6, alpha=0.5)
     bare_rows(ax, [f"{name}\n(0 is best)" if "distance" in name else name for name in names])
     ax.set_xlim(max(-1.0, lowest - 0.03) if lowest < 0 else 0, 1.01)
     legend_above(ax, handles)
+    return ax
+
+
+def _draw_self_agreement(found: SelfAgreement, ax: Axes | None) -> Axes:
+    ax = ax or new_axes(6.4, 1.1 + 0.42 * len(found.table))[0]
+    for row, estimate in enumerate(found.table[["value", "low", "high"]].to_numpy(float).tolist()):
+        draw_estimate(ax, row, estimate, color=blue())
+    bare_rows(ax, [f"{name} ({n:,})" for name, n in found.table["n"].items()])
+    ax.set_xlim(0, 1.01)
+    ax.set_title(f"{literal(found.name, 60)}, asked {found.samples} times")
     return ax
 
 
@@ -152,7 +171,7 @@ def _effort(row: Mapping[Any, Any]) -> str:
 def plot_slices(
     slices: Any, *, metric: str | None = None, overall: float | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Agreement by slice: a row a slice, with its interval and its number of pairs.
+    """Agreement by slice, or how a judge does against each annotator, with intervals.
 
     The dashed line is the agreement on all pairs. Where the table tells it (``p_adjusted``),
     slices that differ from the others are drawn filled, and those whose difference may be luck, or
@@ -163,7 +182,8 @@ def plot_slices(
     slices
         What ``workbench.agreement(pairs, by=...)`` gave, or its table: index slice; ``n``, the
         metric, its interval as ``accuracy_low`` and ``accuracy_high``, and where known
-        ``p_adjusted`` and ``note``.
+        ``p_adjusted`` and ``note``. Or what `workbench.alternative_annotator_test` gave: a row an
+        annotator, filled where the judge wins.
     metric
         ``"accuracy"``, ``"kappa"`` or another of the table; by default ``"mean_distance"`` where
         it is there, as on numeric scales, else ``"accuracy"``.
@@ -172,6 +192,8 @@ def plot_slices(
     ax
         Axes to draw on; new ones by default.
     """
+    if isinstance(slices, AlternativeAnnotatorTest):
+        return _draw_annotators(slices, ax)
     table = slices if isinstance(slices, pd.DataFrame) else slices.table
     metric = metric or ("mean_distance" if "mean_distance" in table else "accuracy")
     columns = [metric, f"{metric}_low", f"{metric}_high"]
@@ -188,6 +210,25 @@ def plot_slices(
     ax.margins(x=0.05)
     of = f" by {literal(slices.by, 40)}" if table is not slices else ""
     ax.set_xlabel(f"{metric.replace('_', ' ')}{of}, with interval")
+    return ax
+
+
+def _draw_annotators(test: AlternativeAnnotatorTest, ax: Axes | None) -> Axes:
+    ax = ax or new_axes(6.8, 1.5 + 0.34 * len(test.table))[0]
+    columns = ["judge_advantage", "judge_advantage_low", "judge_advantage_high"]
+    rows = zip(test.table[columns].to_numpy(float).tolist(), test.table["rejected"], strict=True)
+    for row, (estimate, wins) in enumerate(rows):
+        draw_estimate(ax, row, estimate, hollow=not wins, color=blue())
+    look: dict[str, Any] = {"ls": "", "marker": "o", "color": blue(), "ms": 6, "mew": 1.5}
+    handles = {"the judge wins": ax.plot([], [], **look)[0]}
+    handles["it does not, or is not tested"] = ax.plot([], [], mfc=paper(), **look)[0]
+    legend_above(ax, handles)
+    bare_rows(ax, [f"{literal(name, 30)} ({n:,})" for name, n in test.table["n"].items()])
+    ax.set_xlim(0, 1.01)
+    ax.set_xlabel(
+        "share of items on which the judge is as near to the others\n"
+        f"(winning rate {figure(test.winning_rate)}, epsilon {test.epsilon:g})"
+    )
     return ax
 
 

@@ -246,6 +246,10 @@ def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
         text = f"{positive} is positive; pair(..., positive={other}) takes the other one."
         advice = "Taken, since the words do not tell. values=... names it first."
         yield Finding("positive side", text, advice * (not scale.positive_is_known))
+    if data.translations:
+        told = [f"{word!r} -> {value!r} ({n})" for word, (value, n) in data.translations.items()]
+        unused = "" if all(n for _, n in data.translations.values()) else "Some occur nowhere."
+        yield Finding("translated", f"As asked for: {', '.join(told)}.", unused)
     typed = Scale.from_type(data.value_type)
     if typed and typed.values != scale.values:
         text = "The order of the ratings is that of the column's categories."
@@ -260,8 +264,17 @@ def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
 
 
 def _about_odd_ones(scale: Scale, rated: pd.DataFrame, counts: Counter[Any]) -> Iterable[Finding]:
-    """Ratings that are rare, or far from the others."""
+    """Ratings that are rare, far from the others, or lacking between them."""
     sizes = {v: size for v in counts if scale.ordered and (size := number(v)) is not None}
+    known = [number(value) for value in scale.values if scale.ordered]
+    whole = {int(size) for size in known if size is not None and size.is_integer()}
+    lacking = sorted({*range(min(whole, default=0), max(whole, default=0))} - whole)
+    if 0 < len(lacking) < len(whole) - 1:
+        never, given, both = (
+            ", ".join(map(str, sorted(those))) for those in (lacking, whole, whole | {*lacking})
+        )
+        advice = f"So the judge can't give it either. If it is a rating: values='{both}'."
+        yield Finding("no such rating", f"Ratings are {given}, and never {never}.", advice)
     numbers = [sizes[v] for v in rated["value"] if v in sizes]
     top, bottom = _far_above(numbers), -_far_above(-size for size in numbers)
     without = ", or give values without it" * bool(scale.values)

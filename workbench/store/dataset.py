@@ -13,8 +13,9 @@ Names that hold a comma, colon or plus are given as a list or dict, or as JSON o
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +57,8 @@ class Dataset:
         verdicts of other judges.
     groups
         The column whose equal rows stay on one side of a split; None for none.
+    translations
+        What people wrote, and ``values`` translates -> (rating, how many cells).
     """
 
     table: pd.DataFrame
@@ -68,6 +71,7 @@ class Dataset:
     groups: str | None
     scale: Scale
     empty: tuple[int, ...] = ()
+    translations: Mapping[str, tuple[Any, int]] = field(default_factory=dict)
 
     @property
     def value_type(self) -> Any:
@@ -169,6 +173,8 @@ def read_dataset(
         content = [c for role, columns in named.items() if role != "annotators" for c in columns]
         table, labels = _one_row_an_item(table, each, labels, content)
     rated = [column for column, _ in (*labels.values(), *recorded.values())]
+    written = Counter(fold(cell) for column in {*rated} for cell in table[column])
+    words = parts("values", values)
     table, names = translated(table, rated, values)
     return Dataset(
         table=table,
@@ -181,6 +187,9 @@ def read_dataset(
         groups=groups or None,
         scale=_scale(table, labels, names),
         empty=tuple(number for number, blank in enumerate(empty) if blank),
+        translations={word: (value, written[fold(word)]) for word, value in words.items()}
+        if isinstance(words, Mapping)
+        else {},
     )
 
 
