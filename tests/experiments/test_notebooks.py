@@ -390,13 +390,3 @@ def test_a_sweep_is_drawn_by_what_varies(
     cells = [cell for cell in nbformat.read(ran.notebook, as_version=4).cells if "outputs" in cell]
     shown = [output.get("data", {}) for cell in cells for output in cell.outputs]
     assert sum("image/png" in data for data in shown) == pictures
-
-
-@pytest.mark.usefixtures("store")
-def test_a_sweep_knows_what_a_run_spent_that_failed_while_it_aligned(tmp_path: Path) -> None:
-    """What is left after the judge has rated is too little to align with."""
-    point = [{"budget": 160}]
-    (run,) = workbench.sweep("4_align", point, output=tmp_path, progress=False).to_dict("records")
-    assert run["status"] == "failed"
-    assert "BudgetError" in run["error"]
-    assert 153 <= run["calls"] <= 160

@@ -310,6 +310,30 @@ def test_a_budget_ends_the_sweep_and_earlier_runs_count(notebook: Path, tmp_path
         workbench.sweep(notebook, grid, jobs=1, budget=100, progress=False)
 
 
+def test_requests_are_counted_though_the_kernel_is_killed(
+    store: str, tmp_path: Path, threads: Executor
+) -> None:
+    """As they are made, whatever the notebook records, and where it records nothing."""
+    source = write(
+        tmp_path / "killed.ipynb",
+        "import os, pandas, workbench\n"
+        "judge = workbench.make_judge('good', 'Is {{ outputs }} right for {{ inputs }}?',\n"
+        "    model='offline:/rubric', feedback_value_type=bool)\n"
+        "table = pandas.DataFrame({'q': list('abc'), 'a': list('xyz')})\n"
+        "workbench.score(judge, table, inputs='q', outputs='a', to=f'{output_dir}/verdicts',\n"
+        "    progress=False)\n"
+        "if kills:\n    record('calls', 1)",
+        "if kills:\n    os.kill(os.getpid(), 9)",
+        parameters="kills = True\noutput_dir = '.'",
+    )
+    grid, limit = {"kills": [True, False]}, workbench.Budget(3)
+    table = workbench.sweep(source, grid, budget=limit, jobs=1, executor=threads, progress=False)
+    assert list(table["status"]) == ["failed", "cancelled"]
+    assert list(table["calls"][:1]) == [3]
+    table = workbench.sweep(source, [{"kills": False}], budget=9, executor=threads, progress=False)
+    assert table[["status", "calls", "cost"]].to_numpy().tolist() == [["complete", 3, 0.0]]
+
+
 def test_a_budget_counts_what_failed_and_was_run_again(
     notebook: Path, tmp_path: Path, threads: Executor
 ) -> None:

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import papermill
 from filelock import FileLock, Timeout
 
 from workbench.errors import WorkbenchError
@@ -22,11 +21,13 @@ from workbench.experiments.notebook import run_notebook, without_secrets
 from workbench.experiments.parameters import read_notebook
 from workbench.experiments.records import read_records
 from workbench.formatting import write_whole
+from workbench.models.budget import SPENT_VARIABLE, read_spent
 from workbench.store.tables import digest
 
 Status = Literal["complete", "failed", "timeout", "cancelled"]
 
 RESULT: Final = "run.json"
+SPENT: Final = "spent.jsonl"  # what each request to a model used
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,11 @@ def _run(task: Task, parameters: dict[str, Any], folder: Path) -> Result:
         if notebook_digest(source) == task.content:
             run_notebook(
                 source, parameters=parameters, output=folder, progress=False, cwd=task.cwd,
-                environment={**task.store, "TMPDIR": str(folder / "tmp")},
+                environment={
+                    **task.store,
+                    "TMPDIR": str(folder / "tmp"),
+                    SPENT_VARIABLE: str(folder / SPENT),
+                },
                 cell_timeout=task.cell_timeout, ends=ends,
             )  # fmt: skip
         else:
@@ -150,15 +155,19 @@ def _run(task: Task, parameters: dict[str, Any], folder: Path) -> Result:
         cell: Any = error.__cause__
         if isinstance(cell, OSError) and not isinstance(cell, TimeoutError):  # of the folder
             raise cell from None
-        is_of_cell = isinstance(cell, papermill.PapermillExecutionError)
+        is_of_cell = hasattr(cell, "ename")
         outcome = ("failed", f"{cell.ename}: {cell.evalue}" if is_of_cell else str(error))
     except Exception as error:  # whatever it is, it is this run's alone
         outcome = ("failed", f"{type(error).__name__}: {error}")
     recorded: dict[str, Any] = {}
     with suppress(WorkbenchError):  # there is no copy of a notebook whose kernel never started
         recorded = read_records(read_notebook(folder / source.name), folder / "figures")
+    status, why = [*ending, outcome][0]
+    spent = read_spent(folder / SPENT)
+    # What an unfinished notebook recorded of that may be of its first steps alone.
+    recorded = spent | recorded if status == "complete" else recorded | spent
     seconds = time.monotonic() - begun
-    return task.result(*[*ending, outcome][0], seconds=seconds, started=started, recorded=recorded)
+    return task.result(status, why, seconds=seconds, started=started, recorded=recorded)
 
 
 def start_process(stop: Path) -> None:

@@ -19,15 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import nbformat
-import papermill
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
-from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import NBClientEngine, papermill_engines
-from papermill.translators import PythonTranslator
 
+from workbench.compat import without_iri_grammar
 from workbench.credentials import redact, secret_params, withhold
 from workbench.errors import NotebookError
 from workbench.experiments.parameters import (
@@ -40,6 +35,14 @@ from workbench.experiments.parameters import (
 from workbench.formatting import counted, write_whole
 from workbench.models.recording import Player, Recorder
 from workbench.models.recording import variables as recording_variables
+
+with without_iri_grammar():
+    import nbformat
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.clientwrap import PapermillNotebookClient
+    from papermill.engines import NBClientEngine, papermill_engines
+    from papermill.translators import PythonTranslator
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-import nbformat
 import pandas as pd
 
+from workbench.compat import without_iri_grammar
 from workbench.errors import ArgumentError, NotebookError
 from workbench.store.tables import plain
+
+with without_iri_grammar():
+    import nbformat
 
 UNKNOWN: Final = ...  # default of a parameter that is computed when the notebook runs
 

@@ -22,6 +22,7 @@ import pandas as pd
 from workbench.errors import ArgumentError, BudgetError, NotebookError, StoreError, check_whole
 from workbench.experiments.execution import (
     RESULT,
+    SPENT,
     Result,
     Task,
     execute,
@@ -43,7 +44,7 @@ from workbench.experiments.parameters import (
 from workbench.experiments.records import TAKEN
 from workbench.experiments.tracking import SweepRun, logged, table_of
 from workbench.formatting import bar, counted, write_whole
-from workbench.models.budget import Budget, Usage
+from workbench.models.budget import Budget, Usage, read_spent
 from workbench.models.cache import CACHE_VARIABLE
 from workbench.models.recording import MODEL_VARIABLE
 from workbench.store.database import find_experiment_id, prepare_database, store_message
@@ -269,7 +270,8 @@ class _Sweep:
         except Exception as error:  # of the process; those of the run are in its result
             died = "The process that ran it died: it was killed, or memory ran out."
             reason = f"{died} ({type(error).__name__}: {error})"
-            result = task.result("failed", reason, started=time.time())
+            spent = read_spent(Path(task.folder) / SPENT)
+            result = task.result("failed", reason, started=time.time(), recorded=spent)
         self._charge(result)
         self._take(result, log=bool(result.started) or not self.killed)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,9 @@ from typing import Any, Final
 from workbench.errors import ArgumentError, BudgetError
 
 FREE: Final = "offline:/"  # begins the URI of the embedded model, which costs nothing
+SPENT_VARIABLE: Final = "WORKBENCH_SPENT"
+"""Names a file to which each request adds what it used, so that this outlives the process."""
+
 ASSUMED_OUTPUT: Final = 4096  # tokens of an answer at most where the request sets no limit to it
 _OVERHEAD: Final = 64  # tokens that a provider may add to a request, beside 16 for each message
 
@@ -49,6 +53,7 @@ class Usage:
 
 
 UNPAID: Final = Usage()
+_NOTHING: Final = Usage(0, 0, 0, 0.0)
 
 
 def total(*amounts: Any) -> Any:
@@ -162,10 +167,11 @@ class Budget:
                 raise ArgumentError(f"budget={limit!r} ({name}) must be a number of 0 or more.")
         self.limit, self.tokens, self.usd = calls, tokens, usd
         self.spent, self.spent_tokens, self.spent_usd = 0, 0, 0.0
-        self._known = Usage(0, 0, 0, 0.0)
+        self._known = _NOTHING
         self._kept_back: list[tuple[float, float, float]] = []  # by each that shares it
         self._under_way: list[Reservation] = []
         self._changed = threading.Condition()
+        _note(UNPAID)  # so that it shows where nothing had to be paid
 
     @classmethod
     def of(cls, budget: Budget | int | None) -> Budget:
@@ -287,6 +293,7 @@ class Budget:
         with self._changed:
             self._under_way.remove(reserved)
             self._known += known
+            _note(known)
             self.spent_tokens += read + written
             self.spent_usd += cost(model, read, written) or 0.0
             self._changed.notify_all()
@@ -302,8 +309,7 @@ class Budget:
 
     def figures(self) -> dict[str, Any]:
         """Return what was spent: ``calls``, ``tokens``, ``cost``; None where it is not known."""
-        tokens = _whole(self._known.read, self._known.written)
-        return {"calls": self.spent, "tokens": tokens, "cost": self._known.cost}
+        return _figures(self._known) | {"calls": self.spent}
 
     def __str__(self) -> str:
         parts = [] if self.limit is None else [f"{self.spent} of {self.limit} calls"]
@@ -315,6 +321,30 @@ class Budget:
 
     def __repr__(self) -> str:
         return f"Budget({self})"
+
+
+def _note(used: Usage) -> None:
+    if path := os.environ.get(SPENT_VARIABLE):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps([used.requests, used.read, used.written, used.cost]) + "\n")
+
+
+def read_spent(path: Path) -> dict[str, Any]:
+    """Return ``calls``, ``tokens`` and ``cost`` of the requests in a file; None where not known.
+
+    Empty where there is no file. A line that a killed process left half-written does not count.
+    """
+    used = _NOTHING
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    for line in lines:
+        with suppress(ValueError):
+            used += Usage(*json.loads(line))
+    return _figures(used) if lines else {}
+
+
+def _figures(used: Usage) -> dict[str, Any]:
+    tokens = _whole(used.read, used.written)
+    return {"calls": used.requests, "tokens": tokens, "cost": used.cost}
 
 
 # Names that are added up; the first group of which one is known counts. Anthropic's `input_tokens`
