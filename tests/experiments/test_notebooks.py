@@ -28,7 +28,7 @@ from workbench.experiments.notebook import run_notebook
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 OTHERS = ("1_quickstart", "2_label", "3_agreement", "5_compare", "6_experiments")
-LESS = {"6_experiments": {"seeds": 1, "max_steps": 1}}
+LESS = {"6_experiments": {"seeds": 1, "max_steps": 1, "n_labels": [20]}, "5_compare": {"rows": 90}}
 NAME = "answer_quality"
 
 
@@ -372,7 +372,7 @@ def test_a_sweep_that_failed_shows_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("grid", "pictures"),
     [
-        ({"seeds": 2, "n_labels": 20}, 2),  # the seed alone
+        ({"seeds": 1, "n_labels": [10, 20]}, 2),  # a learning curve first
         ({"seeds": 1, "n_labels": [10, 20], "model": ["a", "b"], "base_url": ["x", "y"]}, 3),
     ],
 )

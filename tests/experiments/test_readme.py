@@ -7,6 +7,7 @@ import http.server
 import json
 import random
 import re
+import shlex
 import shutil
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import mlflow
 import nbformat
 import pytest
+from click.testing import CliRunner, Result
 from mlflow.entities import AssessmentSource
 from running import MainRun, active_store, run_here, shell, summary
 
@@ -42,6 +44,16 @@ def command(text: str) -> str:
     """The one shell command that holds the text."""
     (found,) = [line for line in COMMANDS if text in line]
     return found
+
+
+def invoked(line: str) -> Result:
+    """Run a command of ``workbench``, with the variables before it, in this process."""
+    *variables, words = re.split(r"(?<=\S) (?=workbench )", line)
+    given = dict(one.split("=", 1) for text in variables for one in shlex.split(text))
+    ran = CliRunner().invoke(main, shlex.split(words)[1:], env=given)
+    if ran.exception and not isinstance(ran.exception, SystemExit):
+        raise ran.exception
+    return ran
 
 
 @pytest.fixture
@@ -103,10 +115,8 @@ def test_make_targets_exist_and_stand_at_the_top() -> None:
 
 
 def test_parameters_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from click.testing import CliRunner
-
     monkeypatch.chdir(ROOT)
-    ran = CliRunner().invoke(main, command("workbench params").split()[1:])
+    ran = invoked(command("workbench params"))
     assert ran.exit_code == 0
     listed = set(re.findall(r"^(\w+) = ", ran.stdout, flags=re.MULTILINE))
     assert set(re.findall(r"-p (\w+) ", ALL)) <= listed
@@ -188,8 +198,8 @@ def test_a_sweep_is_run(folder: Path) -> None:
     for many, few in (("0..4", "0"), ("10,20,50", "10"), ("--jobs 4", "--jobs 1")):
         assert many in line
         line = line.replace(many, few)
-    ran = shell(f"{line} -p max_steps=1", folder)
-    assert ran.returncode == 0, ran.stdout
+    ran = invoked(f"{line} -p max_steps=1")
+    assert ran.exit_code == 0, ran.output
     assert "complete" in ran.stdout
     assert "after_kappa" not in ran.stdout  # which is in sweep.csv, with all that is recorded
 
@@ -202,26 +212,30 @@ def test_a_users_own_file_is_aligned_on(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"answers.csv", "cache", "out-own"}
 
 
-def test_a_judge_is_checked_after_the_run(main_copy: Path) -> None:
+def test_a_judge_is_checked_after_the_run(main_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guide's command, in the folder above the output of the main job."""
     line = command("workbench check").replace("output/mlflow.db", f"{main_copy.name}/mlflow.db")
-    folder, named = main_copy.parent, summary(main_copy)
+    monkeypatch.chdir(main_copy.parent)
+    named = summary(main_copy)
     assert named["judge"]["name"] in line
     line = line.replace("--experiment shop", f"--experiment '{named['experiment']}'")
-    ran = shell(line, folder)
-    assert ran.returncode in (0, 1), ran.stderr
+    ran = invoked(line)
+    assert ran.exit_code in (0, 1), ran.output
     assert "labelled items" in ran.stdout
     assert "kappa" in ran.stdout
 
 
-def test_a_judge_scores_a_table_after_the_run(main_copy: Path) -> None:
+def test_a_judge_scores_a_table_after_the_run(
+    main_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The guide's command, likewise."""
+    monkeypatch.chdir(main_copy.parent)
     line = command("workbench score").replace("output/mlflow.db", f"{main_copy.name}/mlflow.db")
     (main_copy.parent / "data").symlink_to(ROOT / "data")
     named = summary(main_copy)["experiment"]
     assert "--experiment shop" in line
-    ran = shell(line.replace("--experiment shop", f"--experiment '{named}'"), main_copy.parent)
-    assert ran.returncode == 0, ran.stderr
+    ran = invoked(line.replace("--experiment shop", f"--experiment '{named}'"))
+    assert ran.exit_code == 0, ran.output
     with (ROOT / "data" / "shop_answers.csv").open(encoding="utf-8", newline="") as file:
         rows = len(list(csv.DictReader(file)))
     assert f"{rows} rows in" in ran.stdout

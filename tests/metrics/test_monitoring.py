@@ -239,6 +239,7 @@ def _three(path: Path) -> pd.DataFrame:
     return pd.DataFrame({"trace_id": table.trace_ids, "value": list(values)})
 
 
+@pytest.mark.slow
 def test_alarms_are_false_as_seldom_as_the_confidence_says(tmp_path: Path) -> None:
     """Of 20 judges that stay as they are, about 5 % are said to change, and not 10."""
     scored = folder(tmp_path / "v", [HALF] * 4, every=8)
