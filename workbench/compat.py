@@ -14,9 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial, wraps
+from functools import cache, partial, wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import wrapt
 
 from workbench.errors import ArgumentError
 
@@ -239,17 +242,26 @@ senders_of_process: Final[list[Callable[[], Sender | None]]] = []
 def intercepted(sender: Sender | None) -> Iterator[None]:
     """Let requests of MLflow's judges in this context pass ``sender``, and others untouched.
 
-    Without the two functions that are replaced no judge can be asked.
+    Without the functions that are replaced no judge can be asked.
     """
+    litellm = _adapter("litellm_adapter")
     token = _sender.set(sender)
     try:
         with (
             _replaced(_adapter("gateway_adapter"), "send_chat_request", partial(_passing, _send)),
-            _replaced(_adapter("litellm_adapter"), "_invoke_litellm", partial(_passing, _invoke)),
+            _replaced(litellm, "_invoke_litellm", partial(_passing, _invoke)),
+            _replaced(litellm, "_is_litellm_available", lambda _: _has_litellm),
+            _replaced(litellm, "_invoke_litellm_and_handle_tools", partial(_passing, _answer)),
         ):
             yield
     finally:
         _sender.reset(token)
+
+
+@cache
+def _has_litellm() -> bool:
+    """Whether litellm is installed; MLflow imports it to find out."""
+    return find_spec("litellm") is not None
 
 
 def current_sender() -> Sender | None:
@@ -292,6 +304,44 @@ def _invoke(sender: Sender, original: Any, given: Mapping[str, Any]) -> Any:
     payload |= given.get("inference_params") or {}
     response = sender.ask(payload, lambda: original(**{**given, "num_retries": 0}))
     return sender.read(response, tools=bool(payload["tools"]))
+
+
+Respond = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+"""Answers the messages of a chat as OpenAI's API does."""
+
+_in_process: Final[dict[str, Respond]] = {}  # by provider
+
+
+def answer_in_process(name: str, respond: Respond) -> None:
+    """Answer requests to ``name:/...`` in this process, without which such a model is unknown.
+
+    Where requests are intercepted that needs no litellm, which takes four seconds to import; other
+    callers come by litellm, to which the model is made known once that is imported.
+    """
+
+    def add(litellm: Any) -> None:
+        class InProcess(litellm.CustomLLM):  # type: ignore[misc]  # litellm publishes no types
+            def completion(self, model: str, messages: list[Any], **_: Any) -> Any:
+                return litellm.ModelResponse(**respond(messages))
+
+        add_provider(name, InProcess())
+
+    if name not in _in_process or "litellm" in sys.modules:
+        wrapt.register_post_import_hook(add, "litellm")
+    _in_process[name] = respond
+
+
+def _answer(sender: Sender, original: Any, given: Mapping[str, Any]) -> Any:
+    """Answer a judge without tools in this process, and let MLflow ask litellm for others."""
+    respond = _in_process.get(given["provider"])
+    if respond is None or given.get("trace") is not None:
+        return original(**given)
+    messages = [{"role": one.role, "content": one.content} for one in given["messages"]]
+    payload = {"messages": messages, **(given.get("inference_params") or {})}
+    body = sender.ask(payload, lambda: respond(messages))
+    used, text = body["usage"], body["choices"][0]["message"]["content"]
+    counts = used["prompt_tokens"], used["completion_tokens"]
+    return _adapter("litellm_adapter").InvokeLiteLLMOutput(text, None, *counts, None)
 
 
 def add_provider(name: str, handler: Any) -> None:

@@ -1,4 +1,4 @@
-"""What an alignment need not import is not: litellm takes two seconds."""
+"""What an alignment need not import is not: litellm takes four seconds."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ judge = workbench.make_judge(
 traces = mlflow.search_traces(return_type="list")
 aligned = judge.align(traces, workbench.SIMBA(max_steps=1, progress=False))
 print(aligned.instructions != judge.instructions, "litellm" in sys.modules)
+embedded = workbench.make_judge("reply", judge.instructions, model="offline:/rubric")
+assessed = workbench.assess(embedded, traces[:3], progress=False)
+print(len(assessed.failures), "litellm" in sys.modules)
 """
 
 
 def test_a_model_on_an_openai_compatible_endpoint_needs_no_litellm(store: str) -> None:
-    """Nor do prices, though the endpoint is named by a variable."""
+    """Nor do prices, though the endpoint is named by a variable, nor the embedded model."""
     table = pd.DataFrame([vars(item) for item in items(30, seed=0)])
     labels = {"ana": ("label", "rationale")}
     workbench.import_traces(
@@ -41,4 +44,4 @@ def test_a_model_on_an_openai_compatible_endpoint_needs_no_litellm(store: str) -
             env={**os.environ, **reached, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()},
             capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
-    assert ran.stdout.split() == ["True", "False"], ran.stderr
+    assert ran.stdout.split() == ["True", "False", "0", "False"], ran.stderr

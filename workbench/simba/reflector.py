@@ -23,6 +23,7 @@ from workbench.models.budget import context_window
 from workbench.models.cache import question_key
 from workbench.models.client import ANSWER_SECONDS, TIMEOUT_VARIABLE, Outcome
 from workbench.models.offline import MODEL, SCHEME, register
+from workbench.models.offline.provider import respond
 from workbench.models.runner import Runner
 from workbench.scale import Scale
 from workbench.simba.reflection import (
@@ -213,6 +214,9 @@ class Reflector:
         import dspy
 
         provider, _, name = self.model.partition(":/")
+        if self.model.startswith(SCHEME):
+            register(self.model)
+            return _InProcess()
         options: dict[str, Any] = {
             "timeout": float(os.environ.get(TIMEOUT_VARIABLE) or ANSWER_SECONDS),
             **self.options,
@@ -225,7 +229,6 @@ class Reflector:
             options["engine"] = "lm15"
         with self._lock:
             if self._connected is None:
-                register(self.model)
                 # The runner caches answers and retries, so that each request is counted.
                 self._connected = dspy.LM(
                     f"{provider}/{name.lstrip('/')}", cache=False, num_retries=0, **options
@@ -253,6 +256,19 @@ def whole_lines(text: str) -> str:
     """Leave out the line at which an answer was cut, unless it ended a sentence or is JSON."""
     before, _, last = text.rstrip().rpartition("\n")
     return text if '"' in last or last.endswith((".", "!", "?")) else before
+
+
+class _InProcess:
+    """The embedded model as a connection."""
+
+    model = MODEL.replace(":/", "/")
+
+    def __call__(self, request: Any) -> Any:
+        import dspy
+
+        said = [("system", request.system), *((one.role, one.text) for one in request.messages)]
+        chat = [{"role": role, "content": text} for role, text in said if text]
+        return dspy.lm15.response_from_openai_chat(respond(chat), model=self.model)
 
 
 class _Engine:

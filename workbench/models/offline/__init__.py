@@ -7,7 +7,7 @@ read. It is no language model: no figure obtained with it is a claim about one.
 
 from __future__ import annotations
 
-from workbench.compat import add_provider
+from workbench.compat import answer_in_process
 from workbench.errors import ArgumentError
 from workbench.models.budget import FREE
 
@@ -17,11 +17,11 @@ VERSION = 3  # part of the key of every cached answer; raise it when answers dif
 
 
 def register(model: str) -> None:
-    """Make an embedded ``model`` known to litellm, and so to MLflow judges and dspy."""
+    """Make an embedded ``model`` known to MLflow's judges, and to dspy."""
     if not model.startswith(SCHEME):
         return
     if model != MODEL:
         raise ArgumentError(f"There is no embedded model {model!r}; the only one is {MODEL!r}.")
-    from workbench.models.offline.provider import OfflineModel
+    from workbench.models.offline.provider import respond
 
-    add_provider("offline", OfflineModel())
+    answer_in_process("offline", respond)

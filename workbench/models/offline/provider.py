@@ -1,4 +1,4 @@
-"""Answers the requests that litellm hands over for ``offline/...`` models."""
+"""Answers the chats that are sent to the embedded model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
-
-import litellm
 
 from workbench.errors import ArgumentError
 from workbench.formatting import read_literal
@@ -109,14 +107,19 @@ def _filled_sections(system: str, user: str) -> str | None:
     return "\n\n".join([*filled, "[[ ## completed ## ]]"])
 
 
-class OfflineModel(litellm.CustomLLM):  # type: ignore[misc]  # litellm publishes no types
-    def completion(self, model: str, messages: list[dict[str, Any]], **_: Any) -> Any:
-        text = answer(messages)
-        # Four characters a token, which is near enough for a budget.
-        read = sum(len(str(m.get("content") or "")) for m in messages) // 4
-        usage = {"prompt_tokens": read, "completion_tokens": len(text) // 4}
-        return litellm.ModelResponse(
-            model="offline/rubric",
-            choices=[{"finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-            usage={**usage, "total_tokens": sum(usage.values())},
-        )
+def respond(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Answer a chat as OpenAI's API does."""
+    text = answer(messages)
+    # Four characters a token, which is near enough for a budget.
+    read = sum(len(str(one.get("content") or "")) for one in messages) // 4
+    usage = {"prompt_tokens": read, "completion_tokens": len(text) // 4}
+    return {
+        "id": "offline",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "offline/rubric",
+        "choices": [
+            {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        ],
+        "usage": {**usage, "total_tokens": sum(usage.values())},
+    }
