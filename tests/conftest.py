@@ -130,6 +130,18 @@ def main_copy(main_run: MainRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     mlflow.end_run()
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A new user's folder: no model, store, key or cache is chosen, nor anything judged."""
+    for name in ("WORKBENCH_MODEL", "MLFLOW_TRACKING_URI", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    with active_store(f"sqlite:///{tmp_path}/unused.db"):
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield tmp_path
+
+
 @pytest.fixture(scope="session")
 def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated, empty store, copied for each test since migrations take seconds."""

@@ -21,6 +21,7 @@ from workbench.experiments.parameters import (
     parse_parameters,
     read_notebook,
 )
+from workbench.models.recording import Player, replaying
 
 SECRET = "sk-main-run-secret-4711"
 """The value of ``OPENAI_API_KEY`` while the main job runs; it must not be written anywhere."""
@@ -127,16 +128,19 @@ def run_here(command: str) -> Path:
     words = shlex.split(command)
     assert words[:2] == ["workbench", "run"], command
     asked = run_command.make_context("workbench run", words[2:]).params
-    source = find_notebook(asked["notebook"] or "4_align")
+    replayed = asked["replay"] and Player(asked["replay"]).head
+    source = find_notebook(asked["notebook"] or (replayed and replayed.notebook) or "4_align")
     given = parse_parameters(notebook_parameters(source), asked["given"])
+    given = {**(replayed.parameters if replayed else {}), **given}
     folder: Path = asked["output"].resolve()
     folder.mkdir(parents=True, exist_ok=True)
     names: dict[str, Any] = {"display": lambda *_: None}
-    for cell in read_notebook(source).cells:
-        if cell.cell_type == "code":
-            exec(compile(cell.source, str(source), "exec"), names)
-            if "parameters" in cell.metadata.get("tags", []):
-                names.update(resolve_parameters(source, given, folder))
+    with replaying(asked["replay"]) if replayed else contextlib.nullcontext():
+        for cell in read_notebook(source).cells:
+            if cell.cell_type == "code":
+                exec(compile(cell.source, str(source), "exec"), names)
+                if "parameters" in cell.metadata.get("tags", []):
+                    names.update(resolve_parameters(source, given, folder))
     import matplotlib.pyplot as plt
 
     plt.close("all")

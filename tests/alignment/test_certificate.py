@@ -272,8 +272,8 @@ def test_the_command_passes_fails_and_cannot_tell(store: str) -> None:
     judged = workbench.pair(alignment.judge)
     assert set(judged.trace_ids) == set(alignment.split.test.trace_ids)
 
-    failed = check(NAME, *at, "--accuracy", "0.999")
-    assert failed.returncode == 1
+    failed = in_this_process(NAME, *at, "--accuracy", "0.999")
+    assert failed.exit_code == 1
     assert "Not passed: accuracy" in failed.stdout
     first = in_this_process(NAME, *at, "--version", "1", "--accuracy", "0.5")
     assert first.exit_code == 1

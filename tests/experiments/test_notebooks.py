@@ -303,20 +303,16 @@ OWN = {
 
 @pytest.mark.parametrize(("columns", "annotators"), OWN.values(), ids=OWN)
 def test_the_agreement_notebook_takes_other_data(
-    columns: dict[str, list[Any]], annotators: str, isolated: Path, tmp_path: Path
+    columns: dict[str, list[Any]], annotators: str, folder: Path
 ) -> None:
     """Scales without an order or with many numbers, and data that only one person rated."""
     texts = {"q": [f"question {k}" for k in range(24)], "a": ["word " * (k + 1) for k in range(24)]}
-    pd.DataFrame({**texts, **columns}).to_csv(tmp_path / "own.csv", index=False)
-    parameters = {
-        "data": str(tmp_path / "own.csv"), "inputs": "q", "outputs": "a", "annotators": annotators,
-        "groups": None, "tracking_uri": f"sqlite:///{tmp_path}/own.db",
-    }  # fmt: skip
-    ran = run_notebook(
-        "3_agreement", parameters=parameters, output=tmp_path / "ran", progress=False
-    )
-    test = str(outputs(ran.notebook, "alternative_annotator_test("))
-    assert ("Left out: 24 items" in test) == ("bo" not in columns)
+    pd.DataFrame({**texts, **columns}).to_csv(folder / "own.csv", index=False)
+    given = {"data": "own.csv", "inputs": "q", "outputs": "a", "annotators": annotators}
+    words = " ".join(f"-p {name} '{value}'" for name, value in given.items())
+    run_here(f"workbench run 3_agreement -p groups None {words}")
+    experiment = mlflow.search_traces(return_type="list", include_spans=False)
+    assert len(experiment) == 24
 
 
 def test_the_labelling_notebook_decides_and_marks_what_is_earlier(runs: dict[str, Path]) -> None:

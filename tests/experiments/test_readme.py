@@ -19,7 +19,7 @@ import nbformat
 import pytest
 from click.testing import CliRunner, Result
 from mlflow.entities import AssessmentSource
-from running import MainRun, active_store, run_here, shell, summary
+from running import MainRun, run_here, shell, summary
 
 import workbench
 from workbench.cli import main
@@ -54,18 +54,6 @@ def invoked(line: str) -> Result:
     if ran.exception and not isinstance(ran.exception, SystemExit):
         raise ran.exception
     return ran
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A new user's folder: no model, store, key or cache is chosen, nor anything judged."""
-    for name in ("WORKBENCH_MODEL", "MLFLOW_TRACKING_URI", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    with active_store(f"sqlite:///{tmp_path}/unused.db"):
-        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield tmp_path
 
 
 def write_answers(path: Path, rows: int = 60) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from running import shell, summary
+from running import run_here, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDINGS = sorted((ROOT / "data" / "recordings").iterdir())
@@ -17,12 +17,11 @@ RESULTS = (ROOT / "docs" / "results.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.name)
-def test_a_replay_gives_the_figures_that_are_stated(recording: Path, tmp_path: Path) -> None:
+def test_a_replay_gives_the_figures_that_are_stated(recording: Path, folder: Path) -> None:
     """Without model and key: items, accuracy and kappa before and after, and the status."""
-    (tmp_path / "data").symlink_to(ROOT / "data")  # files are named from the project's folder
-    ran = shell(f"workbench run --replay '{recording}' --output out", tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    found = summary(tmp_path / "out")
+    (folder / "data").symlink_to(ROOT / "data")  # files are named from the project's folder
+    output = run_here(f"workbench run --replay '{recording}' --output out")
+    found = summary(output)
     comparison = found["comparison"]
     figures = [
         f"{comparison[when]['figures'][name]['value']:.3f}"
@@ -32,7 +31,7 @@ def test_a_replay_gives_the_figures_that_are_stated(recording: Path, tmp_path: P
     (row,) = re.findall(rf"^\| `{recording.name}` \|.*$", RESULTS, re.MULTILINE)
     stated = [cell.strip() for cell in row.split("|")[2:-1]]
     assert stated == [str(comparison["n"]), *figures, found["status"]]
-    assert (tmp_path / "out" / "report.html").stat().st_size > 0
+    assert (output / "report.html").stat().st_size > 0
     assert recording.stat().st_size < 1_000_000
     if recording.name in PICTURES["RECORDING"]:
         said = Image.open(PICTURES["PICTURE"]).info["Description"]

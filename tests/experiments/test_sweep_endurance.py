@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from running import new_user
 from small_notebooks import lives, write
 
 import workbench
+from workbench.errors import NotebookError
 
 SOURCE = """
 import os, time
@@ -121,8 +123,8 @@ def test_a_process_that_is_killed_costs_its_runs_one_more_try(
 def test_a_run_that_always_kills_its_process_is_found(store: str, tmp_path: Path) -> None:
     """It fails with the reason, and those beside it are complete."""
     source = write(tmp_path / "n.ipynb", "import os\nif seed == 1:\n    os.kill(os.getppid(), 9)\n")
-    table = workbench.sweep(source, {"seed": range(4)}, jobs=2, progress=False)
-    assert list(table["status"]) == ["complete", "failed", "complete", "complete"]
+    table = workbench.sweep(source, {"seed": range(3)}, jobs=2, progress=False)
+    assert list(table["status"]) == ["complete", "failed", "complete"]
     assert "The process that ran it died" in table["error"][1]
     assert list(workbench.runs(table)["status"]) == list(table["status"])
 
@@ -154,17 +156,17 @@ def test_a_full_disk_is_told_and_what_was_done_stays(notebook: Path, tmp_path: P
         "record('after', seed)",
         parameters="seed = 0\nlog = 'log'",
     )
-    words = ["-p", "seed=0..4", "--jobs", "1"]
-    first = command(notebook, *words)
-    said, _ = first.communicate(timeout=120)
-    assert first.returncode == 1
-    assert "The output folder cannot be written to: File too large" in said
-    assert "2 of 5 runs are complete and kept; the same call goes on with the rest" in said
+    sweep = functools.partial(
+        workbench.sweep, notebook, {"seed": range(1, 4)}, jobs=1, progress=False
+    )
+    with pytest.raises(NotebookError, match="cannot be written to: File too large") as told:
+        sweep()
+    assert "1 of 3 runs are complete and kept; the same call goes on with the rest" in str(
+        told.value
+    )
     (tmp_path / "log" / "go").touch()
-    again = command(notebook, *words)
-    said, _ = again.communicate(timeout=120)
-    assert again.returncode == 0, said
-    assert list(workbench.runs("n")["after"]) == [0, 1, 2, 3, 4]
+    assert list(sweep()["status"]) == ["complete"] * 3
+    assert list(workbench.runs("n")["after"]) == [1, 2, 3]
 
 
 def test_a_dask_cluster_completes_a_sweep_when_a_worker_is_killed(
