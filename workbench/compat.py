@@ -89,7 +89,11 @@ _PRIVATE_OPTIONS: Final = (
 )  # fmt: skip
 
 
-def endpoint(judge: Any) -> tuple[str | None, dict[str, str], dict[str, Any]]:
+Endpoint = tuple[str | None, dict[str, str], dict[str, Any]]
+"""Base URL, headers and parameters by which a model is reached."""
+
+
+def endpoint(judge: Any) -> Endpoint:
     """Base URL, extra headers and inference parameters of a judge, or of the one within it."""
     judge = base_judge(judge) or judge
     names = ("_base_url", "_extra_headers", "_inference_params")
@@ -366,18 +370,11 @@ def models_of_optimizer(optimizer: Any) -> dict[str, str]:
     return {name: use for name, use in named if isinstance(getattr(optimizer, name, None), str)}
 
 
-def reached_elsewhere(
-    judge: Any,
-    model: str,
-    base_url: str | None = None,
-    headers: Mapping[str, str] | None = None,
-    params: Mapping[str, Any] | None = None,
-) -> Any:
+def reached_elsewhere(judge: Any, model: str, way: Endpoint = (None, {}, {})) -> Any:
     """A copy of an instructions judge that asks another model, without which none is metered."""
     moved = judge.model_copy()
-    moved._model, moved._base_url = model, base_url
-    moved._extra_headers = dict(headers) if headers else None
-    moved._inference_params = dict(params) if params else None
+    moved._model, (moved._base_url, headers, params) = model, way
+    moved._extra_headers, moved._inference_params = headers or None, params or None
     return moved
 
 
@@ -389,9 +386,9 @@ def rename_models(judge: Any, rename: Callable[[str], str], *, like: Any) -> Any
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
     if isinstance(judge, InstructionsJudge):
-        return reached_elsewhere(judge, rename(judge.model), *endpoint(like))
+        return reached_elsewhere(judge, rename(judge.model), endpoint(like))
     if (base := base_judge(judge)) is not None:
-        judge._base_judge = reached_elsewhere(base, rename(base.model), *endpoint(like))
+        judge._base_judge = reached_elsewhere(base, rename(base.model), endpoint(like))
     for name in models_of_optimizer(judge):
         setattr(judge, name, rename(getattr(judge, name)))
     if (embedder := embedder_of(judge)) is not None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import base64
 import copy
-import functools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import reduce
+from operator import getitem
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
@@ -160,7 +161,7 @@ def without_secret_params(params: Any) -> Any:
     clean = copy.deepcopy(params)
     # From the back, so that positions in lists stay what they are.
     for path, _ in reversed(list(secret_params(params))):
-        del _holder(clean, path)[path[-1]]
+        del reduce(getitem, path[:-1], clean)[path[-1]]
     return clean
 
 
@@ -175,10 +176,6 @@ def secret_params(
             yield from secret_params(value, (*path, key), all_of=within)
         elif value is not None and (all_of or _SECRET_NAME.search(name)):
             yield (*path, key), value
-
-
-def _holder(params: Any, path: Path) -> Any:
-    return functools.reduce(lambda held, key: held[key], path[:-1], params)
 
 
 def variable(*words: str | int) -> str:
@@ -218,7 +215,7 @@ def restore(
     if form:
         full["base_url"] = _with_credentials(full["base_url"], withheld, form)
     for path, name in paths.items():
-        holder = _holder(full["inference_params"], path)
+        holder = reduce(getitem, path[:-1], full["inference_params"])
         if isinstance(holder, list):
             holder.insert(int(path[-1]), os.environ[name])
         else:

@@ -25,6 +25,7 @@ from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench import compat
 from workbench.alignment.runs import AlignmentData
+from workbench.compat import Endpoint
 from workbench.credentials import credentials_of
 from workbench.errors import BudgetError, CancelledError, ScaleError
 from workbench.judging.judge import with_instructions
@@ -46,9 +47,6 @@ SCHEME: Final = "metered"
 # Providers that MLflow resolves by itself, so that litellm cannot reach them by name.
 UNMETERED: Final = ("databricks", "endpoints", "gateway")
 FAILURES_TO_STOP: Final = 10  # lost answers, if these are also more than twice the share allowed
-
-Endpoint = tuple[str | None, dict[str, str], dict[str, Any]]
-"""Base URL, headers and parameters by which a model is reached."""
 
 
 def endpoint_of(

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from mlflow.entities import Assessment, Feedback, Trace
 
@@ -63,9 +63,6 @@ class Decision(Label):
         return self.annotator
 
 
-Kind = TypeVar("Kind", bound=Label)
-
-
 def same_person(one: str, other: str) -> bool:
     """Whether two names are one person's: "Ben" in the notebook is "ben" in MLflow's page."""
     return folded(one) == folded(other)
@@ -82,7 +79,7 @@ def label_records(traces: Iterable[Trace], name: str, *, latest: bool = False) -
     records: list[Label] = []
     for trace in traces:
         given = [one for one, decides in _given(trace, name) if not decides]
-        labels = [_record(Label, trace, one) for one in given if _counts(one, given)]
+        labels = [_record(trace, one) for one in given if _counts(one, given)]
         # The one that counts comes last of an annotator's.
         labels.sort(key=lambda a: (not (latest or a.after_verdict), a.created_ms, a.annotator))
         chosen = {folded(label.annotator): label for label in labels}
@@ -97,7 +94,7 @@ def decision_records(traces: Iterable[Trace], name: str) -> list[Decision]:
     records = []
     for trace in traces:
         valid = [one for one in decision_feedback(trace, name) if one.valid is not False]
-        records += [_record(Decision, trace, one) for one in valid[-1:]]
+        records += [Decision(**vars(_record(trace, one))) for one in valid[-1:]]
     return records
 
 
@@ -180,7 +177,7 @@ def _given(trace: Trace, name: str) -> Iterator[tuple[Feedback, bool]]:
             yield one, decides
 
 
-def _record(kind: type[Kind], trace: Trace, given: Feedback) -> Kind:
+def _record(trace: Trace, given: Feedback) -> Label:
     metadata = given.metadata or {}
     version = str(metadata.get(RUBRIC_KEY, ""))
     by_id = {one.assessment_id: one for one in trace.info.assessments if one.assessment_id}
@@ -189,7 +186,7 @@ def _record(kind: type[Kind], trace: Trace, given: Feedback) -> Kind:
         chain.append(older)
     # What overrides a verdict in MLflow's own page is given after a look at it.
     seen = (one.source.source_type != "HUMAN" or has_mark(one, AFTER_VERDICT_KEY) for one in chain)
-    return kind(
+    return Label(
         trace_id=trace.info.trace_id,
         annotator=given.source.source_id or "default",
         value=given.value,
