@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache, partial, wraps
 from importlib.util import find_spec
@@ -165,14 +165,9 @@ def one_transaction(store: Any) -> Iterator[None]:
     """
 
     def sharing(original: Any) -> Any:
-        @contextmanager
-        def session_for(read_only: bool = True) -> Iterator[Any]:
+        def session_for(read_only: bool = True) -> Any:
             sharer, session = _session.get() or (None, None)
-            if sharer is store:
-                yield session
-                return
-            with original(read_only=read_only) as session:
-                yield session
+            return nullcontext(session) if sharer is store else original(read_only=read_only)
 
         return session_for
 

@@ -24,6 +24,7 @@ from workbench.errors import ArgumentError, StoreError, TableError
 from workbench.formatting import write_whole
 from workbench.store.tables import plain, require_columns
 
+_EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 
 
@@ -55,21 +56,11 @@ def read_table(
             "(pandas.DataFrame(rows) makes one of a list of dicts) or the path of a file."
         )
     path = Path(table).expanduser()
-    kinds: dict[str, Callable[[Path, str | None], pd.DataFrame]] = {
-        **dict.fromkeys((".csv", ".tsv"), _read_csv),
-        # Without dtype=object a whole number in a column with gaps would become a float.
-        **dict.fromkeys(
-            (".jsonl", ".ndjson", ".json"),
-            lambda path, encoding: pd.DataFrame(read_records(path, encoding), dtype=object),
-        ),
-        ".parquet": lambda path, _: pd.read_parquet(
-            path, engine="pyarrow", dtype_backend="numpy_nullable"
-        ),
-    }
-    if (reader := kinds.get(path.suffix.lower())) is None:
+    kind = path.suffix.lower()
+    if kind not in _EXTENSIONS:
         raise ArgumentError(
-            f"table={str(table)!r} has no known extension. Known are {', '.join(kinds)}; read "
-            "any other file with pandas and give the DataFrame."
+            f"table={str(table)!r} has no known extension. Known are {', '.join(_EXTENSIONS)}; "
+            "read any other file with pandas and give the DataFrame."
         )
     if not path.is_file():
         raise TableError(
@@ -77,7 +68,12 @@ def read_table(
             "folder; `papermill --cwd notebooks` makes that the folder of the notebooks."
         )
     with file_errors(path):
-        return reader(path, encoding)
+        if kind == ".parquet":
+            return pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
+        if kind in (".csv", ".tsv"):
+            return _read_csv(path, encoding)
+        # Without dtype=object a whole number in a column with gaps would become a float.
+        return pd.DataFrame(read_records(path, encoding), dtype=object)
 
 
 @contextmanager
