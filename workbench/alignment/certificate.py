@@ -27,7 +27,7 @@ from workbench.judging.verdicts import why_unusable
 from workbench.metrics.agreement import Agreement, agreement, without_contested
 from workbench.metrics.intervals import Interval, Result, check_confidence, figure
 from workbench.models.budget import Budget
-from workbench.pairing.joining import decisions_by_trace, labels_by_trace, pair
+from workbench.pairing.joining import labels_and_decisions, pair
 from workbench.pairing.pairs import Groups, Pairs, dataset_digest
 from workbench.scale import Scale, scale_of
 from workbench.store.traces import Example, examples, fetch_traces
@@ -200,7 +200,8 @@ def check_registered(
     _demands(scale_of(judge), **least)  # before anything is paid
     check_confidence(confidence)
     found = fetch_traces(spans=False)
-    labelled = [*{**labels_by_trace(found, judge.name), **decisions_by_trace(found, judge.name)}]
+    labels, decisions = labels_and_decisions(found, judge.name)
+    labelled = [*{**labels, **decisions}]
     by_id = {one.trace_id: one for one in examples(labelled)}
     lineage = read_lineage(fingerprints_of(judge), {}, by_id)
     fresh = [i for i in labelled if i not in lineage.learned]

@@ -326,7 +326,6 @@ def _by_annotator(votes: Votes, credits: Array, confidence: float) -> pd.DataFra
 
 
 def _contested(votes: Votes, differ: Array) -> pd.DataFrame:
-    """The items on which annotators differ, the most contested first."""
     items, nominal = np.flatnonzero(differ), votes.level == "nominal"
     given, labels, at = votes.codes[items], votes.labels[items], votes.positions
     apart = np.zeros(len(items))

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import binom
 
-Array = npt.NDArray[Any]
+from workbench.metrics.intervals import Array
+
 Weights = Literal["linear", "quadratic"]
 Level = Literal["nominal", "ordinal", "interval"]
 Statistic = Callable[[Array], Array]  # counts of cells, shape (..., cells) -> values, shape (...)
@@ -29,8 +29,6 @@ def numbered(keys: Iterable[Any]) -> Array:
 
 def distinct_rows(codes: Array) -> tuple[Array, Array, Array]:
     """Return the first of the rows of each kind, how many are of it, and the kind of each row."""
-    if not codes.size:
-        return np.arange(len(codes)), np.ones(len(codes), dtype=int), np.arange(len(codes))
     _, first, kind, times = np.unique(
         codes, axis=0, return_index=True, return_inverse=True, return_counts=True
     )

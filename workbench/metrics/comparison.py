@@ -228,7 +228,6 @@ def compare(
 
 
 def _same_items(before: Pairs, after: Pairs, common: set[str]) -> list[Pairs]:
-    """Return both pairs on the traces that they have in common."""
     if not common and (len(before) or len(after)):
         raise ArgumentError(
             f"The two sets of pairs ({len(before)} before, {len(after)} after) have no "
@@ -277,7 +276,6 @@ def _told(scale: Scale) -> str:
 def _changes(
     first: Agreement, second: Agreement, before: Coded, after: Coded, **options: Any
 ) -> dict[str, tuple[float, Interval]]:
-    """The change of every figure with the interval that fits it."""
     sample, groups = Sample(before, after, **options), before.groups
     old, new = (sample.statistics(first.weights, judge) for judge in (0, 1))
     shares, later = before.shares, after.shares

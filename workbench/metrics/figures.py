@@ -252,11 +252,9 @@ def _why(coded: Coded, name: str, value: float) -> str:
 def confusion_of(coded: Coded) -> pd.DataFrame:
     """Return the counts of each label (rows) with each verdict (columns)."""
     values, human, judge = coded.shown()
-    table = np.zeros((len(values), len(values)), dtype=int)
-    np.add.at(table, (human, judge), 1)
-    return pd.DataFrame(
-        table, index=pd.Index(values, name="human"), columns=pd.Index(values, name="judge")
-    )
+    size, names = len(values), pd.Index(values)
+    table = np.bincount(human * size + judge, minlength=size**2).reshape(size, size)
+    return pd.DataFrame(table, index=names.rename("human"), columns=names.rename("judge"))
 
 
 def class_figures(coded: Coded, confidence: float) -> pd.DataFrame:

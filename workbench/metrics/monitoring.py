@@ -136,9 +136,8 @@ def monitor(
         scale = known_scale(judge, [], verdicts["verdict"])
         notes = (f"No agreement with people: {error}",)
     table = _with_agreement(_shifts(_counts(verdicts, scale)), by_week)
-    agreement_p = min(1.0, 2 * float(np.nanmin([trend_p, *table["p_adjusted"], 1.0])))
-    if math.isnan(trend_p) and table["p_adjusted"].isna().all():
-        agreement_p = math.nan
+    smallest = pd.Series([trend_p, *table["p_adjusted"]], dtype=float).min()  # nan of none
+    agreement_p = float(np.minimum(1.0, 2 * smallest))
     falling = trend if trend < 0 and 2 * trend_p < 1 - confidence else 0.0
     action, advice = _advised(table, falling, 1 - confidence)
     return Monitored(

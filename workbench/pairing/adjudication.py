@@ -15,7 +15,7 @@ from mlflow.genai.judges import Judge
 
 from workbench.errors import ScaleError
 from workbench.formatting import excerpt, html_table, text_table
-from workbench.pairing.joining import decisions_by_trace, labels_by_trace, read_votes
+from workbench.pairing.joining import labels_and_decisions, read_votes
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import (
     assessment_id,
@@ -124,10 +124,9 @@ def differences(
     scale = scale or known_scale(judge_or_name, traces)
     if scale is None:  # fewer than two values, on which nobody can differ
         return []
-    name = name_of(judge_or_name)
-    decisions = decisions_by_trace(traces, name)
+    given, decisions = labels_and_decisions(traces, name_of(judge_or_name))
     found = []
-    for trace_id, labels in labels_by_trace(traces, name).items():
+    for trace_id, labels in given.items():
         values = [value for _, value in read_votes(labels, scale)[0] if value is not ABSTAIN]
         distance = max((scale.distance(a, b) for a in values for b in values), default=0.0)
         if distance > 0:

@@ -99,7 +99,7 @@ def pair(
     one_of("ties", ties, ["drop", "latest", "error"])
     name = name_of(judge_or_name)
     fetched = fetch_traces(traces, spans=False)
-    labels, decisions = labels_by_trace(fetched, name), decisions_by_trace(fetched, name)
+    labels, decisions = labels_and_decisions(fetched, name)
     unlabelled = [trace for trace in fetched if trace.info.trace_id not in labels]
     near = [*other_kinds(unlabelled, name), *near_misses(fetched, name)]
     if not labels and not decisions:
@@ -321,12 +321,10 @@ def _join_rationales(labels: Sequence[Label]) -> str:
     return " / ".join(dict.fromkeys(text for text in texts if text))
 
 
-def labels_by_trace(traces: Sequence[Trace], name: str) -> dict[str, list[Label]]:
-    """Return the valid labels under ``name``, one an annotator, by trace."""
+def labels_and_decisions(
+    traces: Sequence[Trace], name: str
+) -> tuple[dict[str, list[Label]], dict[str, Decision]]:
+    """Return, by trace, the valid labels under ``name``, one an annotator, and what was decided."""
     records = label_records(traces, name)  # in order of the traces
-    return {i: list(labels) for i, labels in groupby(records, key=lambda one: one.trace_id)}
-
-
-def decisions_by_trace(traces: Sequence[Trace], name: str) -> dict[str, Decision]:
-    """Return the latest decision under ``name``, by trace."""
-    return {one.trace_id: one for one in decision_records(traces, name)}
+    labels = {i: list(given) for i, given in groupby(records, key=lambda one: one.trace_id)}
+    return labels, {one.trace_id: one for one in decision_records(traces, name)}

@@ -187,7 +187,7 @@ class Pairs:
             group_of,
             {name: share for name, share in shares.items() if share > 0},
             seed,
-            barred={"test": never_test},
+            never_test=never_test,
         )
         content, notes = self.content, tuple[str, ...]()
         inputs = {part: {content[i][0] for i in ids if i in content} for part, ids in parts.items()}
@@ -334,25 +334,24 @@ def stratified(
     shares: Mapping[str, float],
     seed: int,
     *,
-    barred: Mapping[str, Collection[str]] | None = None,
+    never_test: Collection[str] = (),
 ) -> dict[str, list[str]]:
     """Assign whole groups to parts so that each part's label counts come near its share.
 
-    Groups go largest first, ties in an order drawn by ``seed``. ``barred`` names for a part the
-    items that must not come into it. A part that would stay empty is an `ArgumentError`.
+    Groups go largest first, ties in an order drawn by ``seed``. The items of ``never_test``, and
+    their groups, come into no part "test". A part that would stay empty is an `ArgumentError`.
     """
     members: dict[str, list[str]] = defaultdict(list)
     for trace_id in sorted(label_of):
         members[group_of[trace_id]].append(trace_id)
-    closed = {part: {group_of.get(i) for i in ids} for part, ids in (barred or {}).items()}
+    barred = {group_of.get(i) for i in never_test}
     totals = Counter(label_of.values())
     parts: dict[str, list[str]] = {name: [] for name in shares}
     counts: dict[str, Counter[str]] = {name: Counter() for name in shares}
-    # Groups that are barred somewhere have less choice, so they go first.
-    free = set(members).difference(*closed.values())
-    queue = sorted(members, key=lambda g: (g in free, -len(members[g]), _draw(seed, g)))
+    # Groups that are barred from test have less choice, so they go first.
+    queue = sorted(members, key=lambda g: (g not in barred, -len(members[g]), _draw(seed, g)))
     for position, group in enumerate(queue):
-        choice = [name for name in parts if group not in closed.get(name, ())]
+        choice = [name for name in parts if name != "test" or group not in barred]
         empty = [name for name in choice if not parts[name]]
         # The last groups go to parts that would otherwise stay empty.
         if empty and len(queue) - position <= len(empty):
@@ -364,7 +363,7 @@ def stratified(
         parts[best] += members[group]
     empty = [name for name in shares if not parts[name]]
     if empty:
-        why = " that no judge before this one learned from" if any(closed.values()) else ""
+        why = " that no judge before this one learned from" if barred else ""
         raise ArgumentError(
             f"{len(label_of)} pairs in {counted(len(members), 'group')} cannot be split into "
             f"{len(shares)} parts: nothing{why} is left for {empty[0]}. Label more, or group by "

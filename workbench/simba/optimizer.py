@@ -62,7 +62,7 @@ from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
-from workbench.pairing.joining import decisions_by_trace, labels_by_trace, read_label
+from workbench.pairing.joining import labels_and_decisions, read_label
 from workbench.pairing.pairs import default_groups, stratified
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate, Case, Item, Learned, judge_fields
@@ -338,7 +338,7 @@ def labelled_items(
     Raises `NoLabelsError` without labels, `TooFewPairsError` with fewer than ``least`` usable ones.
     """
     name = judge.name
-    labels, decisions = labels_by_trace(traces, name), decisions_by_trace(traces, name)
+    labels, decisions = labels_and_decisions(traces, name)
     if not labels and not decisions:
         raise NoLabelsError(
             f"None of {len(traces)} traces has a human label under {name!r}. Log labels with "
