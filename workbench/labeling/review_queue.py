@@ -57,8 +57,6 @@ class Synced(NamedTuple):
 
 @dataclass(frozen=True)
 class QueueItem:
-    """One item of a review queue."""
-
     trace_id: str
     info: TraceInfo
     status: str  # MLflow's, as is ``finished_by``

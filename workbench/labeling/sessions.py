@@ -39,7 +39,7 @@ from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import now_ms
 from workbench.store.database import store_message
 from workbench.store.labels import Label, decision_records, label_records, same_person
-from workbench.store.schemas import known_scale
+from workbench.store.schemas import known_scale, name_of
 from workbench.store.tables import check_text
 
 _DRAW = ["chosen", "probability", "draw", "pool"]
@@ -292,7 +292,7 @@ class AdjudicationSession(Session):
         check_text("by", by)
         super().__init__(by, store or TraceStore(experiment))
         self._judge, self._traces, self._scale = judge_or_name, traces, scale
-        self._name = judge_or_name if isinstance(judge_or_name, str) else str(judge_or_name.name)
+        self._name = name_of(judge_or_name)
         self._skipped: dict[str, float] = {}
         self.reload()
         self.title = title or self.questions[0].title or self._name
