@@ -189,18 +189,18 @@ class LabelSession(Session):
             name, text = self._traces.name, store_message(error)
             _log.warning("The queue %r in MLflow's page lags behind: %s", name, text)
 
-    def reload(self) -> None:
-        self.ask(self.questions)
+    def reload(self) -> tuple[list[str], bool]:
         # Of traces that are named, some may have been deleted since.
-        self._take_over(self._read(missing_ok=True))
+        work = self._read(missing_ok=True)
+        self.ask(self.questions)
+        return self._take_over(work)
 
     def reread(self) -> None:
         """Read the store again, and tell the view what has changed."""
         with self.writer.busy:
-            work, asked = self._read(missing_ok=True), self.questions
-            self.ask(asked)
+            asked = self.questions
+            labelled, has_changed = self.reload()
             with self.lock:
-                labelled, has_changed = self._take_over(work)
                 messages = [self.saved_message([], labelled)] if labelled else []
                 if has_changed or self.questions != asked:  # the setup goes with it
                     messages.append(self.queue_message(stay=True))
