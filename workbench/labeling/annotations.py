@@ -65,7 +65,6 @@ class Action(BaseModel):
     rubrics: dict[str, Annotated[StrictInt, Field(ge=0)]] = {}  # the versions shown, 0 for none
 
     def reason(self, question: str) -> str:
-        """Return the rationale given with the answer to a question."""
         return storable(str(self.rationale.get(question) or "")).strip()
 
 
@@ -89,14 +88,12 @@ class Draw:
     pool: int  # items drawn from, those drawn before included
 
     def to_metadata(self) -> dict[str, str]:
-        """Return the draw as it is stored."""
         made = {_HOW: self.how, _NUMBER: str(self.number), _POOL: str(self.pool)}
         chance = self.probability
         return made if chance is None else {**made, _PROBABILITY: f"{chance:.9g}"}
 
     @classmethod
     def of_metadata(cls, metadata: Mapping[str, Any]) -> Draw | None:
-        """Read a stored draw; None where there is none."""
         with suppress(KeyError, TypeError, ValueError):
             number, pool = int(metadata[_NUMBER]), int(metadata[_POOL])
             chance = metadata.get(_PROBABILITY)
@@ -167,7 +164,6 @@ class Annotations:
 def read_annotations(
     info: TraceInfo, questions: Sequence[LabelQuestion], annotator: str
 ) -> Annotations:
-    """Read the annotator's labels and skips on a trace."""
     answers, latest = (_labels(info, questions, annotator, latest=one) for one in (False, True))
     skips = _skips(info, annotator_key(annotator, questions))
     recorded = [*(one.metadata for one in answers.values()), *skips]
@@ -218,13 +214,11 @@ class Item:
     voices: Sequence[Mapping[str, Any]] = ()
 
     def learn(self, info: TraceInfo, annotations: Annotations) -> None:
-        """Take over what the store holds now."""
         self.again = self.again and annotations.labelled_ms <= self.annotations.labelled_ms
         self.info, self.annotations, self.gone = info, annotations, False
 
     @property
     def status(self) -> Literal["open", "done", "skipped", "taken", "gone"]:
-        """What is left to do with it."""
         if self.annotations.done:
             return "open" if self.again else "done"
         if self.gone:
@@ -237,11 +231,21 @@ class Item:
 def item_json(
     item: Item, spans: Mapping[str, TraceData], rubrics: Mapping[str, RubricHistory]
 ) -> dict[str, Any]:
-    """Return an item as the view needs it (see `workbench.labeling.session`)."""
+    """Return an item as the view needs it (see `workbench.labeling.session`).
+
+    What is longer than `_CUT` characters is cut, as text or JSON; ``cuts`` then maps its name to
+    its length.
+    """
     trace_id = item.info.trace_id
-    content = _content(Trace(item.info, spans.get(trace_id) or TraceData(spans=[])))
-    status = status_json(item, rubrics)
-    return {"trace_id": trace_id, **content, **status, "voices": item.voices}
+    example = as_example(Trace(item.info, spans.get(trace_id) or TraceData(spans=[])))
+    cuts: dict[str, int] = {}
+    shown: dict[str, Any] = {"trace_id": trace_id, "cuts": cuts, "voices": item.voices}
+    for name in ("inputs", "outputs", "expectations"):
+        shown[name] = value = getattr(example, name)
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if len(text) > _CUT:
+            shown[name], cuts[name] = text[:_CUT], len(text)
+    return {**shown, **status_json(item, rubrics)}
 
 
 def status_json(item: Item, rubrics: Mapping[str, RubricHistory]) -> dict[str, Any]:
@@ -269,20 +273,6 @@ def status_json(item: Item, rubrics: Mapping[str, RubricHistory]) -> dict[str, A
 def _answer(label: Label) -> dict[str, Any]:
     abstain = label.value is ABSTAIN
     return {"value": None if abstain else label.value, "abstain": abstain}
-
-
-def _content(trace: Trace) -> dict[str, Any]:
-    """Inputs, outputs and expectations. What is longer than `_CUT` characters is cut, as text or
-    JSON; ``cuts`` then maps its name to its length."""
-    example = as_example(trace)
-    cuts: dict[str, int] = {}
-    shown: dict[str, Any] = {}
-    for name in ("inputs", "outputs", "expectations"):
-        shown[name] = value = getattr(example, name)
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        if len(text) > _CUT:
-            shown[name], cuts[name] = text[:_CUT], len(text)
-    return {**shown, "cuts": cuts}
 
 
 def plain(value: Value) -> Value:

@@ -89,7 +89,11 @@ class Items:
             for one in given
         ]
         self.place = {trace_id: row for row, trace_id in enumerate(self.pairs[0].table["trace_id"])}
-        rows = [_with_annotators(one) for one in self.pairs]
+        rows = []
+        for one in self.pairs:
+            own = by_annotator(one).table
+            table = one.table.assign(annotator="")[[*own.columns]].astype(object)
+            rows.append(pd.concat([table, own], ignore_index=True))
         judged = {name: table["judge"] for name, table in zip(self.names, rows, strict=True)}
         self.table = rows[0][["trace_id", "human"]].assign(**judged)
         self._items = self.table["trace_id"].map(self.place).to_numpy(dtype=int)
@@ -184,13 +188,6 @@ class Items:
         return "\n".join(map(folded, _strings([self._said[row], content])))
 
 
-def _with_annotators(pairs: Pairs) -> pd.DataFrame:
-    """The rows of pairs, and below them those of `by_annotator`."""
-    own = by_annotator(pairs).table
-    table = pairs.table.assign(annotator="")[[*own.columns]].astype(object)
-    return pd.concat([table, own], ignore_index=True)
-
-
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, (list, tuple, dict)):
         for one in value.values() if isinstance(value, dict) else value:
@@ -217,8 +214,8 @@ class Exploration(Session):
         self.found = Items(before, after)
         label = LabelQuestion(before.name, self.found.pairs[0].scale, required=False)
         self.ask([label, LabelQuestion(NOTE, None, title="Note", required=False)])
-        self._query = Query(judge=len(self.found.names) - 1)  # whose distance the table has
-        self._shown = self.found.find(self._query)[0]
+        # In the order of the view's first question: by the last judge, whose distance it shows.
+        self._shown = self.found.find(Query(judge=len(self.found.names) - 1))[0]
 
     @property
     def shown(self) -> pd.DataFrame:
@@ -255,7 +252,7 @@ class Exploration(Session):
 
     def page(self, query: Query) -> Message:
         """Return a page of the items of a query, and the matrix that its filters leave."""
-        self._query, (self._shown, matrix, left) = query, self.found.find(query)
+        self._shown, matrix, left = self.found.find(query)
         part = self._shown[query.start : query.start + PAGE]
         rows = [self._row(row) for row in self.found.table.iloc[part].to_dict("records")]
         page = {"type": "page", "rows": rows, "matrix": matrix.tolist(), "left": left}
@@ -333,9 +330,6 @@ class Exploration(Session):
         seen = action.model_copy(update={"after_reveal": True})
         draw = Draw("picked", None, 1, len(self.found.place))
         return lambda: save(self.store, seen, given, self.annotator, draw)
-
-    def learn(self, info: TraceInfo) -> None:
-        """Nothing is kept of a trace: each look at it reads the store."""
 
     def send(self, trace_id: str) -> Message:
         """Put a trace into the label queue, and tell what came of it."""

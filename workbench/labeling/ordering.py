@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import ArgumentError, ScaleError, one_of
 from workbench.judging.judge import fingerprints_of
-from workbench.judging.verdicts import Recorded, choose_version, recorded_verdicts
+from workbench.judging.verdicts import Recorded, choose_version, recorded_verdicts, where
 from workbench.labeling.annotations import without_spans
 from workbench.labeling.questions import LabelQuestion
 from workbench.scale import ABSTAIN
@@ -95,7 +95,7 @@ def usable_verdicts(
     recorded = {i: recorded_verdicts(without_spans(info), name) for i, info in infos.items()}
     whose = judge if name == getattr(judge, "name", judge) else name
     chosen, _, _ = choose_version(whose, recorded, fingerprints_of(whose))
-    return {i: [one for one in verdicts if one.usable] for i, verdicts in chosen.items()}
+    return where(chosen, lambda one: one.usable)
 
 
 def _on_scale(question: LabelQuestion, values: Iterable[Any]) -> tuple[Any, ...]:

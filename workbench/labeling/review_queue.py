@@ -57,8 +57,6 @@ class Synced(NamedTuple):
 
 @dataclass(frozen=True)
 class QueueItem:
-    """One item of a review queue."""
-
     trace_id: str
     info: TraceInfo
     status: str  # MLflow's, as is ``finished_by``
@@ -242,10 +240,8 @@ class ReviewQueue:
         entries = self._entries()
         infos = trace_infos([one.item_id for one in entries], experiment=self.experiment_id)
         done = self._labelled_by(infos)
-        asked: dict[str, tuple[str, ...]] = dict.fromkeys(infos, ())
-        if self.annotators:
-            shares = self.shares_of([])
-            asked = {i: shares.annotators_of(i) for i in infos}
+        shares = Assignment((), self.annotators, self.each, self.share, seed=self.seed)
+        asked = {i: shares.annotators_of(i) for i in infos}  # () without a team
         return [
             QueueItem(
                 trace_id=i,

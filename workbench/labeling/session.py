@@ -87,8 +87,7 @@ class Session:
         raise NotImplementedError
 
     def learn(self, info: TraceInfo) -> None:
-        """Take over what the store holds of a trace now."""
-        raise NotImplementedError
+        """Take over what the store holds of a trace now, where something is kept of it."""
 
     @property
     def trace_ids(self) -> list[str]:
@@ -182,7 +181,6 @@ class Session:
             return plain([{"type": "problem", "error": store_message(error), "about": about}])
 
     def answer(self, kind: Any, message: Any) -> list[Message]:
-        """Answer one message of the view, or raise."""
         if kind == "hello":
             answers = self._act(message.get("pending") or [])
             return [*self._items(max(0, self.position - 10), 60), *answers]
@@ -199,7 +197,6 @@ class Session:
         raise ArgumentError(f"A message of type {kind!r:.80} is not known.")
 
     def tell(self, *messages: Message) -> None:
-        """Send messages to the view."""
         for message in messages:
             if self.on_message is not None:
                 self.on_message(plain(message))
@@ -244,13 +241,11 @@ class Session:
             )
 
     def queue_message(self, **more: Any) -> Message:
-        """Return the message that the items have changed."""
         with self.lock:
             total, position = len(self.items), self.position
         return {"type": "queue", "total": total, "position": position, **more}
 
     def saved_message(self, ids: Iterable[str], trace_ids: Iterable[str]) -> Message:
-        """Return the message that actions are saved."""
         self._stamp += 1
         items = {i: self.items[i] for i in trace_ids if i in self.items}
         statuses = {i: status_json(item, self.rubrics) for i, item in items.items()}
@@ -279,19 +274,17 @@ class Session:
                 answers.append(_unsaved(key, str(error)))
                 continue
             with self.lock:
+                if action.id in self.waiting:
+                    continue
                 try:
-                    self._take(action)
+                    write = self.prepare(action)
                 except WorkbenchError as error:
                     answers.append(self._refuse(action, str(error)))
+                    continue
+                self.waiting[action.id] = action
+                done, failed = partial(self._written, action), partial(self._failed, action)
+                self.writer.put(Job(action.trace_id, write, done, failed))
         return answers
-
-    def _take(self, action: Action) -> None:
-        if action.id in self.waiting:
-            return
-        write = self.prepare(action)
-        self.waiting[action.id] = action
-        done, failed = partial(self._written, action), partial(self._failed, action)
-        self.writer.put(Job(action.trace_id, write, done, failed))
 
     def _written(self, action: Action, info: TraceInfo) -> None:
         with self.lock:

@@ -39,7 +39,7 @@ from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import now_ms
 from workbench.store.database import store_message
 from workbench.store.labels import Label, decision_records, label_records, same_person
-from workbench.store.schemas import known_scale
+from workbench.store.schemas import known_scale, name_of
 from workbench.store.tables import check_text
 
 _DRAW = ["chosen", "probability", "draw", "pool"]
@@ -189,18 +189,18 @@ class LabelSession(Session):
             name, text = self._traces.name, store_message(error)
             _log.warning("The queue %r in MLflow's page lags behind: %s", name, text)
 
-    def reload(self) -> None:
-        self.ask(self.questions)
+    def reload(self) -> tuple[list[str], bool]:
         # Of traces that are named, some may have been deleted since.
-        self._take_over(self._read(missing_ok=True))
+        work = self._read(missing_ok=True)
+        self.ask(self.questions)
+        return self._take_over(work)
 
     def reread(self) -> None:
         """Read the store again, and tell the view what has changed."""
         with self.writer.busy:
-            work, asked = self._read(missing_ok=True), self.questions
-            self.ask(asked)
+            asked = self.questions
+            labelled, has_changed = self.reload()
             with self.lock:
-                labelled, has_changed = self._take_over(work)
                 messages = [self.saved_message([], labelled)] if labelled else []
                 if has_changed or self.questions != asked:  # the setup goes with it
                     messages.append(self.queue_message(stay=True))
@@ -292,7 +292,7 @@ class AdjudicationSession(Session):
         check_text("by", by)
         super().__init__(by, store or TraceStore(experiment))
         self._judge, self._traces, self._scale = judge_or_name, traces, scale
-        self._name = judge_or_name if isinstance(judge_or_name, str) else str(judge_or_name.name)
+        self._name = name_of(judge_or_name)
         self._skipped: dict[str, float] = {}
         self.reload()
         self.title = title or self.questions[0].title or self._name

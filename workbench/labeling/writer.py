@@ -36,7 +36,7 @@ from workbench.labeling.annotations import (
     undone_actions,
 )
 from workbench.labeling.questions import LabelQuestion
-from workbench.store.assessments import assessment_id, now_ms
+from workbench.store.assessments import assessment_id, make_feedback, now_ms
 from workbench.store.database import address, find_experiment_id
 from workbench.store.labels import AFTER_VERDICT_KEY, RUBRIC_KEY, has_mark
 from workbench.store.schemas import RubricHistory, rubric_history
@@ -151,7 +151,6 @@ class TraceStore:
 
     @property
     def is_active(self) -> bool:
-        """Whether it lies in the store that is active now."""
         return address() == self.address
 
     def infos(self, traces: Any, *, missing_ok: bool = False) -> dict[str, TraceInfo]:
@@ -264,20 +263,13 @@ def _label(
     # Clocks differ: what is said later must be the later one to whoever reads.
     at = max(now_ms(), stored.labelled_ms + 1)
     recorded = {SECONDS_KEY: action.seconds, CLOCK_KEY: action.at, RUBRIC_KEY: version}
-    metadata = {key: f"{n:.15g}" for key, n in recorded.items() if n is not None}
-    if after:
-        metadata[AFTER_VERDICT_KEY] = "true"
-    return Feedback(
-        name=name,
-        value=question.stored(value),
-        source=AssessmentSource(source_type="HUMAN", source_id=annotator),
-        trace_id=action.trace_id,
-        rationale=action.reason(name) or None,
-        metadata={**draw.to_metadata(), **metadata},
-        create_time_ms=at,
-        last_update_time_ms=at,
-        overrides=former.assessment_id if former else None,
-    )
+    numbers = {key: f"{n:.15g}" for key, n in recorded.items() if n is not None}
+    metadata = {**draw.to_metadata(), **numbers, **({AFTER_VERDICT_KEY: "true"} if after else {})}
+    source, why = AssessmentSource("HUMAN", annotator), action.reason(name)
+    given = question.stored(value)
+    made = make_feedback(action.trace_id, name, given, source, why, metadata=metadata, at_ms=at)
+    made.overrides = former.assessment_id if former else None
+    return made
 
 
 def skip(

@@ -166,9 +166,8 @@ function tree(value, name = null, level = 0) {
   };
   const open = level < 2 && entries.length <= 40;
   if (open) fill(0);
-  const details = h("details", { class: "wb-node", open, ontoggle: () => details.open && !children.childNodes.length && fill(0) },
+  return h("details", { class: "wb-node", open, ontoggle: ({ currentTarget }) => currentTarget.open && !children.childNodes.length && fill(0) },
     h("summary", null, label, quiet(size)), children);
-  return details;
 }
 
 function leaf(value) {

@@ -74,8 +74,7 @@ class Explorer(SessionPanel):
                 "workbench.pair(judge) gives pairs, and .result() the alignment of one that runs "
                 "in the background."
             )
-        session = Exploration(*given, annotator=annotator, queue=queue)
-        self._begin(session, annotator or "", "")
+        self._begin(Exploration(*given, annotator=annotator, queue=queue))
 
     @property
     def shown(self) -> pd.DataFrame:

@@ -63,10 +63,9 @@ class Frame extends Store {
       scroll("↓", "Space", 1, { "aria-label": "Scroll the text down", "aria-keyshortcuts": "Space", title: "Scroll the text down (↓, Space, Page Down)" }));
     this.page = h("div", { class: "wb-page" });
     this.text = h("div", { class: "wb-reading", tabindex: 0, role: "document", "aria-label": "The item to judge" }, this.page);
-    this.work = h("div", { class: "wb-work" },
+    return h("div", { class: "wb-work" },
       h("section", { class: "wb-left" }, h("div", { class: "wb-itemhead" }, this.where, h("div", { class: "wb-itemkeys" }, this.scrolling, this.rawButton)), this.text),
       h("section", { class: "wb-right", "aria-label": "Rating" }, this.form.switcher, this.form.box, this.reveal));
-    return this.work;
   }
 
   buildFoot() {

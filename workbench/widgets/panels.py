@@ -89,11 +89,12 @@ class SessionPanel(View):
     setup = traitlets.Dict().tag(sync=True)
     state = traitlets.Dict().tag(sync=True)
     session: Session
+    _done = "labelled"
     _table: Any = None  # the handle of the table, once it is shown
     _timer: threading.Timer | None = None
 
-    def _begin(self, session: Session, who: str, done: str) -> None:
-        self.session, self._who, self._done = session, who, done
+    def _begin(self, session: Session) -> None:
+        self.session = session
         self._sending = threading.Lock()
         super().__init__(setup=prepared_setup(session.setup()), state=session.state())
         session.on_message = self._send_all
@@ -167,7 +168,7 @@ class SessionPanel(View):
         waiting = f", {progress['waiting']} not saved yet" if progress["waiting"] else ""
         lost = f", {len(self.unsaved)} could not be saved" if len(self.unsaved) else ""
         return (
-            f"<{type(self).__name__} {self.session.title!r} by {self._who}: "
+            f"<{type(self).__name__} {self.session.title!r} by {self.session.annotator}: "
             f"{progress['labelled']} of {progress['total']} {self._done}{skipped}{waiting}{lost}>"
         )
 
@@ -266,7 +267,7 @@ class LabelPanel(SessionPanel):
             experiment=experiment,
             refresh_every=refresh_every,
         )
-        self._begin(session, annotator, "labelled")
+        self._begin(session)
 
     @property
     def labels(self) -> pd.DataFrame:
@@ -328,6 +329,7 @@ class AdjudicationPanel(SessionPanel):
     """
 
     _esm = f"{_PANEL}\nexport default viewOf(Adjudication);"
+    _done = "decided"
     session: AdjudicationSession
 
     def __init__(
@@ -343,7 +345,7 @@ class AdjudicationPanel(SessionPanel):
         session = AdjudicationSession(
             judge_or_name, traces, by=by, scale=scale, title=title, experiment=experiment
         )
-        self._begin(session, by, "decided")
+        self._begin(session)
 
     @property
     def decisions(self) -> pd.DataFrame:

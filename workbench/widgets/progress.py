@@ -108,7 +108,6 @@ class AlignmentView(View):
         self.update()
 
     def update(self) -> None:
-        """Tell the browser what has changed."""
         state = self.alignment.state
         with self.hold_sync():
             self.parts = _parts(self.alignment)
