@@ -33,13 +33,13 @@ PROBE = -1  # number of the sample that only a probe asks for: no other answer s
 Row = tuple[str, str, str]  # check, finding, advice
 
 
-def probed(data: AlignmentData, part: Pairs, budget: Budget | None = None) -> Verdict:
-    """Return the judge's verdict on an item of ``part``; raise `ModelError` where there is none."""
+def probed(data: AlignmentData, budget: Budget | None = None) -> Verdict:
+    """Return the judge's verdict on an item of train; raise `ModelError` where there is none."""
     # Chosen by content, so that it is the same item in every store.
-    example = min((data.by_id[i] for i in part.trace_ids), key=item_digest)
-    judge, scale = data.judge, part.scale
+    judge, train = data.judge, data.split.train
+    example = min((data.by_id[i] for i in train.trace_ids), key=item_digest)
     with AnswerCache() as cache, Runner(cache=cache, budget=budget) as runner:
-        verdict = judge_examples(judge, [example], runner, sample=PROBE, scale=scale)[0]
+        verdict = judge_examples(judge, [example], runner, sample=PROBE, scale=train.scale)[0]
     if verdict.error is not None:
         raise ModelError(
             f"A first call of judge {judge.name!r} failed on trace {example.trace_id}: "
