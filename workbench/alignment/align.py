@@ -130,7 +130,7 @@ def align(
         # It takes seconds to import, some of which pass while the judge's first call waits.
         Thread(target=import_module, args=("dspy",), daemon=True).start()
     limit.check(str(judge.model), (simba and simba.model) or str(judge.model))
-    probe = probed(data, data.split.train, limit)
+    probe = probed(data, limit)
     people = annotator_agreement(data.pairs) if data.pairs.votes.shape[1] > 1 else None
     checks = preflight(data, probe, people, optimizer, limit)
     if progress:

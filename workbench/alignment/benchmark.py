@@ -104,7 +104,7 @@ def compare_optimizers(
     run = logged_run(f"compare optimizers of {judge.name}", data, optimizers=names, seed=seed)
     with run as run_id:
         bench = _Benchmark(data, gate, concurrency_of(*by_name.values()))
-        probe = probed(data, data.split.train)
+        probe = probed(data)
         bench.add("few-shot", lambda: Learned(_few_shot(data)))
         for name, optimizer in by_name.items():
             if progress:
@@ -219,10 +219,8 @@ def _row(comparison: Comparison) -> dict[str, Any]:
         "reason": "",
     }
     for name in ("accuracy", "kappa", "mean distance"):
-        attribute, prefix = name.replace(" ", "_"), "" if name == "accuracy" else f"{name} "
-        row[name] = getattr(comparison.after, attribute)
-        ends = getattr(comparison.after, f"{attribute}_interval")
-        row[f"{prefix}low"], row[f"{prefix}high"] = ends
+        prefix = "" if name == "accuracy" else f"{name} "
+        row[name], (row[f"{prefix}low"], row[f"{prefix}high"]) = comparison.after.measured[name]
     return row
 
 

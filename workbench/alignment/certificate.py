@@ -14,7 +14,6 @@ from workbench.alignment.result import Alignment
 from workbench.alignment.runs import (
     CERTIFIED_TAG,
     begin_run,
-    current_place,
     item_tags,
     judges_by_item,
     read_lineage,
@@ -255,7 +254,7 @@ def _looks(pairs: Pairs, by_id: Mapping[str, Example], passed: bool) -> int:
     if any(fingerprint not in judges for judges in known):
         tags = {CERTIFIED_TAG: fingerprint, **item_tags(pairs, by_id)}
         tags["workbench.status"] = "passed" if passed else "not passed"
-        with begin_run(f"certify {pairs.name}", tags, current_place()):
+        with begin_run(f"certify {pairs.name}", tags):
             pass
     return max(len(judges | {fingerprint}) for judges in known)
 

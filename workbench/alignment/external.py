@@ -16,6 +16,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from mlflow.entities import AssessmentSource, Feedback, Trace
@@ -171,21 +172,18 @@ def metering(
             del _METERS[meter.id]
 
 
+@dataclass(eq=False)
 class Meter:
     """The requests of one optimizer to models of three kinds: judge, reflection, embedding."""
 
-    def __init__(
-        self,
-        judge: Judge,
-        runner: Runner,
-        *,
-        scale: Scale | None = None,
-        max_failure_share: float = 1.0,
-        dimensions: int | None = None,
-        reflection_base_url: str | None = None,
-    ) -> None:
-        self.judge, self.runner, self.scale, self.dimensions = judge, runner, scale, dimensions
-        self.max_failure_share, self.reflection_base_url = max_failure_share, reflection_base_url
+    judge: Judge
+    runner: Runner
+    scale: Scale | None = None
+    max_failure_share: float = 1.0
+    dimensions: int | None = None
+    reflection_base_url: str | None = None
+
+    def __post_init__(self) -> None:
         self.id = uuid.uuid4().hex[:12]
         self.requests: Counter[str] = Counter()  # by kind, retries included
         self.answers: Counter[str] = Counter()

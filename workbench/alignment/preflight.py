@@ -24,7 +24,8 @@ from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs, Split
 from workbench.simba.candidate import Case, Item
-from workbench.simba.settings import Settings, forecast
+from workbench.simba.optimizer import SIMBA
+from workbench.simba.settings import forecast
 from workbench.store.traces import item_digest
 
 PROBE = -1  # number of the sample that only a probe asks for: no other answer stands in for it
@@ -32,13 +33,13 @@ PROBE = -1  # number of the sample that only a probe asks for: no other answer s
 Row = tuple[str, str, str]  # check, finding, advice
 
 
-def probed(data: AlignmentData, part: Pairs, budget: Budget | None = None) -> Verdict:
-    """Return the judge's verdict on an item of ``part``; raise `ModelError` where there is none."""
+def probed(data: AlignmentData, budget: Budget | None = None) -> Verdict:
+    """Return the judge's verdict on an item of train; raise `ModelError` where there is none."""
     # Chosen by content, so that it is the same item in every store.
-    example = min((data.by_id[i] for i in part.trace_ids), key=item_digest)
-    judge, scale = data.judge, part.scale
+    judge, train = data.judge, data.split.train
+    example = min((data.by_id[i] for i in train.trace_ids), key=item_digest)
     with AnswerCache() as cache, Runner(cache=cache, budget=budget) as runner:
-        verdict = judge_examples(judge, [example], runner, sample=PROBE, scale=scale)[0]
+        verdict = judge_examples(judge, [example], runner, sample=PROBE, scale=train.scale)[0]
     if verdict.error is not None:
         raise ModelError(
             f"A first call of judge {judge.name!r} failed on trace {example.trace_id}: "
@@ -55,7 +56,7 @@ def preflight(
     budget: Budget,
 ) -> pd.DataFrame:
     split, learning = data.split, "not known: the optimizer does not say"
-    if _is_simba(optimizer):
+    if isinstance(optimizer, SIMBA):
         cases = [*labelled_cases(split.train, data), *labelled_cases(split.dev, data)]
         given = len(split.dev), optimizer.settings, split.train.scale, optimizer.model, probe
         learning = forecast(data.judge, cases, *given).told(budget)
@@ -106,17 +107,13 @@ def _of_split(split: Split) -> Iterator[Row]:
     yield "improvement that test can show", found, advice
 
 
-def _is_simba(optimizer: AlignmentOptimizer) -> bool:
-    return isinstance(getattr(optimizer, "settings", None), Settings)
-
-
 def reached_models(
     judge: Judge, optimizer: AlignmentOptimizer, reflection_base_url: str | None = None
 ) -> Iterator[tuple[str, str]]:
     """Yield the role of each model, and where it is reached; one in this process has no address."""
     judge_model, (base_url, _, _) = str(judge.model), endpoint(judge)
     reached = {"judge model": (judge_model, base_url)}
-    if _is_simba(optimizer):
+    if isinstance(optimizer, SIMBA):
         model = optimizer.model or judge_model
         url = optimizer.base_url or (base_url if model == judge_model else None)
         reached["reflection model"] = model, url

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, cast
 
 import mlflow
+import numpy as np
 import pandas as pd
 from mlflow.entities import ScorerVersion
 from mlflow.exceptions import MlflowException
@@ -155,7 +155,7 @@ def roll_back(name: str, version: int, *, experiment: str | None = None) -> Regi
 
 def _write(where: str, name: str, stored: _Stored, made: dict[str, Any]) -> Registered:
     """Write a version unless the latest one is this very judge."""
-    versions = _versions(where, name)
+    versions = _versions(where, name, or_none=True)
     new = not versions or _Stored.of(versions[-1]).identity != stored.identity
     if new:
         # judge.register() writes the same row, but has no place for what MLflow leaves out.
@@ -227,7 +227,7 @@ def history(name: str, *, experiment: str | None = None) -> pd.DataFrame:
     Raises `RegistryError` for an unknown name.
     """
     where = find_experiment_id(experiment, create=False)
-    return pd.DataFrame(map(_row, _known_versions(where, name)), columns=list(_COLUMNS))
+    return pd.DataFrame(map(_row, _versions(where, name)), columns=list(_COLUMNS))
 
 
 _COLUMNS: Final = (
@@ -250,10 +250,8 @@ def _row(version: ScorerVersion) -> dict[str, Any]:
         scores = stored.made.get(when) or {}
         row["n"] = scores.get("n", row["n"])
         for figure in ("accuracy", "kappa") if scores else ():
-            value, *ends = (  # JSON knows no nan
-                math.nan if number is None else number
-                for number in (scores[figure], *scores[f"{figure}_interval"])
-            )
+            numbers = [scores[figure], *scores[f"{figure}_interval"]]
+            value, *ends = np.array(numbers, dtype=float).tolist()  # JSON has None for nan
             row[f"{figure}_{when}"], row[f"{figure}_{when}_interval"] = value, tuple(ends)
     return row
 
@@ -352,8 +350,8 @@ def _refuse_lost(judge: Judge, lost: list[str]) -> None:
         )
 
 
-def _versions(where: str, name: str) -> list[ScorerVersion]:
-    """All versions, the oldest first."""
+def _versions(where: str, name: str, *, or_none: bool = False) -> list[ScorerVersion]:
+    """All versions, the oldest first; `RegistryError` for no version, unless ``or_none``."""
     versions: list[ScorerVersion] = []
     try:
         versions = TracingClient().store.list_scorer_versions(where, name)
@@ -365,13 +363,8 @@ def _versions(where: str, name: str) -> list[ScorerVersion]:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-    return sorted(versions, key=lambda version: int(version.scorer_version))
-
-
-def _known_versions(where: str, name: str) -> list[ScorerVersion]:
-    """As `_versions`; `RegistryError` where there is none."""
-    if versions := _versions(where, name):
-        return versions
+    if versions or or_none:
+        return sorted(versions, key=lambda version: int(version.scorer_version))
     known = sorted(each.scorer_name for each in TracingClient().store.list_scorers(where))
     raise RegistryError(
         f"No judge {name!r} is registered in experiment {mlflow.get_experiment(where).name!r} of "
@@ -380,7 +373,7 @@ def _known_versions(where: str, name: str) -> list[ScorerVersion]:
 
 
 def _version(where: str, name: str, version: int | None) -> ScorerVersion:
-    versions = _known_versions(where, name)
+    versions = _versions(where, name)
     by_number = {each.scorer_version: each for each in versions}
     if version is not None and version not in by_number:
         numbers = ", ".join(map(str, by_number))

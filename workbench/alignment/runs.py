@@ -97,7 +97,7 @@ def logged_run(
             "instructions/original.txt": data.judge.instructions,
             "instructions/proposed.txt": proposed.instructions,
         }
-    with begin_run(name, tags, place or current_place()) as run:
+    with begin_run(name, tags, place) as run:
         with store_errors():
             mlflow.log_params(params)
         log_outcome({}, files)
@@ -105,9 +105,10 @@ def logged_run(
 
 
 @store_errors()
-def begin_run(name: str, tags: Mapping[str, str], place: Mapping[str, str | None]) -> Any:
-    """Begin a run at its place."""
-    where: Any = place
+def begin_run(
+    name: str, tags: Mapping[str, str], place: Mapping[str, str | None] | None = None
+) -> Any:
+    where: Any = place or current_place()
     return mlflow.start_run(run_name=name, tags=tags, nested=True, **where)
 
 

@@ -227,7 +227,12 @@ def _execute(source: Path, copy: _Copy, parameters: dict[str, Any], **options: A
         )
     except papermill.PapermillExecutionError as error:
         copy.save()  # now with papermill's mark at the cell that failed
-        raise NotebookError(f"{_failure(error, source)}\n{kept}") from error
+        stage = _heading(read_notebook(source).cells[: error.cell_index])
+        where = f"{source.name} ({stage})" if stage else source.name
+        raise NotebookError(
+            f"Cell In [{error.exec_count}] of {where} failed.\n"
+            f"{error.ename}: {error.evalue}\n{kept}"
+        ) from error
     except (RuntimeError, TimeoutError) as error:  # of jupyter_client, unless it is one of these
         told = f"The kernel of {source.name} did not start: {error}"
         if isinstance(error, DeadKernelError):
@@ -252,12 +257,6 @@ def _execute(source: Path, copy: _Copy, parameters: dict[str, Any], **options: A
             f"{counted(left, 'cell')} of {source.name} did not run, since one before ended the "
             f"notebook, as exit() does.\n{kept}"
         )
-
-
-def _failure(error: papermill.PapermillExecutionError, source: Path) -> str:
-    stage = _heading(read_notebook(source).cells[: error.cell_index])
-    where = f"{source.name} ({stage})" if stage else source.name
-    return f"Cell In [{error.exec_count}] of {where} failed.\n{error.ename}: {error.evalue}"
 
 
 def _heading(cells: Sequence[Any]) -> str:

@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -133,8 +132,8 @@ def _comment(lines: list[str], node: ast.stmt) -> str:
     last = lines[(node.end_lineno or 0) - 1].encode()
     found = [last[node.end_col_offset or 0 :].decode().strip()]
     if not found[0]:
-        above = takewhile(lambda line: line.startswith("#"), reversed(lines[: node.lineno - 1]))
-        found = list(above)[::-1]
+        above = reversed(lines[: node.lineno - 1])
+        found = [*itertools.takewhile(lambda line: line.startswith("#"), above)][::-1]
     return " ".join(line.lstrip("#").strip() for line in found)
 
 

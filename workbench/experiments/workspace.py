@@ -46,7 +46,6 @@ class Workspace:
         ``alignment`` and ``registered`` are what `align` and `register` returned, and ``recorded``
         pairs with recorded verdicts of other judges, by their source.
         """
-        others = {source: agreement(pairs) for source, pairs in (recorded or {}).items()}
         summary: dict[str, Any] = {
             "table": str(alignment.comparison),
             **{key: getattr(alignment, key) for key in ("status", "headline", "reason", "seed")},
@@ -58,7 +57,7 @@ class Workspace:
             "calls": {"judge": alignment.calls, "reflection": alignment.reflection_calls},
             "comparison": alignment.comparison.to_dict(),
             "annotators": alignment.annotators.to_dict() if alignment.annotators else None,
-            "recorded": {source: found.to_dict() for source, found in others.items()},
+            "recorded": {k: agreement(pairs).to_dict() for k, pairs in (recorded or {}).items()},
         }
         path = self.folder / "summary.json"
         path.write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,9 +100,7 @@ def plot_metrics(
 
 def _draw_self_agreement(found: SelfAgreement, ax: Axes | None) -> Axes:
     ax = ax or new_axes(6.4, 1.1 + 0.42 * len(found.table))[0]
-    for row, estimate in enumerate(found.table[["value", "low", "high"]].to_numpy(float).tolist()):
-        draw_estimate(ax, row, estimate, color=blue())
-    bare_rows(ax, [f"{name} ({n:,})" for name, n in found.table["n"].items()])
+    _draw_rows(ax, found.table, ["value", "low", "high"])
     ax.set_xlim(0, 1.01)
     ax.set_title(f"{literal(found.name, 60)}, asked {found.samples} times")
     return ax
@@ -136,26 +134,30 @@ def plot_comparison(comparison: OptimizerComparison, *, ax: Axes | None = None) 
         said = "failed" if row["status"] == "failed" else "undefined"
         draw_estimate(ax, place, estimate, hollow=hollow, color=colour, undefined=said)
         labels.append("\n".join(filter(None, [literal(name, 30), literal(_effort(row), 60)])))
-    _finish_rows(ax, labels, ("original judge", table[measure].iloc[0]), alpha=0.05)
+    bare_rows(ax, labels)
+    told = ("differs (p < 0.05, adjusted)", "may be luck")
+    _add_legend(ax, told, ("original judge", table[measure].iloc[0]))
     ax.set_xlim(0, 1.01)
     ax.set_xlabel(f"{measure} on {len(comparison.split.test)} held-out pairs, 95 % interval")
     return ax
 
 
-def _finish_rows(
-    ax: Axes, labels: list[str], reference: tuple[str, float | None], *, alpha: float | None
-) -> None:
-    """Label rows with estimates, draw what they are compared with, and add the legend."""
-    name, level = reference
-    handles: dict[str, Any] = {}
+def _draw_rows(ax: Axes, table: pd.DataFrame, columns: list[str], filled: Any = True) -> None:
+    """Draw each row of a table as an estimate, named with the number of items that it is of."""
+    is_filled = np.broadcast_to(filled, len(table))
+    for row, estimate in enumerate(table[columns].to_numpy(float).tolist()):
+        draw_estimate(ax, row, estimate, hollow=not is_filled[row], color=blue())
+    bare_rows(ax, [f"{literal(name, 30)} ({n:,})" for name, n in table["n"].items()])
+
+
+def _add_legend(ax: Axes, told: Sequence[str], reference: tuple[str, Any] = ("", None)) -> None:
+    """Say what filled and hollow points mean, and draw what rows are compared with, if known."""
+    (name, level), handles = reference, dict[str, Any]()
     if level is not None and not math.isnan(level):
         handles[name] = ax.axvline(level, color=ink(), lw=1, ls="--", zorder=0)
-    if alpha:
-        look: dict[str, Any] = {"color": blue(), "ms": 6, "mew": 1.5}
-        handles[f"differs (p < {alpha:.2g}, adjusted)"] = ax.plot([], [], "o", **look)[0]
-        handles["may be luck"] = ax.plot([], [], "o", mfc=paper(), **look)[0]
+    for words, fill in zip(told, (blue(), paper()), strict=False):
+        handles[words] = ax.plot([], [], "o", mfc=fill, color=blue(), ms=6, mew=1.5)[0]
     legend_above(ax, handles, ncols=3)
-    bare_rows(ax, labels)
 
 
 def _effort(row: Mapping[Any, Any]) -> str:
@@ -199,14 +201,11 @@ def plot_slices(
     columns = [metric, f"{metric}_low", f"{metric}_high"]
     require_columns(table, "slices", ["n", *columns])
     ax = ax or new_axes(6.8, 1.3 + 0.34 * len(table))[0]
-    estimates = table[columns].to_numpy(dtype=float)
-    alpha = 1 - getattr(slices, "confidence", 0.95) if "p_adjusted" in table else None
-    luck = ~(table["p_adjusted"] < alpha) if alpha else [False] * len(table)
-    for row, (one, hollow) in enumerate(zip(estimates, luck, strict=True)):
-        draw_estimate(ax, row, one, hollow=hollow, color=blue())
+    alpha, tested = 1 - getattr(slices, "confidence", 0.95), "p_adjusted" in table
+    _draw_rows(ax, table, columns, table["p_adjusted"] < alpha if tested else True)
     overall = getattr(slices, metric, None) if overall is None and table is not slices else overall
-    labels = [f"{literal(name, 30)} ({n:,})" for name, n in table["n"].items()]
-    _finish_rows(ax, labels, ("all pairs", overall), alpha=alpha)
+    told = (f"differs (p < {alpha:.2g}, adjusted)", "may be luck") if tested else ()
+    _add_legend(ax, told, ("all pairs", overall))
     ax.margins(x=0.05)
     of = f" by {literal(slices.by, 40)}" if table is not slices else ""
     ax.set_xlabel(f"{metric.replace('_', ' ')}{of}, with interval")
@@ -216,14 +215,8 @@ def plot_slices(
 def _draw_annotators(test: AlternativeAnnotatorTest, ax: Axes | None) -> Axes:
     ax = ax or new_axes(6.8, 1.5 + 0.34 * len(test.table))[0]
     columns = ["judge_advantage", "judge_advantage_low", "judge_advantage_high"]
-    rows = zip(test.table[columns].to_numpy(float).tolist(), test.table["rejected"], strict=True)
-    for row, (estimate, wins) in enumerate(rows):
-        draw_estimate(ax, row, estimate, hollow=not wins, color=blue())
-    look: dict[str, Any] = {"ls": "", "marker": "o", "color": blue(), "ms": 6, "mew": 1.5}
-    handles = {"the judge wins": ax.plot([], [], **look)[0]}
-    handles["it does not, or is not tested"] = ax.plot([], [], mfc=paper(), **look)[0]
-    legend_above(ax, handles)
-    bare_rows(ax, [f"{literal(name, 30)} ({n:,})" for name, n in test.table["n"].items()])
+    _draw_rows(ax, test.table, columns, test.table["rejected"])
+    _add_legend(ax, ("the judge wins", "it does not, or is not tested"))
     ax.set_xlim(0, 1.01)
     ax.set_xlabel(
         "share of items on which the judge is as near to the others\n"
