@@ -51,22 +51,6 @@ def _replaced(owner: Any, name: str, replace: Callable[[Any], Any]) -> Iterator[
                 setattr(owner, name, original)
 
 
-@contextmanager
-def without_iri_grammar() -> Iterator[None]:
-    """Let jsonschema be imported without rfc3987-syntax 1.1, whose grammar takes two seconds.
-
-    It then checks no IRIs in this process, as where that package is not installed. Without this,
-    whatever reads notebooks starts two seconds later.
-    """
-    modules: dict[str, Any] = sys.modules
-    known = modules.setdefault("rfc3987_syntax", None)
-    try:
-        yield
-    finally:
-        if known is None:
-            del modules["rfc3987_syntax"]
-
-
 def options(judge: Judge) -> dict[str, Any]:
     """All options of an instructions judge by its constructor's names; an error for others."""
     from mlflow.genai.judges.instructions_judge import InstructionsJudge

@@ -22,7 +22,6 @@ from typing import Any, Final
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 
-from workbench.compat import without_iri_grammar
 from workbench.credentials import redact, secret_params, withhold
 from workbench.errors import NotebookError
 from workbench.experiments.parameters import (
@@ -31,6 +30,7 @@ from workbench.experiments.parameters import (
     find_notebook,
     notebook_parameters,
     read_notebook,
+    without_iri_grammar,
 )
 from workbench.formatting import counted, write_whole
 from workbench.models.recording import Player, Recorder

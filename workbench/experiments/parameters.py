@@ -11,17 +11,34 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import pandas as pd
 
-from workbench.compat import without_iri_grammar
 from workbench.errors import ArgumentError, NotebookError
 from workbench.store.tables import plain
+
+
+@contextmanager
+def without_iri_grammar() -> Iterator[None]:
+    """Let jsonschema be imported without rfc3987-syntax 1.1, whose grammar takes two seconds.
+
+    It then checks no IRIs in this process, as where that package is not installed. Without this,
+    whatever reads notebooks starts two seconds later.
+    """
+    modules: dict[str, Any] = sys.modules
+    known = modules.setdefault("rfc3987_syntax", None)
+    try:
+        yield
+    finally:
+        if known is None:
+            del modules["rfc3987_syntax"]
+
 
 with without_iri_grammar():
     import nbformat
