@@ -24,10 +24,10 @@ from workbench.formatting import say, storable
 from workbench.judging.judge import fingerprint, is_cacheable
 from workbench.judging.verdicts import Verdict
 from workbench.models.answers import AnswerError
-from workbench.models.budget import Budget
+from workbench.models.budget import FREE, Budget
 from workbench.models.cache import question_key
 from workbench.models.client import Outcome, Request
-from workbench.models.offline import SCHEME, VERSION
+from workbench.models.offline import VERSION
 from workbench.models.recording import replayed
 from workbench.models.runner import Runner
 from workbench.scale import ABSTAIN, Scale, scale_of
@@ -163,7 +163,7 @@ def why_unmeasurable(judge: Judge) -> str:
     model = str(getattr(judge, "model", None) or "")
     if not type(judge).__module__.startswith(("mlflow.", "workbench.")):
         return f"the requests of a {type(judge).__name__} to its model cannot be seen"
-    if model == "databricks" or model.partition(":/")[0] in ("databricks", "endpoints"):
+    if model.partition(":/")[0] in ("databricks", "endpoints"):
         return f"requests to {model} are made by Databricks' own client"
     return ""
 
@@ -206,7 +206,7 @@ def answers_from(model: str | None, base_url: str | None = None) -> dict[str, An
     """Where a model's answers come from, for which alone they are kept; without credentials."""
     model = model or get_default_model()
     provider = model.partition(":")[0]
-    if model.startswith(SCHEME):
+    if model.startswith(FREE):
         return {"model": model, "version": VERSION}
     if base_url:
         return {"model": model, "server": _address(base_url)}

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from mlflow.genai.judges import Judge
 
 from workbench.errors import ArgumentError, BudgetError, check_whole
@@ -237,7 +238,7 @@ class _Run:
         path = self.folder.part(number)
         if path.exists():
             failed = self.folder.check(path, {"table": about["table"]})["failed"]
-            rows = self.folder.records(number) if retry_failed and failed else []
+            rows = pq.read_table(path).to_pylist() if retry_failed and failed else []
             items = {k: i for k, i in items.items() if rows and rows[k]["error"] is not None}
             if not items:
                 return None

@@ -172,10 +172,6 @@ class VerdictFolder:
         files = [str(path) for path in self.parts()]
         return ds.dataset(files, format="parquet").to_table(filter=chosen, columns=columns)
 
-    def records(self, number: int) -> list[Record]:
-        rows: list[Record] = pq.read_table(self.part(number)).to_pylist()
-        return rows
-
     def write(
         self, number: int, rows: Sequence[Record], types: dict[str, Any], about: dict[str, Any]
     ) -> None:

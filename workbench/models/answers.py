@@ -50,10 +50,8 @@ def said(body: Any) -> str:
     return error if isinstance(error, str) else json.dumps(error)
 
 
-def check_error(body: Any) -> None:
+def check_error(body: Mapping[str, Any]) -> None:
     """Raise `HTTPStatusError`, with the code that it holds, for an error of status 200."""
-    if not isinstance(body, Mapping):
-        return
     choice = next(iter(body.get("choices") or []), None)
     if isinstance(choice, Mapping):
         answered = (choice.get("message") or {}).get("content")

@@ -19,10 +19,10 @@ from workbench.errors import ModelError
 from workbench.judging.requests import answers_from, reached_by
 from workbench.models import client
 from workbench.models.answers import AnswerError
-from workbench.models.budget import context_window
+from workbench.models.budget import FREE, context_window
 from workbench.models.cache import question_key
 from workbench.models.client import ANSWER_SECONDS, TIMEOUT_VARIABLE, Outcome
-from workbench.models.offline import MODEL, SCHEME, register
+from workbench.models.offline import MODEL, register
 from workbench.models.offline.provider import respond
 from workbench.models.runner import Runner
 from workbench.scale import Scale
@@ -94,7 +94,7 @@ class Reflector:
         self.model = model or own_model or MODEL
         self.params = dict(inference_params or {})
         self.context = context
-        if context is None and not self.model.startswith(SCHEME):  # which reads any length
+        if context is None and not self.model.startswith(FREE):  # which reads any length
             self.context = context_window(self.model) or DEFAULT_CONTEXT
         own_url, headers, params = endpoint(judge)
         if base_url or model not in (None, own_model):
@@ -214,7 +214,7 @@ class Reflector:
         import dspy
 
         provider, _, name = self.model.partition(":/")
-        if self.model.startswith(SCHEME):
+        if self.model.startswith(FREE):
             register(self.model)
             return _InProcess()
         options: dict[str, Any] = {

@@ -11,14 +11,13 @@ from workbench.compat import answer_in_process
 from workbench.errors import ArgumentError
 from workbench.models.budget import FREE
 
-SCHEME = FREE
 MODEL = "offline:/rubric"
 VERSION = 3  # part of the key of every cached answer; raise it when answers differ
 
 
 def register(model: str) -> None:
     """Make an embedded ``model`` known to MLflow's judges, and to dspy."""
-    if not model.startswith(SCHEME):
+    if not model.startswith(FREE):
         return
     if model != MODEL:
         raise ArgumentError(f"There is no embedded model {model!r}; the only one is {MODEL!r}.")
