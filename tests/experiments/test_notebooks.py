@@ -311,8 +311,7 @@ def test_the_agreement_notebook_takes_other_data(
     given = {"data": "own.csv", "inputs": "q", "outputs": "a", "annotators": annotators}
     words = " ".join(f"-p {name} '{value}'" for name, value in given.items())
     run_here(f"workbench run 3_agreement -p groups None {words}")
-    experiment = mlflow.search_traces(return_type="list", include_spans=False)
-    assert len(experiment) == 24
+    assert assessments()["traces", ""] == 24
 
 
 def test_the_labelling_notebook_decides_and_marks_what_is_earlier(runs: dict[str, Path]) -> None:

@@ -127,6 +127,8 @@ def test_on_numbers_nearer_counts_as_fixed() -> None:
     assert (len(found.fixed), found.improved, found.significant) == (40, True, True)
     assert found.changes["mean absolute error"][0] == pytest.approx(-1.5)
     assert "Mean distance falls" in found.summary
+    constant = found.after.baseline_distance
+    assert f"Always giving the median label has {constant:.3f}." in found.summary
     human = ["poor"] * 4
     before, after = (make_pairs(human, [v] * 4, GRADES) for v in ("excellent", "fair"))
     assert compare(before, after).improved  # as many right, but nearer

@@ -214,6 +214,15 @@ def test_a_key_that_is_withdrawn_midway(loopback: Start) -> None:
     assert server.requests <= 20 + 2 * 8
 
 
+def test_refusals_of_single_questions_leave_it_to_the_asker_when_to_stop(loopback: Start) -> None:
+    """As other people's optimizers ask, whose losses are counted by their kind."""
+    asker, stopped = Asker(judge_at(loopback(script="200x1,403x4,200x1").url)), threading.Event()
+    with Runner() as runner:
+        outcomes = [runner.ask(asker.request(item), stopped) for item in items(6)]
+    assert [one.fault is None for one in outcomes] == [True, *[False] * 4, True]
+    assert not stopped.is_set()
+
+
 def test_one_refusal_among_answers_is_of_its_item(loopback: Start) -> None:
     """A provider that forbids one item has not forbidden all."""
     server = loopback(script="200x3,403x1,200x2,403x1")

@@ -28,8 +28,7 @@ from workbench.store.tables import plain
 def without_iri_grammar() -> Iterator[None]:
     """Let jsonschema be imported without rfc3987-syntax 1.1, whose grammar takes two seconds.
 
-    It then checks no IRIs in this process, as where that package is not installed. Without this,
-    whatever reads notebooks starts two seconds later.
+    It then checks no IRIs in this process, as where that package is not installed.
     """
     modules: dict[str, Any] = sys.modules
     known = modules.setdefault("rfc3987_syntax", None)

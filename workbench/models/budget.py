@@ -325,7 +325,8 @@ class Budget:
 
 def _note(used: Usage) -> None:
     if path := os.environ.get(SPENT_VARIABLE):
-        with Path(path).open("a", encoding="utf-8") as file:
+        # An answer that was paid for is worth more than its line on a disk that is full.
+        with suppress(OSError), Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps([used.requests, used.read, used.written, used.cost]) + "\n")
 
 

@@ -64,7 +64,6 @@ class Runner(AbstractContextManager["Runner"]):
         self.stop, self.patience = stop or threading.Event(), patience
         self.client, self.throttle = Client(concurrency), throttle or Throttle(concurrency)
         self.answered, self.unusable, self.used = answered, 0, UNPAID
-        self.refused = 0  # permanent failures since the last answer
         self.last_progress = time.monotonic()
         self.unkept: StoreError | None = None
         self._lock = threading.Lock()
@@ -172,25 +171,19 @@ class Runner(AbstractContextManager["Runner"]):
         return silence > self.patience + self.throttle.longest_pause
 
     def _note(self, outcome: Outcome, stopped: threading.Event, asked_at: float) -> None:
-        """Count an outcome, adapt the slots, and stop all calls where they are in vain."""
+        """Count an outcome, adapt the slots, and stop where the very first calls were in vain."""
         fault = outcome.fault
         with self._lock:
             self.used += outcome.usage
             self.answered += fault is None
             self.unusable += fault is not None and fault.kind == "answer"
-            if fault is None or fault.kind == "answer":
-                self.refused = 0
-            else:
-                self.refused += fault.permanent
-            in_vain = self.refused >= (PERMANENT_FAILURES_TO_STOP if self.answered else 1)
-            in_vain |= not self.answered and self.unusable >= FAILURES_TO_STOP
         if fault is None:
             self.last_progress = time.monotonic()
             self.throttle.speed_up(asked_at, self.client.timeout)
         elif fault.kind in ("rate_limit", "timeout"):  # all wait, so that not every call meets it
             pause = 1.0 if fault.kind == "rate_limit" else 0.0
             self.throttle.slow_down(fault.retry_after or pause, asked_at)
-        elif in_vain:
+        elif not self.answered and (fault.permanent or self.unusable >= FAILURES_TO_STOP):
             stopped.set()
 
     def __exit__(self, *_: object) -> None:
@@ -227,6 +220,7 @@ class _Run:
         self.stopped = threading.Event()
         self.failed: list[tuple[int, Outcome]] = []
         self.in_a_row = 0
+        self.refused, self.lock = 0, threading.Lock()  # permanent failures since the last answer
         self.counts, self.cost = Counter[str](), 0.0
 
     @property
@@ -269,7 +263,7 @@ class _Run:
             )
             for _ in range(min(self.runner.concurrency, len(questions)))
         ]
-        self.runner.last_progress, self.runner.refused = time.monotonic(), 0
+        self.runner.last_progress = time.monotonic()
         try:
             with intercepted(None):
                 for thread in threads:
@@ -302,10 +296,23 @@ class _Run:
                 return
             except BaseException as error:
                 outcome = error
+            else:
+                self._count(outcome)
             self.done.append((index, outcome))
             self.arrived.release()
             if self.stopped.is_set():
                 return
+
+    def _count(self, outcome: Outcome) -> None:
+        """Stop at refusals in a row, here and not when they are settled, which may lag behind."""
+        fault = outcome.fault
+        with self.lock:
+            if fault is None or fault.kind == "answer":
+                self.refused = 0
+            else:
+                self.refused += fault.permanent
+            if self.refused >= PERMANENT_FAILURES_TO_STOP:
+                self.stopped.set()
 
     def _wait(self) -> None:
         """Wait for the next outcome, woken now and then to see that it was cancelled."""

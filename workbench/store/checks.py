@@ -248,7 +248,11 @@ def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
         yield Finding("positive side", text, advice * (not scale.positive_is_known))
     if data.translations:
         told = [f"{word!r} -> {value!r} ({n})" for word, (value, n) in data.translations.items()]
-        unused = "" if all(n for _, n in data.translations.values()) else "Some occur nowhere."
+        unused = (
+            ""
+            if all(n for _, n in data.translations.values())
+            else "Check those that occur nowhere."
+        )
         yield Finding("translated", f"As asked for: {', '.join(told)}.", unused)
     typed = Scale.from_type(data.value_type)
     if typed and typed.values != scale.values:
@@ -268,10 +272,10 @@ def _about_odd_ones(scale: Scale, rated: pd.DataFrame, counts: Counter[Any]) -> 
     sizes = {v: size for v in counts if scale.ordered and (size := number(v)) is not None}
     known = [number(value) for value in scale.values if scale.ordered]
     whole = {int(size) for size in known if size is not None and size.is_integer()}
-    lacking = sorted({*range(min(whole, default=0), max(whole, default=0))} - whole)
-    if 0 < len(lacking) < len(whole) - 1:
+    span = range(min(whole, default=0), max(whole, default=-1) + 1)
+    if 0 < len(span) - len(whole) < len(whole) - 1:
         never, given, both = (
-            ", ".join(map(str, sorted(those))) for those in (lacking, whole, whole | {*lacking})
+            ", ".join(map(str, sorted(those))) for those in ({*span} - whole, whole, span)
         )
         advice = f"So the judge can't give it either. If it is a rating: values='{both}'."
         yield Finding("no such rating", f"Ratings are {given}, and never {never}.", advice)

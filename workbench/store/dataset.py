@@ -58,7 +58,7 @@ class Dataset:
     groups
         The column whose equal rows stay on one side of a split; None for none.
     translations
-        What people wrote, and ``values`` translates -> (rating, how many cells).
+        What people wrote, and ``values`` translates -> (rating, how many cells of the source).
     """
 
     table: pd.DataFrame
@@ -173,8 +173,11 @@ def read_dataset(
         content = [c for role, columns in named.items() if role != "annotators" for c in columns]
         table, labels = _one_row_an_item(table, each, labels, content)
     rated = [column for column, _ in (*labels.values(), *recorded.values())]
-    written = Counter(fold(cell) for column in {*rated} for cell in table[column])
     words = parts("values", values)
+    words = words if isinstance(words, Mapping) else {}
+    written = Counter(
+        fold(cell) for column in ({*rated} if words else ()) for cell in table[column]
+    )
     table, names = translated(table, rated, values)
     return Dataset(
         table=table,
@@ -187,9 +190,7 @@ def read_dataset(
         groups=groups or None,
         scale=_scale(table, labels, names),
         empty=tuple(number for number, blank in enumerate(empty) if blank),
-        translations={word: (value, written[fold(word)]) for word, value in words.items()}
-        if isinstance(words, Mapping)
-        else {},
+        translations={word: (value, written[fold(word)]) for word, value in words.items()},
     )
 
 
