@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from made_pairs import from_confusion, make_pairs
 from scipy.stats import binomtest, fisher_exact, ttest_ind
-from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
+from statsmodels.stats.weightstats import DescrStatsW
 
 from workbench import agreement, import_traces, log_verdicts, pair
 from workbench.errors import ArgumentError
@@ -45,6 +46,9 @@ def test_a_slice_has_the_figures_of_its_pairs_and_is_tested_against_the_rest() -
         (alone.kappa, *alone.kappa_interval)
     )
     assert big["difference"] == pytest.approx(0.4)
+    ends = [[row[f"difference_{end}"] for end in ("low", "high")] for row in (big, small)]
+    newcombe = confint_proportions_2indep(36, 40, 10, 20, method="newcomb")
+    assert ends == [pytest.approx(newcombe), pytest.approx([-newcombe[1], -newcombe[0]])]
     p = fisher_exact([[36, 4], [10, 10]]).pvalue
     assert (big["p_value"], small["p_value"]) == pytest.approx((p, p))
     assert big["p_adjusted"] == pytest.approx(p)  # two slices are one test
@@ -100,8 +104,12 @@ def test_numbers_are_compared_by_their_distance() -> None:
     near = found.table.loc["near"]
     assert near["mean_distance"] == pytest.approx(gaps[:40].mean())
     assert near["difference"] == pytest.approx(gaps[:40].mean() - gaps[40:].mean())
-    reference = ttest_ind(gaps[:40], gaps[40:], equal_var=False).pvalue
-    assert near["p_value"] == pytest.approx(reference)
+    reference = ttest_ind(gaps[:40], gaps[40:], equal_var=False)
+    assert near["p_value"] == pytest.approx(reference.pvalue)
+    # The rest has nearly all of the variance, so that Welch's interval has its degrees of freedom.
+    welch = reference.confidence_interval()
+    ends = [near["difference_low"], near["difference_high"]]
+    assert ends == pytest.approx([welch.low, welch.high], abs=1e-4)
     assert f"mean distance {gaps.mean():.3f} [" in repr(found)
 
 
@@ -113,6 +121,8 @@ def test_each_annotator_is_compared_by_their_own_labels() -> None:
     assert table["accuracy"].to_dict() == pytest.approx({"ana": 39 / 40, "bo": 24 / 40})
     # On 15 of the same items the judge is with ana alone.
     assert table["difference"].to_dict() == pytest.approx({"ana": 15 / 40, "bo": -15 / 40})
+    ends = table.loc["ana", ["difference_low", "difference_high"]].tolist()
+    assert ends == pytest.approx(DescrStatsW([1] * 15 + [0] * 25).tconfint_mean())
     assert table["p_adjusted"].tolist() == pytest.approx([binomtest(0, 15).pvalue] * 2)
     more = [{**one, "cy": "yes"} for one in votes]
     alone = {"ana": "yes"}

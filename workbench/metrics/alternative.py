@@ -46,7 +46,7 @@ class AlternativeAnnotatorTest(Result):
         Probability that the judge is as good as or better than an annotator picked at random: the
         mean of ``judge_advantage``; bootstrap interval over items.
     table
-        Index annotator; ``n`` items; ``judge_advantage`` (Wilson) and ``annotator_advantage``:
+        Index annotator; ``n`` items; ``judge_advantage`` and ``annotator_advantage`` (Wilson):
         shares of them on which the one is at least as near to the remaining annotators as the
         other; ``p_value`` of the hypothesis that the annotator's advantage is greater by
         ``epsilon`` or more; ``p_adjusted`` (Benjamini and Yekutieli); ``rejected``: whether the
@@ -225,20 +225,15 @@ def _tests(
     wins: Array, losses: Array, epsilon: float, min_items: int, confidence: float
 ) -> pd.DataFrame:
     n = np.isfinite(wins).sum(axis=0)
-    ends = [wilson(won, of, confidence) for won, of in zip(np.nansum(wins, axis=0), n, strict=True)]
+    table = pd.DataFrame({"n": n})
+    for name, shares in (("judge_advantage", wins), ("annotator_advantage", losses)):
+        ends = [wilson(*of, confidence) for of in zip(np.nansum(shares, axis=0), n, strict=True)]
+        table[name] = pd.DataFrame(shares).mean().to_numpy()
+        table[[f"{name}_low", f"{name}_high"]] = np.array(ends).reshape(-1, 2)
     differences = [gap[np.isfinite(gap)] for gap in (losses - wins).T]
-    table = pd.DataFrame(
-        {
-            "n": n,
-            "judge_advantage": pd.DataFrame(wins).mean().to_numpy(),
-            "judge_advantage_low": [interval.low for interval in ends],
-            "judge_advantage_high": [interval.high for interval in ends],
-            "annotator_advantage": pd.DataFrame(losses).mean().to_numpy(),
-            "p_value": [
-                _p_value(gap, epsilon) if len(gap) >= min_items else math.nan for gap in differences
-            ],
-        }
-    )
+    table["p_value"] = [
+        _p_value(gap, epsilon) if len(gap) >= min_items else math.nan for gap in differences
+    ]
     # A test without a p-value is one that was made: it counts, and its judge does not win.
     table["p_adjusted"] = adjusted(table["p_value"].fillna(1.0).where(n >= min_items), "fdr_by")
     table["rejected"] = table["p_adjusted"] <= FALSE_DISCOVERIES

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,16 @@ from workbench.formatting import counted
 from workbench.metrics.coefficients import mcnemar, numbered
 from workbench.metrics.figures import Coded, Figures, Sample
 from workbench.metrics.intervals import (
+    UNDEFINED,
     Array,
     Interval,
     Result,
     adjusted,
+    difference_interval,
     effective_share,
     figure,
+    mean_interval,
+    proportion,
     with_ends,
 )
 from workbench.pairing.pairs import Pairs, field_text
@@ -49,8 +54,8 @@ class Slices(Result):
         The judge's name, what the items are divided by, and the number of pairs.
     table
         Index slice; ``n``, ``accuracy`` and ``kappa`` with the ends of their intervals
-        (``accuracy_low``, ...), ``difference`` (accuracy here minus accuracy on all other pairs),
-        ``p_value`` of that, ``p_adjusted`` (Holm; two slices are one test) and ``note``. Slices of
+        (``accuracy_low``, ...), ``difference`` (accuracy here minus accuracy on all other pairs) with
+        its interval, ``p_value`` of that, ``p_adjusted`` (Holm; two slices are one test) and ``note``. Slices of
         fewer than 10 pairs are pooled in one row, ``other (k slices)``, but weeks are not. On a
         numeric scale ``mean_distance`` is there as well, and the difference and its test are in
         that. By annotator the difference is from the others on the same items (McNemar's test; of
@@ -245,50 +250,56 @@ def _row(coded: Coded, here: Array, items: Array | None, options: dict[str, Any]
         row |= with_ends(name.replace(" ", "_"), value, interval)
     numeric = coded.scale.kind == "numeric"
     values = coded.distances(coded.human, coded.judge) if numeric else coded.human == coded.judge
-    if items is None:
-        difference, p_value = _from_rest(coded, values, here, options["confidence"])
-    else:
-        difference, p_value = _from_others(coded, values * 1.0, here, items)
+    away = _from_rest if items is None else partial(_from_others, items=items)
+    difference, interval, p_value = away(coded, values * 1.0, here, options["confidence"])
     notes = [f"fewer than {FEW} pairs"] * (n < FEW)
     notes += ["kappa undefined"] * (math.isnan(row["kappa"]) and not numeric)
     notes += ["no test: too little to compare"] * math.isnan(p_value)
-    return {"n": n} | row | {"difference": difference, "p_value": p_value, "note": "; ".join(notes)}
+    row |= with_ends("difference", difference, interval)
+    return {"n": n} | row | {"p_value": p_value, "note": "; ".join(notes)}
 
 
-def _from_others(coded: Coded, values: Array, here: Array, items: Array) -> tuple[float, float]:
+def _from_others(
+    coded: Coded, values: Array, here: Array, confidence: float, *, items: Array
+) -> tuple[float, Interval, float]:
     """Mean of an annotator minus that of the others on the same items, and McNemar's p-value.
 
     An item counts by how many others it sets against the annotator; of numbers there is no test.
     """
     times, total = np.bincount(items), np.bincount(items, values)
     own = here & (times[items] > 1)
-    at, mine, others = items[own], values[own], times[items[own]] - 1
+    at, mine, others, groups = items[own], values[own], times[items[own]] - 1, coded.groups[own]
     gains = mine * others - (total[at] - mine)
     if not len(gains):
-        return math.nan, math.nan
-    by_group = np.rint(np.bincount(coded.groups[own], gains))
+        return math.nan, UNDEFINED, math.nan
+    by_group = np.rint(np.bincount(groups, gains))
     p_value = math.nan if coded.scale.kind == "numeric" else mcnemar(by_group)
-    return float((gains / others).mean()), p_value
+    gains /= others
+    return float(gains.mean()), mean_interval(gains, confidence, groups), p_value
 
 
-def _from_rest(coded: Coded, values: Array, here: Array, confidence: float) -> tuple[float, float]:
+def _from_rest(
+    coded: Coded, values: Array, here: Array, confidence: float
+) -> tuple[float, Interval, float]:
     """Mean of a slice minus that of all other rows, and its p-value.
 
     By Fisher's exact test, or Welch's t-test of numbers, of as many as are independent.
     """
-    sides = [
-        (own, len(own) * effective_share(own, coded.groups[part], confidence))
-        for part in (here, ~here)
-        if len(own := values[part].astype(float))
-    ]
+    sides = [(own, coded.groups[part]) for part in (here, ~here) if len(own := values[part])]
     if len(sides) < 2:
-        return math.nan, math.nan
-    difference = float(sides[0][0].mean() - sides[1][0].mean())
+        return math.nan, UNDEFINED, math.nan
+    sizes = [len(own) * effective_share(own, groups, confidence) for own, groups in sides]
+    one, two = (own for own, _ in sides)
+    difference = float(one.mean() - two.mean())
     if coded.scale.kind != "numeric":
-        right = [(round(own.mean() * size), round(size)) for own, size in sides]
-        test = fisher_exact([[hits, size - hits] for hits, size in right])
-        return difference, float(test.pvalue)
-    if any(size < 2 for _, size in sides) or not any(np.ptp(own) for own, _ in sides):
-        return difference, math.nan
-    one, two = ((own.mean(), own.std(ddof=1), size) for own, size in sides)
-    return difference, float(ttest_ind_from_stats(*one, *two, equal_var=False).pvalue)
+        right = [(round(own.mean() * n), round(n)) for (own, _), n in zip(sides, sizes, strict=True)]
+        p_value = fisher_exact([[hits, size - hits] for hits, size in right]).pvalue
+        ends = [each for side in sides for each in proportion(*side, confidence)]
+        return difference, difference_interval(*ends), float(p_value)
+    ends = [each for own, of in sides for each in (own.mean(), mean_interval(own, confidence, of))]
+    interval = difference_interval(*ends)
+    if min(sizes) < 2 or not any(np.ptp(own) for own, _ in sides):
+        return difference, interval, math.nan
+    told = [(own.mean(), own.std(ddof=1), n) for (own, _), n in zip(sides, sizes, strict=True)]
+    test = ttest_ind_from_stats(*told[0], *told[1], equal_var=False)
+    return difference, interval, float(test.pvalue)
