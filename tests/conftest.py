@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -61,6 +62,13 @@ _FIRST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: place for place, name in enumerate(_FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, so that no collection of garbage need look at it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -160,24 +168,44 @@ def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def _store(tmp_path_factory: pytest.TempPathFactory, _empty_store: Path) -> Path:
+    """The store of one test after the other: MLflow compiles its statements once for a store."""
+    folder = tmp_path_factory.mktemp("store")
+    shutil.copy(_empty_store, folder / "mlflow.db")
+    return folder / "mlflow.db"
+
+
 @pytest.fixture
-def store(tmp_path: Path, _empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The tracking URI of a fresh MLflow store with the active experiment ``test``."""
+def store(
+    tmp_path: Path, _store: Path, _empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The tracking URI of an empty MLflow store with the active experiment ``test``."""
     import mlflow
 
-    database = tmp_path / "mlflow.db"
-    shutil.copy(_empty_store, database)
-    uri = f"sqlite:///{database}"
-    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{_store}"
+    _emptied(_store, _empty_store)
+    shutil.rmtree(_store.parent / "mlruns", ignore_errors=True)
+    monkeypatch.chdir(_store.parent)  # where the store keeps artifacts
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("WORKBENCH_MODEL", raising=False)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     mlflow.set_experiment("test")
+    monkeypatch.chdir(tmp_path)
     yield uri
     while mlflow.active_run():
         mlflow.end_run()
+
+
+def _emptied(database: Path, empty: Path) -> None:
+    """Give a database that is in use the content of the empty one."""
+    with (
+        contextlib.closing(sqlite3.connect(empty)) as one,
+        contextlib.closing(sqlite3.connect(database)) as used,
+    ):
+        one.backup(used)
 
 
 @contextlib.contextmanager
@@ -272,11 +300,7 @@ def server(
     import mlflow
 
     address, database = _mlflow_server
-    with (
-        contextlib.closing(sqlite3.connect(_empty_store)) as empty,
-        contextlib.closing(sqlite3.connect(database)) as used,
-    ):
-        empty.backup(used)
+    _emptied(database, _empty_store)
     with _active(address, store, monkeypatch):
         mlflow.set_experiment("remote")
         yield address
