@@ -54,12 +54,12 @@ class Slices(Result):
         The judge's name, what the items are divided by, and the number of pairs.
     table
         Index slice; ``n``, ``accuracy`` and ``kappa`` with the ends of their intervals
-        (``accuracy_low``, ...), ``difference`` (accuracy here minus accuracy on all other pairs) with
-        its interval, ``p_value`` of that, ``p_adjusted`` (Holm; two slices are one test) and ``note``. Slices of
-        fewer than 10 pairs are pooled in one row, ``other (k slices)``, but weeks are not. On a
-        numeric scale ``mean_distance`` is there as well, and the difference and its test are in
-        that. By annotator the difference is from the others on the same items (McNemar's test; of
-        numbers none).
+        (``accuracy_low``, ...), ``difference`` (accuracy here minus accuracy on all other pairs)
+        with its interval, ``p_value`` of that, ``p_adjusted`` (Holm; two slices are one test) and
+        ``note``. Slices of fewer than 10 pairs are pooled in one row, ``other (k slices)``, but
+        weeks are not. On a numeric scale ``mean_distance`` is there as well, and the difference and
+        its test are in that. By annotator the difference is from the others on the same items
+        (McNemar's test; of numbers none).
     accuracy, accuracy_interval, kappa, kappa_interval, mean_distance, mean_distance_interval
         Over all pairs; the last two are None unless the scale is numeric.
     """
@@ -274,8 +274,8 @@ def _from_others(
         return math.nan, UNDEFINED, math.nan
     by_group = np.rint(np.bincount(groups, gains))
     p_value = math.nan if coded.scale.kind == "numeric" else mcnemar(by_group)
-    gains /= others
-    return float(gains.mean()), mean_interval(gains, confidence, groups), p_value
+    shares = gains / others
+    return float(shares.mean()), mean_interval(shares, confidence, groups), p_value
 
 
 def _from_rest(
@@ -288,18 +288,18 @@ def _from_rest(
     sides = [(own, coded.groups[part]) for part in (here, ~here) if len(own := values[part])]
     if len(sides) < 2:
         return math.nan, UNDEFINED, math.nan
-    sizes = [len(own) * effective_share(own, groups, confidence) for own, groups in sides]
-    one, two = (own for own, _ in sides)
-    difference = float(one.mean() - two.mean())
+    means = [float(own.mean()) for own, _ in sides]
+    sizes = [len(own) * effective_share(own, of, confidence) for own, of in sides]
     if coded.scale.kind != "numeric":
-        right = [(round(own.mean() * n), round(n)) for (own, _), n in zip(sides, sizes, strict=True)]
+        right = [(round(mean * n), round(n)) for mean, n in zip(means, sizes, strict=True)]
         p_value = fisher_exact([[hits, size - hits] for hits, size in right]).pvalue
-        ends = [each for side in sides for each in proportion(*side, confidence)]
-        return difference, difference_interval(*ends), float(p_value)
-    ends = [each for own, of in sides for each in (own.mean(), mean_interval(own, confidence, of))]
-    interval = difference_interval(*ends)
-    if min(sizes) < 2 or not any(np.ptp(own) for own, _ in sides):
-        return difference, interval, math.nan
-    told = [(own.mean(), own.std(ddof=1), n) for (own, _), n in zip(sides, sizes, strict=True)]
-    test = ttest_ind_from_stats(*told[0], *told[1], equal_var=False)
-    return difference, interval, float(test.pvalue)
+        ends = [proportion(*side, confidence)[1] for side in sides]
+    else:
+        ends = [mean_interval(own, confidence, of) for own, of in sides]
+        p_value = math.nan
+        if min(sizes) >= 2 and any(np.ptp(own) for own, _ in sides):
+            spreads = [float(own.std(ddof=1)) for own, _ in sides]
+            one, two = zip(means, spreads, sizes, strict=True)
+            p_value = ttest_ind_from_stats(*one, *two, equal_var=False).pvalue
+    interval = difference_interval(means[0], ends[0], means[1], ends[1])
+    return means[0] - means[1], interval, float(p_value)
