@@ -458,7 +458,7 @@ def test_in_a_store_of_its_own_a_run_begins_with_the_default_experiment(
 ) -> None:
     """The active one is not there."""
     (tmp_path / "output" / "n").mkdir(parents=True)
-    shutil.copy(tmp_path / "mlflow.db", tmp_path / "output" / "n" / ".empty.db")
+    shutil.copy(store.removeprefix("sqlite:///"), tmp_path / "output" / "n" / ".empty.db")
     source = write(
         tmp_path / "n.ipynb",
         "import mlflow\nmlflow.set_tracking_uri(tracking_uri)",
@@ -473,7 +473,7 @@ class BreaksStore(Executor):
     """Takes a table from the store while a run is under way."""
 
     def submit(self, fn: Any, /, task: Any, **_: Any) -> Future[Any]:  # type: ignore[override]
-        with contextlib.closing(sqlite3.connect("mlflow.db")) as database:
+        with contextlib.closing(sqlite3.connect(mlflow.get_tracking_uri().removeprefix("sqlite:///"))) as database:
             database.execute("DROP TABLE params")
         future = Future[Any]()
         future.set_result(task.result("complete", started=1.0))

@@ -501,12 +501,17 @@ def test_tags_that_are_not_taken_are_an_error_like_others(store: str) -> None:
     def read_only(connection: Any, *_: object) -> None:
         connection.execute("PRAGMA query_only=ON")
 
+    def writable(connection: Any, *_: object) -> None:
+        connection.execute("PRAGMA query_only=OFF")
+
     event.listen(Pool, "checkout", read_only)
+    event.listen(Pool, "checkin", writable)
     try:
         with pytest.raises(StoreError, match=r"The tags could .*readonly database") as caught:
             import_traces(table, inputs="q", outputs="o", tags="topic")
     finally:
         event.remove(Pool, "checkout", read_only)
+        event.remove(Pool, "checkin", writable)
     assert "UPDATE" not in str(caught.value)
     assert retrying.statistics["attempt_number"] == 1
 

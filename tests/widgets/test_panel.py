@@ -77,13 +77,13 @@ def test_a_label_that_cannot_be_saved_is_listed(trace_ids: list[str]) -> None:
 
 
 def test_two_folders_with_stores_of_one_name_share_nothing_in_the_browser(
-    trace_ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trace_ids: list[str], store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What waits in the browser is of the database's file, wherever the notebook lies."""
     keys = []
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        shutil.copy(tmp_path / "mlflow.db", tmp_path / folder)
+        shutil.copy(store.removeprefix("sqlite:///"), tmp_path / folder / "mlflow.db")
         monkeypatch.chdir(tmp_path / folder)
         with active_store("sqlite:///mlflow.db", "test"):
             keys.append(panel().setup["panel_key"])
