@@ -1,6 +1,7 @@
 """All that is touched of MLflow and litellm though it is not public: of judges, store, requests,
 providers and optimizers, in this order, one small function each, with what happens without it. It
-was seen in mlflow 3.17.2 and litellm 1.110.2, the functions that send requests in mlflow 3.14."""
+was seen in mlflow 3.17.2 and litellm 1.110.2, the functions that send requests in mlflow 3.14.
+At the end what makes imports of other packages shorter."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from contextvars import ContextVar
 from functools import cache, partial, wraps
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import wrapt
@@ -393,3 +395,22 @@ def with_models(optimizer: Any, name: Callable[[str, str], str]) -> Any:
     for attribute, use in uses.items():
         setattr(copied, attribute, name(use, getattr(optimizer, attribute)))
     return copied
+
+
+@contextmanager
+def deferred_iri_grammar() -> Iterator[None]:
+    """Let jsonschema be imported without the grammar of rfc3987-syntax 1.1, which takes a second.
+
+    It is read once an IRI is to be checked.
+    """
+    name, modules = "rfc3987_syntax", sys.modules
+    if name in modules or find_spec(name) is None:
+        yield
+        return
+    later: Any = ModuleType(name)
+    later.is_valid_syntax = lambda *asked: importlib.import_module(name).is_valid_syntax(*asked)
+    modules[name] = later
+    try:
+        yield
+    finally:
+        modules.pop(name, None)

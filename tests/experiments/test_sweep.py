@@ -473,7 +473,8 @@ class BreaksStore(Executor):
     """Takes a table from the store while a run is under way."""
 
     def submit(self, fn: Any, /, task: Any, **_: Any) -> Future[Any]:  # type: ignore[override]
-        with contextlib.closing(sqlite3.connect(mlflow.get_tracking_uri().removeprefix("sqlite:///"))) as database:
+        path = mlflow.get_tracking_uri().removeprefix("sqlite:///")
+        with contextlib.closing(sqlite3.connect(path)) as database:
             database.execute("DROP TABLE params")
         future = Future[Any]()
         future.set_result(task.result("complete", started=1.0))

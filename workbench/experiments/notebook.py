@@ -22,6 +22,7 @@ from typing import Any, Final
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 
+from workbench.compat import deferred_iri_grammar
 from workbench.credentials import redact, secret_params, withhold
 from workbench.errors import NotebookError
 from workbench.experiments.parameters import (
@@ -30,13 +31,12 @@ from workbench.experiments.parameters import (
     find_notebook,
     notebook_parameters,
     read_notebook,
-    without_iri_grammar,
 )
 from workbench.formatting import counted, write_whole
 from workbench.models.recording import Player, Recorder
 from workbench.models.recording import variables as recording_variables
 
-with without_iri_grammar():
+with deferred_iri_grammar():
     import nbformat
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError

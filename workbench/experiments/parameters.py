@@ -11,35 +11,19 @@ import itertools
 import json
 import math
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import pandas as pd
 
+from workbench.compat import deferred_iri_grammar
 from workbench.errors import ArgumentError, NotebookError
 from workbench.store.tables import plain
 
-
-@contextmanager
-def without_iri_grammar() -> Iterator[None]:
-    """Let jsonschema be imported without rfc3987-syntax 1.1, whose grammar takes two seconds.
-
-    It then checks no IRIs in this process, as where that package is not installed.
-    """
-    modules: dict[str, Any] = sys.modules
-    known = modules.setdefault("rfc3987_syntax", None)
-    try:
-        yield
-    finally:
-        if known is None:
-            del modules["rfc3987_syntax"]
-
-
-with without_iri_grammar():
+with deferred_iri_grammar():
     import nbformat
 
 UNKNOWN: Final = ...  # default of a parameter that is computed when the notebook runs

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from mlflow.genai.judges import Judge
 
-from workbench.compat import endpoint
+from workbench.compat import deferred_iri_grammar, endpoint
 from workbench.credentials import credentials_of, without_credentials, without_secret_params
 from workbench.errors import ModelError
 from workbench.judging.requests import answers_from, reached_by
@@ -177,7 +177,7 @@ class Reflector:
 
     def _ask(self, inputs: Mapping[str, str], task: str) -> _Engine:
         """Send the program's request; the engine then has what the model said."""
-        import dspy
+        dspy = _dspy()
         from dspy.utils.exceptions import AdapterParseError, LMConfigurationError
 
         engine = _Engine(self._connection())
@@ -211,7 +211,7 @@ class Reflector:
 
     def _connection(self) -> Any:
         """dspy's language model that sends the requests."""
-        import dspy
+        dspy = _dspy()
 
         provider, _, name = self.model.partition(":/")
         if self.model.startswith(FREE):
@@ -258,13 +258,21 @@ def whole_lines(text: str) -> str:
     return text if '"' in last or last.endswith((".", "!", "?")) else before
 
 
+@functools.cache
+def _dspy() -> Any:
+    """dspy, which takes seconds to import."""
+    with deferred_iri_grammar():
+        import dspy
+    return dspy
+
+
 class _InProcess:
     """The embedded model as a connection."""
 
     model = MODEL.replace(":/", "/")
 
     def __call__(self, request: Any) -> Any:
-        import dspy
+        dspy = _dspy()
 
         said = [("system", request.system), *((one.role, one.text) for one in request.messages)]
         chat = [{"role": role, "content": text} for role, text in said if text]
@@ -313,7 +321,8 @@ def plain_prompt(inputs: Mapping[str, str]) -> str:
 
 @functools.cache
 def program() -> Any:
-    """The dspy program for rules, made when first needed since dspy takes seconds to import."""
+    """The dspy program for rules."""
+    _dspy()
     import dspy
 
     class ProposeRules(dspy.Signature):  # type: ignore[misc]  # dspy publishes no types
