@@ -30,6 +30,9 @@ def browser() -> Iterator[Browser]:
                 "--disable-gpu",
                 "--disable-background-networking",
                 "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+                # Of processes that nobody waits for, the more the slower are those in use.
+                "--disable-features=SpareRendererForSitePerProcess",
+                "--process-per-site",
             ],
         )
         yield browser

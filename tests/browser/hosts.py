@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import nbformat
-from playwright.sync_api import Browser, Dialog, Locator, Page, Request, Route, expect
+from playwright.sync_api import Browser, Dialog, Locator, Page, Request, expect
 
 expect.set_options(timeout=90_000)
 
@@ -159,14 +159,14 @@ def running(app: str, folder: Path, settings: dict[str, Any] | None = None) -> I
 
 
 class Notebook:
-    """A notebook in the browser. ``outside`` are requests that would have left this machine,
-    ``dialogs`` what scripts have put up; both are refused."""
+    """A notebook in the browser. ``outside`` are requests that would have left this machine, for
+    which the browser finds no host, ``dialogs`` what scripts have put up, which are refused."""
 
     def __init__(self, page: Page, address: str) -> None:
         self.page, self.address = page, address
         self.outside: list[str] = []
         self.dialogs: list[str] = []
-        page.route("**/*", self._guard)
+        page.on("request", self._note)
         page.on("dialog", self._answer)
 
     def _answer(self, dialog: Dialog) -> None:
@@ -178,12 +178,9 @@ class Notebook:
             self.dialogs.append(dialog.message)
             dialog.dismiss()
 
-    def _guard(self, route: Route, request: Request) -> None:
-        if request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
-            route.continue_()
-        else:
+    def _note(self, request: Request) -> None:
+        if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
             self.outside.append(request.url)
-            route.abort()
 
     def load(self) -> None:
         """Open the page, or open it again, and wait until its kernel is there."""
