@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -104,6 +105,29 @@ def test_too_many_failures_are_told_with_their_cause() -> None:
     with pytest.raises(ModelError, match="503 busy"):
         board(100, some, max_failure_share=0.09).judge((BASE, i) for i in items(100))
     board(100, some, max_failure_share=0.1).judge((BASE, i) for i in items(100))
+
+
+def test_a_candidate_with_unusable_answers_ends_nothing_and_does_not_win_by_them() -> None:
+    """They may be due to its instructions; those of the original are due to the judge."""
+
+    def cut(questions: Questions, whole: int = 0) -> list[Verdict]:
+        return [
+            replace(v, value=None, error="it was cut", unusable=True)
+            if c.rules and i.trace_id >= f"tr-{whole:03}"
+            else v
+            for (c, i), v in zip(questions, always_good(questions), strict=True)
+        ]
+
+    one = board(40, lambda questions: cut(questions, 34))
+    one.judge((c, i) for c in (BASE, CURED) for i in one.items)
+    assert one.failures == 6
+    assert one.score(CURED)[1] == 1.0
+    assert one.lead(CURED, BASE) == pytest.approx(0.5 - 6 / 40, abs=0.01)
+    broken = board(40, cut)
+    broken.judge((c, i) for c in (BASE, CURED) for i in broken.items)
+    assert math.isnan(broken.score(CURED)[0])
+    with pytest.raises(ModelError, match=r"40 of 40 judge calls failed.*it was cut"):
+        Scoreboard(items(40), CURED, SCALE, cut).judge((CURED, i) for i in items(40))
 
 
 def test_length_has_its_price() -> None:

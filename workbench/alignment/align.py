@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from threading import Thread
 from typing import Any
 
@@ -39,6 +38,7 @@ from workbench.models.runner import Runner
 from workbench.pairing.pairs import Groups, dataset_digest
 from workbench.simba.candidate import Learned
 from workbench.simba.optimizer import SIMBA, labelled_items
+from workbench.simba.reflector import load_dspy
 from workbench.simba.selection import usable
 from workbench.simba.settings import Settings
 from workbench.store.traces import fetch_traces
@@ -128,7 +128,7 @@ def align(
     watch.enter("preflight")
     if simba and replayed() is None:
         # It takes seconds to import, some of which pass while the judge's first call waits.
-        Thread(target=import_module, args=("dspy",), daemon=True).start()
+        Thread(target=load_dspy, daemon=True).start()
     limit.check(str(judge.model), (simba and simba.model) or str(judge.model))
     probe = probed(data, limit)
     people = annotator_agreement(data.pairs) if data.pairs.votes.shape[1] > 1 else None

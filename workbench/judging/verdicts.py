@@ -31,6 +31,7 @@ class Verdict:
     value: Any = None  # canonical on the judge's scale where that is known
     rationale: str = ""
     error: str | None = None
+    unusable: bool = False  # the error is that of an answer, which did come
     fingerprint: str = ""
     cached: bool = False  # nothing was paid
     calls: int = 0  # requests made for it now, retries included

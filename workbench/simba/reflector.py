@@ -177,7 +177,7 @@ class Reflector:
 
     def _ask(self, inputs: Mapping[str, str], task: str) -> _Engine:
         """Send the program's request; the engine then has what the model said."""
-        dspy = _dspy()
+        dspy = load_dspy()
         from dspy.utils.exceptions import AdapterParseError, LMConfigurationError
 
         engine = _Engine(self._connection())
@@ -211,7 +211,7 @@ class Reflector:
 
     def _connection(self) -> Any:
         """dspy's language model that sends the requests."""
-        dspy = _dspy()
+        dspy = load_dspy()
 
         provider, _, name = self.model.partition(":/")
         if self.model.startswith(FREE):
@@ -259,7 +259,7 @@ def whole_lines(text: str) -> str:
 
 
 @functools.cache
-def _dspy() -> Any:
+def load_dspy() -> Any:
     """dspy, which takes seconds to import."""
     with deferred_iri_grammar():
         import dspy
@@ -272,7 +272,7 @@ class _InProcess:
     model = MODEL.replace(":/", "/")
 
     def __call__(self, request: Any) -> Any:
-        dspy = _dspy()
+        dspy = load_dspy()
 
         said = [("system", request.system), *((one.role, one.text) for one in request.messages)]
         chat = [{"role": role, "content": text} for role, text in said if text]
@@ -322,7 +322,7 @@ def plain_prompt(inputs: Mapping[str, str]) -> str:
 @functools.cache
 def program() -> Any:
     """The dspy program for rules."""
-    _dspy()
+    load_dspy()
     import dspy
 
     class ProposeRules(dspy.Signature):  # type: ignore[misc]  # dspy publishes no types

@@ -67,12 +67,16 @@ class Scoreboard:
     def __post_init__(self) -> None:
         self.verdicts: dict[tuple[str, str], Verdict] = {}
         self.calls = self.cached = self.failures = 0
+        self.lost: list[Verdict] = []
         labels = [item.label for item in self.items] if self.class_weight == "balanced" else []
         counts = Counter(labels)
         self._label_weights = {v: len(labels) / (len(counts) * n) for v, n in counts.items()}
 
     def judge(self, wanted: Iterable[tuple[Candidate, Item]]) -> None:
-        """Get the verdicts not known yet, in parallel; `ModelError` if too many calls failed."""
+        """Get the verdicts not known yet, in parallel; `ModelError` if too many calls failed.
+
+        A candidate whose answers are unusable, which may be due to its instructions, ends nothing.
+        """
         missing = {
             (candidate.key, item.trace_id): (candidate, item)
             for candidate, item in wanted
@@ -84,12 +88,13 @@ class Scoreboard:
             self.calls += verdict.calls
             self.cached += verdict.cached
             self.failures += verdict.error is not None
+            if verdict.error is not None and not (verdict.unusable and key[0] != self.original.key):
+                self.lost.append(verdict)
         asked = len(self.verdicts)
-        if self.failures > self.max_failure_share * max(20, asked):
-            failed = next(v for v in self.verdicts.values() if v.error is not None)
+        if len(self.lost) > self.max_failure_share * max(20, asked):
             raise ModelError(
-                f"{self.failures} of {asked} judge calls failed, more than the "
-                f"{self.max_failure_share:.0%} allowed. One of them: {failed.error}. "
+                f"{len(self.lost)} of {asked} judge calls failed, more than the "
+                f"{self.max_failure_share:.0%} allowed. One of them: {self.lost[0].error}. "
                 "Fix the cause and run again: answers that were paid for are kept. Or allow more "
                 "with SIMBA(max_failure_share=...)."
             )
@@ -136,11 +141,11 @@ class Scoreboard:
     def earned(self, candidate: Candidate, item: Item) -> float | None:
         """Credit on an item, in [0, 1]; None if the item does not count."""
         verdict = self.verdict(candidate, item)
-        if verdict is None or verdict.error is not None:
+        if verdict is None or (verdict.error is not None and not verdict.unusable):
             return None
         if usable(verdict, self.scale):
             return credit(self.scale, verdict.value, item.label)
-        # An abstention is neither right nor wrong, but it must not pay.
+        # To abstain, or to answer unusably, is neither right nor wrong, but it must not pay.
         return 0.0 if self.opinion(self.original, item) else None
 
     def gain(self, one: Candidate, other: Candidate, item: Item) -> float:
