@@ -230,9 +230,9 @@ def test_a_refusal_among_several_gives_no_rules_and_is_not_kept(
     assert [answer.paid.requests for answer in again] == [0, 1, 0]
 
 
-def test_too_many_refusals_end_it(moody: Callable[..., tuple[type[Moody], str]]) -> None:
+def test_too_many_failures_end_it(moody: Callable[..., tuple[type[Moody], str]]) -> None:
     """A third of them is borne, and two always; beyond that it says what came back."""
-    _, url = moody(refused=frozenset({"focus bad"}))
+    _, url = moody(refused=frozenset({"focus bad"}), status=422)
     asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.05)
     asked.propose(focused("good", "bad 1"), 0)
     asked.propose(focused("bad 2"), 0)
@@ -244,14 +244,16 @@ def test_too_many_refusals_end_it(moody: Callable[..., tuple[type[Moody], str]])
     assert patient.failures == 3
 
 
-def test_two_unusable_answers_of_nine_are_borne(
+def test_unusable_answers_are_borne_as_long_as_one_was_usable(
     moody: Callable[..., tuple[type[Moody], str]],
 ) -> None:
     """By whatever share of failed judge calls is allowed."""
     _, url = moody(refused=frozenset({"focus bad"}))
     asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.0)
-    answers = asked.propose(focused("bad 1", "bad 2", *"abcdefg"), 0)
-    assert sum(bool(rules(answer)) for answer in answers) == 7
+    answers = asked.propose(focused("bad 1", "bad 2", "bad 3", "good"), 0)
+    assert [bool(rules(answer)) for answer in answers] == [False, False, False, True]
+    asked.propose(focused("bad 4", "bad 5"), 1)
+    assert asked.failures == 5
 
 
 def test_when_no_first_request_is_answered_it_ends(

@@ -116,8 +116,8 @@ class SIMBA(AlignmentOptimizer):
         Share of the labels that `align` (MLflow's call) selects on, in (0, 1).
     max_failure_share
         Share of failed judge calls, in [0, 1], above which it gives up, and so of failed
-        reflections. Answers that are not usable count among them where the judge is as it was; a
-        candidate with many of them drops out.
+        reflections. Unusable answers count only where the judge is as it was, or where all first
+        reflections were; a candidate with many of them drops out.
     class_weight
         ``"balanced"`` lets every label count the same in the score, so that a rare one is not
         ignored; None counts every item the same.

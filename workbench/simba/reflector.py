@@ -37,6 +37,7 @@ from workbench.simba.reflection import (
 )
 
 # As long as others succeed, fewer failed requests, or a smaller share, are no reason to give up.
+# Nor are answers that are unusable: small models give many, and the next may be a good one.
 MIN_FAILURES: Final = 3
 MIN_FAILURE_SHARE: Final = 1 / 3
 
@@ -89,7 +90,7 @@ class Reflector:
         max_failure_share: float = 0.05,
     ) -> None:
         self.scale, self.runner, self.max_failure_share = scale, runner, max_failure_share
-        self.asked = self.failures = 0
+        self.asked = self.failures = self.lost = 0
         own_model = getattr(judge, "model", None)
         self.model = model or own_model or MODEL
         self.params = dict(inference_params or {})
@@ -106,7 +107,7 @@ class Reflector:
         self._connected: Any = None
 
     def propose(self, requests: Sequence[Request], step: int) -> list[Outcome]:
-        """Ask for the rules of each request; `ModelError` if too many have no usable answer.
+        """Ask for the rules of each request; `ModelError` if too many fail, or all at first.
 
         Answers of another step are other answers. Unusable ones are not kept in the cache.
         """
@@ -144,12 +145,13 @@ class Reflector:
         first = not self.asked
         self.asked += len(outcomes)
         self.failures += len(faults)
+        self.lost += sum(fault.kind != "answer" for fault in faults)
         allowed = max(self.max_failure_share, MIN_FAILURE_SHARE)
         # A small model may run on in one answer, and answer the next request.
         cut = [fault for fault in faults if fault.message == _CUT]
         in_vain = first and len(faults) == len(outcomes) > len(cut)
         hopeless = in_vain or any(fault.permanent for fault in faults)
-        many = self.failures >= MIN_FAILURES and self.failures > allowed * self.asked
+        many = self.lost >= MIN_FAILURES and self.lost > allowed * self.asked
         if faults and (hopeless or many):
             raise ModelError(
                 f"{self.failures} of {self.asked} requests to the reflection model {self.model} "
