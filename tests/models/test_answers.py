@@ -107,6 +107,38 @@ def test_what_is_no_answer_says_what_it_is(
         read(reason, **message)
 
 
+@pytest.mark.parametrize(
+    ("content", "result", "rationale"),
+    [
+        ('{\n "result": "good",\n "rationale": "It \\"helps\\", and', "good", 'It "helps", and'),
+        ('```json\n{"result": 4.5, "rationale": "so\\', 4.5, "so"),
+        ('{"result": true, "ratio', True, ""),
+    ],
+)
+def test_a_rating_before_a_rationale_that_runs_on_is_read(
+    content: str, result: Any, rationale: str
+) -> None:
+    """And the rationale says that it was cut."""
+    found = read("length", content=content)
+    assert found["result"] == result
+    said = "[the answer was cut off at the limit of tokens]"
+    assert found["rationale"] == f"{rationale} {said}".strip()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"result": "go',
+        '{"result": 4',
+        '{"rationale": "It hel',
+        f'Not {{"result": "go", {GOOD[1:9]}',
+    ],
+)
+def test_a_rating_that_may_be_cut_or_of_a_draft_is_not_read(content: str) -> None:
+    with pytest.raises(AnswerError, match="cut off"):
+        read("length", content=content)
+
+
 def anthropic(text: str, ended: str = "end_turn") -> dict[str, Any]:
     thoughts = [{"type": "thinking", "thinking": "hm"}, {"type": "redacted_thinking", "data": "hm"}]
     parts = [*thoughts, {"type": "text", "text": text}]

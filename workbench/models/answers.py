@@ -135,6 +135,9 @@ def _read_content(message: Mapping[str, Any], finish_reason: str) -> str:
     if refusal:
         raise AnswerError(f"the model refused: {str(refusal)[:300]}")
     if finish_reason in _ENDED:
+        if _ENDED[finish_reason] is _CUT and (stated := _STATED.match(answer)):
+            # A small model may run on in its rationale: the rating stands whole before it.
+            return json.dumps({RESULT: json.loads(stated[1]), RATIONALE: _cut_text(stated[2])})
         said_so_far = f" after {answer[:100]!r}" if answer else ""
         raise AnswerError(f"{_ENDED[finish_reason]} (finish_reason {finish_reason}){said_so_far}")
     if calls := message.get("tool_calls"):
@@ -144,6 +147,22 @@ def _read_content(message: Mapping[str, Any], finish_reason: str) -> str:
         thoughts = " but for its thoughts" if text else ""
         raise AnswerError(f"the answer is empty{thoughts} (finish_reason {finish_reason!r})")
     raise AnswerError(f"no JSON object with one {RESULT!r} in the answer: {answer[:300]!r}")
+
+
+_STATED = re.compile(
+    r"(?:```\w*\s*)?\{\s*"
+    rf'"{RESULT}"\s*:\s*("(?:[^"\\\n]|\\["\\/bfnrt])*"|-?\d+(?:\.\d+)?|true|false)\s*,\s*'
+    rf'(?:"{RATIONALE}"\s*:\s*"((?:[^"\\]|\\.)*))?',
+    re.DOTALL,
+)
+"""The beginning of an answer that has stated its result, and what there is of a rationale."""
+
+
+def _cut_text(quoted: str | None) -> str:
+    text = ""
+    with suppress(ValueError):  # of an escape sequence that was cut
+        text = storable(json.loads(f'"{quoted or ""}"', strict=False))
+    return f"{text} [{_CUT}]".strip()
 
 
 def _text(content: Any) -> str:
