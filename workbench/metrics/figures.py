@@ -32,7 +32,6 @@ from workbench.metrics.intervals import (
     correlation_interval,
     mean_interval,
     proportion,
-    wilson,
     with_ends,
 )
 from workbench.pairing.pairs import Pairs
@@ -188,14 +187,12 @@ class Sample:
         return found
 
     def _mean(self, name: str, values: Array) -> tuple[float, Interval]:
-        """A mean with Student's interval; without any error Wilson's of the share of errors."""
+        """A mean with Student's interval."""
         if not len(values):
             return math.nan, UNDEFINED
-        unit = 1.0 if name == "mean distance" else self.coded.span
-        low, high = mean_interval(values, self.bootstrap.confidence, self.coded.groups)
-        if unit and not values.any():
-            high = wilson(0, self.bootstrap.n, self.bootstrap.confidence).high * unit
-            low = -high
+        most = 1.0 if name == "mean distance" else self.coded.span or math.nan
+        ends = -most if name == "bias" else 0 * most, most
+        low, high = mean_interval(values, self.bootstrap.confidence, self.coded.groups, ends)
         low = low if name == "bias" else max(low, 0.0)  # which keeps nan
         return float(values.mean()), Interval(low, high)
 
