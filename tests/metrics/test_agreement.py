@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_pairs import COLOURS, GRADES, YES_NO, from_confusion, make_pairs
+from scipy.stats import bootstrap, pearsonr, spearmanr
 from sklearn.metrics import (
     cohen_kappa_score,
     matthews_corrcoef,
@@ -128,6 +129,21 @@ def test_numbers_have_error_and_correlation_and_a_confusion_in_bins() -> None:
     constant = agreement(make_pairs([1, 2, 3], [2, 2, 2], Scale("numeric")))
     assert math.isnan(constant.pearson or 0)
     assert constant.mae == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("name", "function"), [("pearson", pearsonr), ("spearman", spearmanr)])
+def test_few_but_large_errors_leave_a_correlation_uncertain(name: str, function: Any) -> None:
+    """By about as much as a bootstrap says."""
+    rng = np.random.default_rng(0)
+    human = rng.integers(0, 11, 400)
+    judge = np.where(rng.random(400) < 0.9, human, rng.integers(0, 11, 400))
+    found = agreement(make_pairs(human.tolist(), judge.tolist(), Scale("numeric", low=0, high=10)))
+    drawn = bootstrap(
+        (human, judge), lambda *both: function(*both).statistic, paired=True, vectorized=False,
+        n_resamples=500, rng=1,
+    )  # fmt: skip
+    ends = drawn.confidence_interval
+    assert getattr(found, f"{name}_interval") == pytest.approx((ends.low, ends.high), abs=0.02)
 
 
 def test_intervals_contain_the_estimate_and_follow_the_seed() -> None:

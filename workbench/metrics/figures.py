@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from workbench.errors import ArgumentError
 from workbench.metrics.coefficients import (
@@ -210,12 +211,13 @@ class Sample:
         Others vary more (Steiger and Hakstian 1982, British Journal of Mathematical and Statistical
         Psychology 35, 208-215), and so do ranks (Bonett and Wright 2000, Psychometrika 65, 23-28).
         """
-        factor = math.sqrt(1 + value**2 / 2)
-        if name.startswith("Pearson"):
-            sides = (self.coded.positions[side] for side in (self.coded.human, self.coded.judge))
-            u, v = ((side - side.mean()) / side.std() for side in sides)
-            spread = float((u * v - value * (u**2 + v**2) / 2).std())
-            factor = max(1.0, spread / max(1 - value**2, 1e-12))
+        sides: Any = [self.coded.positions[side] for side in (self.coded.human, self.coded.judge)]
+        least = 1.0
+        if name.startswith("Spearman"):
+            sides, least = map(rankdata, sides), math.sqrt(1 + value**2 / 2)
+        u, v = ((side - side.mean()) / side.std() for side in sides)
+        spread = float((u * v - value * (u**2 + v**2) / 2).std())
+        factor = max(least, spread / max(1 - value**2, 1e-12))
         return correlation_interval(value, self.bootstrap.n, self.bootstrap.confidence, factor)
 
 
