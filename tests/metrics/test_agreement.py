@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_pairs import COLOURS, GRADES, YES_NO, from_confusion, make_pairs
+from scipy.stats import bootstrap, pearsonr, spearmanr
 from sklearn.metrics import (
     cohen_kappa_score,
     matthews_corrcoef,
@@ -119,7 +120,7 @@ def test_numbers_have_error_and_correlation_and_a_confusion_in_bins() -> None:
     assert (found.mae, found.bias, found.pearson, found.spearman) == pytest.approx((1, 1, 1, 1))
     assert found.ac1 is None
     assert found.accuracy == 0
-    assert repr(found).endswith("mean distance 0.091, Pearson correlation 1.000>")
+    assert repr(found).endswith("mean distance 0.091 [0.084, 0.156], Pearson correlation 1.000>")
     assert found.confusion.shape == (10, 10)
     assert found.confusion.to_numpy().sum() == 50
     assert found.per_class is None
@@ -128,6 +129,21 @@ def test_numbers_have_error_and_correlation_and_a_confusion_in_bins() -> None:
     constant = agreement(make_pairs([1, 2, 3], [2, 2, 2], Scale("numeric")))
     assert math.isnan(constant.pearson or 0)
     assert constant.mae == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("name", "function"), [("pearson", pearsonr), ("spearman", spearmanr)])
+def test_few_but_large_errors_leave_a_correlation_uncertain(name: str, function: Any) -> None:
+    """By about as much as a bootstrap says."""
+    rng = np.random.default_rng(0)
+    human = rng.integers(0, 11, 400)
+    judge = np.where(rng.random(400) < 0.9, human, rng.integers(0, 11, 400))
+    found = agreement(make_pairs(human.tolist(), judge.tolist(), Scale("numeric", low=0, high=10)))
+    drawn = bootstrap(
+        (human, judge), lambda *both: function(*both).statistic, paired=True, vectorized=False,
+        n_resamples=500, rng=1,
+    )  # fmt: skip
+    ends = drawn.confidence_interval
+    assert getattr(found, f"{name}_interval") == pytest.approx((ends.low, ends.high), abs=0.02)
 
 
 def test_intervals_contain_the_estimate_and_follow_the_seed() -> None:
@@ -240,12 +256,13 @@ def test_every_figure_that_is_undefined_has_its_reason() -> None:
     assert exact.undefined["bias"].startswith("no interval")
     offset = agreement(make_pairs([1.0, 2.0, 3.0, 4.0], [2.0, 3.0, 4.0, 5.0], Scale("numeric")))
     assert (offset.bias, offset.pearson) == pytest.approx((1, 1))
-    assert {"bias", "Pearson correlation"} <= set(offset.undefined)
+    assert "Pearson correlation" in offset.undefined
+    assert offset.bias_interval == pytest.approx((1 - 0.49 * 5, 1 + 0.49 * 3), abs=0.001)
     one = agreement(make_pairs(["fair"], ["good"], GRADES))
     assert (one.n, one.accuracy, one.mae) == (1, 0, 1)
     for found in (same, constant, empty, exact, offset, one):
-        nan = {name for name, (value, _) in found.figures.items() if math.isnan(value)}
-        assert nan <= set(found.undefined)
+        unsaid = found.table[found.table["note"] == ""]
+        assert unsaid[["value", "low", "high"]].notna().all(axis=None)
         json.dumps(found.to_dict(), allow_nan=False)
 
 

@@ -14,6 +14,7 @@ import pytest
 from made_pairs import GRADES, make_pairs
 from scipy.stats import t as student
 from sklearn.metrics import root_mean_squared_error
+from statsmodels.stats.proportion import proportion_confint
 
 from workbench import alternative_annotator_test
 from workbench.errors import ArgumentError
@@ -211,10 +212,12 @@ def test_a_word_for_none_is_a_label_unless_it_stands_among_numbers(word: str) ->
     assert f"no labels: {word.lower()!r} (1)" in left_out.notes[-1]
 
 
-def test_there_may_be_more_categories_than_a_scale_has() -> None:
-    words = [f"intent {k}" for k in range(50)]
+def test_labels_may_be_any_words() -> None:
+    """Such as what people see in a picture: only equal ones count."""
+    words = [f"a bird, number {k}" for k in range(150)]
     found = alternative_annotator_test(pd.DataFrame(dict.fromkeys("abc", words)), words)
-    assert (found.items, found.winning_rate) == (50, 1)
+    assert (found.items, found.winning_rate, found.advantage_probability) == (150, 1, 1)
+    assert found.advantage_interval == pytest.approx(proportion_confint(150, 150, method="wilson"))
 
 
 def test_equal_on_every_item_wins_unless_epsilon_is_zero() -> None:

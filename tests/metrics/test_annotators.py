@@ -77,6 +77,11 @@ def test_bias_is_signed_and_the_most_contested_items_come_first() -> None:
     }
     binary = annotator_agreement(pd.DataFrame({"a": ["yes", "yes"], "b": ["no", "yes"]}))
     assert binary.by_annotator["bias"].tolist() == [0.5, -0.5]
+    same = annotator_agreement(pd.DataFrame({"ana": ["no", "yes"] * 5, "bo": ["no", "yes"] * 5}))
+    most = wilson(0, 10).high
+    assert same.by_annotator.loc[0, ["bias", "bias_low", "bias_high"]].tolist() == pytest.approx(
+        [0, -most, most]
+    )
     colours = pd.DataFrame({"a": ["red", "blue"], "b": ["red", "green"]})
     assert "bias" not in annotator_agreement(colours, scale=COLOURS).by_annotator
 

@@ -68,6 +68,11 @@ def test_a_rate_that_no_share_of_positives_explains_is_refused() -> None:
     found = prevalence(from_confusion([[180, 20], [20, 180]]), ["yes"] * 250 + ["no"] * 4750)
     assert math.isnan(found.interval.low)
     assert "contradict" in found.reason
+    # By few positives the two add up to just more than 1.
+    doubtful = prevalence(from_confusion([[110, 890], [1, 9]]), ["yes"] * 895 + ["no"] * 105)
+    assert doubtful.corrected == pytest.approx(0.5)
+    assert math.isnan(doubtful.interval.low)
+    assert "they may not do so at all" in doubtful.reason
     assert found.reason in repr(found)
 
 

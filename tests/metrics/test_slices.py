@@ -17,10 +17,13 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 from workbench import agreement, import_traces, log_verdicts, pair
 from workbench.errors import ArgumentError
+from workbench.metrics.intervals import wilson
 from workbench.metrics.slices import Slices, fields_of
 from workbench.pairing.pairs import Pairs
 from workbench.scale import Scale
 from workbench.store.traces import Example
+
+ENDS = ["difference_low", "difference_high"]
 
 
 def by_position(pairs: Pairs, slice_of: Any, **options: Any) -> Slices:
@@ -111,6 +114,27 @@ def test_numbers_are_compared_by_their_distance() -> None:
     ends = [near["difference_low"], near["difference_high"]]
     assert ends == pytest.approx([welch.low, welch.high], abs=1e-4)
     assert f"mean distance {gaps.mean():.3f} [" in repr(found)
+
+
+def test_a_difference_has_an_interval_where_a_side_does_not_vary() -> None:
+    scale, human = Scale("numeric", low=0, high=10), [5.0] * 60
+    exact = by_position(make_pairs(human, human, scale), lambda k: k < 30).table
+    most = wilson(0, 30).high
+    assert exact[ENDS].to_numpy() == pytest.approx(np.array([[-most, most]] * 2))
+    half = make_pairs(human, [5.0] * 30 + [6.0, 7.0] * 15, scale)
+    row = by_position(half, lambda k: k < 30).table.loc["True"]
+    gaps = DescrStatsW([-0.1, -0.2] * 15)
+    assert row[ENDS].tolist() == pytest.approx(gaps.tconfint_mean())
+    votes: list[dict[str, Any]] = [{"ana": "yes", "bo": "yes", "cy": "no"}] * 30
+    table = agreement(make_pairs(["yes"] * 30, ["yes"] * 30, votes=votes), by="annotator").table
+    assert table.loc["ana", ["difference", *ENDS]].tolist() == pytest.approx(
+        [0.5, 0.5 - 1.5 * most, 0.5 + 0.5 * most]
+    )
+    few = [{"ana": "yes", "bo": vote} for vote in ("yes", "no", "no")] * 4
+    named = {f"t{k:03}": "g" if k < 10 else "h" for k in range(12)}
+    two = make_pairs(["yes"] * 12, ["yes"] * 12, votes=few)
+    wide = agreement(two, by="annotator", groups=named).table.loc["ana"]
+    assert wide[ENDS].tolist() == [-1, 1]
 
 
 def test_each_annotator_is_compared_by_their_own_labels() -> None:

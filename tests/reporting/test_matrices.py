@@ -178,7 +178,7 @@ def test_numbers_of_two_judges_are_in_the_same_bins_and_the_titles_say_how_far_t
     ticks = [[label.get_text() for label in ax.get_xticklabels()] for ax in drawn]
     assert ticks[0] == ticks[1]
     assert ticks[0][-1] == "34.2 to 38"
-    assert drawn[1].get_title().splitlines()[1] == "mean distance 0.026"
+    assert drawn[1].get_title().splitlines()[1] == "mean distance 0.026 [0.023, 0.137]"
     assert "after minus before, 30 pairs" in plot_difference(comparison).get_title()
     wide, narrow = Scale("numeric", low=0, high=30), Scale("numeric")
     one, two = (make_pairs(human, [k * 100.0] * 30, s) for k, s in ((1, wide), (0, narrow)))

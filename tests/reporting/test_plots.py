@@ -255,6 +255,10 @@ def test_ratings_are_circles_with_their_counts_on_few_levels() -> None:
     assert [t.get_text() for t in ax.get_xticklabels()] == list(GRADES.values)
     (line,) = ax.lines
     assert list(line.get_xdata()) == list(line.get_ydata())
+    twelve = Scale.of([f"An answer of the kind {k} of all" for k in range(12)], ordered=True)
+    long = plot_ratings(make_pairs(twelve.values, twelve.values, twelve))
+    for labels in (long.get_xticklabels(), long.get_yticklabels()):
+        assert len({label.get_text() for label in labels}) == 12
     with pytest.raises(ArgumentError, match="nominal"):
         plot_ratings(make_pairs(["red"], ["blue"], COLOURS))
 

@@ -77,8 +77,8 @@ class Agreement(Result):
     name, scale, n
         The judge's name, the rating scale and the number of pairs.
     accuracy, baseline
-        Share of pairs with equal values (Wilson), and that of always answering the most frequent
-        human label.
+        Share of pairs with equal values, and that of always answering the most frequent human label
+        (Wilson).
     kappa, weighted_kappa, weights
         Cohen's kappa, which corrects accuracy for chance (bootstrap; nan on scales with bins), and
         one that counts near misses less, on ordinal and numeric scales.
@@ -120,7 +120,7 @@ class Agreement(Result):
         What a reader should know beside the figures.
     """
 
-    hidden = ("scale", "measured", "weights", "coverage_interval")
+    hidden = ("scale", "measured", "weights", "baseline_interval", "coverage_interval")
 
     name: str
     scale: Scale
@@ -129,6 +129,7 @@ class Agreement(Result):
     confusion: pd.DataFrame
     per_class: pd.DataFrame | None
     baseline: float
+    baseline_interval: Interval
     baseline_distance: float
     confidence: float
     weights: Weights | None
@@ -187,7 +188,7 @@ class Agreement(Result):
     def table(self) -> pd.DataFrame:
         """Index statistic; ``value``, ``low``, ``high``, ``n`` (items that it is of), ``note``."""
         figures = self.figures | {
-            "majority baseline": (self.baseline, UNDEFINED),
+            "majority baseline": (self.baseline, self.baseline_interval),
             "coverage": (self.coverage, self.coverage_interval),
         }
         labels = self.confusion.sum(axis=1).to_list()
@@ -308,11 +309,13 @@ def agreement(
     coverage, coverage_interval = proportion(
         np.arange(len(labelled)) < n, numbered(pairs.clusters_of(labelled)), confidence
     )
-    confusion, baseline = confusion_of(coded), ratio(np.bincount(coded.human).max(initial=0), n)
+    most = coded.human == np.bincount(coded.human, minlength=1).argmax()
+    baseline, baseline_interval = proportion(most, coded.groups, confidence)
+    confusion = confusion_of(coded)
     cells = confusion.to_numpy()
     per_class = None if coded.binned else class_figures(coded, confidence)
     whole = {"coverage": (coverage, coverage_interval)}
-    whole["majority baseline"] = baseline, Interval(baseline, baseline)
+    whole["majority baseline"] = baseline, baseline_interval
     return Agreement(
         name=pairs.name,
         scale=coded.scale,
@@ -321,6 +324,7 @@ def agreement(
         confusion=confusion,
         per_class=per_class,
         baseline=baseline,
+        baseline_interval=baseline_interval,
         baseline_distance=_baseline_distance(coded) if coded.scale.ordered else 1 - baseline,
         confidence=confidence,
         weights=weights,

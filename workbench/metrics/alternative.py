@@ -134,7 +134,7 @@ def alternative_annotator_test(
         raise ArgumentError(f"epsilon={epsilon!r} must lie in [0, 1), for instance 0.2.")
     labels, judged, scale = _read(pairs_or_table, verdicts)
     verdict = pd.Series(judged, index=labels.index, dtype=object, name=("the judge",))
-    votes = Votes.of(pd.concat([labels, verdict], axis=1), scale)
+    votes = Votes.of(pd.concat([labels, verdict], axis=1), scale, most_words=math.inf)
     if score == "neg_rmse" and votes.scale.kind == "nominal":
         raise ArgumentError(
             f"score='neg_rmse' needs numbers, and the labels are {votes.scale.describe()}. Use "
@@ -262,7 +262,10 @@ def _mean_advantage(wins: Array, **options: Any) -> tuple[float, Interval]:
     def mean(counts: Array) -> Array:
         return np.asarray(((counts @ won) / (counts @ there)).mean(axis=-1))
 
-    return float(mean(counts)), Bootstrap(counts, **options).interval(mean)
+    value, interval = float(mean(counts)), Bootstrap(counts, **options).interval(mean)
+    if math.isnan(interval.low):  # the same on all items
+        interval = wilson(value * len(wins), len(wins), options["confidence"])
+    return value, interval
 
 
 def _notes(human: Array, judge: Array, tested: Array, left_out: int) -> list[str]:

@@ -311,6 +311,7 @@ def _by_annotator(votes: Votes, credits: Array, confidence: float) -> pd.DataFra
     """The table of `AnnotatorAgreement`; bias only where the categories have an order."""
     at = np.where(votes.codes >= 0, votes.positions[votes.codes], 0.0)
     has_bias, rows = votes.level != "nominal" or len(votes.values) <= 2, []
+    span = float(np.ptp(votes.positions)) or math.nan
     for a, name in enumerate(votes.annotators):
         shared = np.isfinite(credits[:, a])
         n = int(shared.sum())
@@ -320,7 +321,8 @@ def _by_annotator(votes: Votes, credits: Array, confidence: float) -> pd.DataFra
             own, total = at[shared, a], at[shared].sum(axis=1)
             gap = own - (total - own) / (votes.labels[shared] - 1)
             bias = float(gap.mean()) if n else math.nan
-            row |= with_ends("bias", bias, mean_interval(gap, confidence, votes.groups[shared]))
+            ends = mean_interval(gap, confidence, votes.groups[shared], (-span, span))
+            row |= with_ends("bias", bias, ends)
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["annotator", "labels", "n", "accuracy"])
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from workbench.errors import ArgumentError
 from workbench.metrics.coefficients import (
@@ -32,7 +33,6 @@ from workbench.metrics.intervals import (
     correlation_interval,
     mean_interval,
     proportion,
-    wilson,
     with_ends,
 )
 from workbench.pairing.pairs import Pairs
@@ -188,14 +188,12 @@ class Sample:
         return found
 
     def _mean(self, name: str, values: Array) -> tuple[float, Interval]:
-        """A mean with Student's interval; without any error Wilson's of the share of errors."""
+        """A mean with Student's interval."""
         if not len(values):
             return math.nan, UNDEFINED
-        unit = 1.0 if name == "mean distance" else self.coded.span
-        low, high = mean_interval(values, self.bootstrap.confidence, self.coded.groups)
-        if unit and not values.any():
-            high = wilson(0, self.bootstrap.n, self.bootstrap.confidence).high * unit
-            low = -high
+        most = 1.0 if name == "mean distance" else self.coded.span or math.nan
+        ends = -most if name == "bias" else 0 * most, most
+        low, high = mean_interval(values, self.bootstrap.confidence, self.coded.groups, ends)
         low = low if name == "bias" else max(low, 0.0)  # which keeps nan
         return float(values.mean()), Interval(low, high)
 
@@ -213,12 +211,13 @@ class Sample:
         Others vary more (Steiger and Hakstian 1982, British Journal of Mathematical and Statistical
         Psychology 35, 208-215), and so do ranks (Bonett and Wright 2000, Psychometrika 65, 23-28).
         """
-        factor = math.sqrt(1 + value**2 / 2)
-        if name.startswith("Pearson"):
-            sides = (self.coded.positions[side] for side in (self.coded.human, self.coded.judge))
-            u, v = ((side - side.mean()) / side.std() for side in sides)
-            spread = float((u * v - value * (u**2 + v**2) / 2).std())
-            factor = max(1.0, spread / max(1 - value**2, 1e-12))
+        sides: Any = [self.coded.positions[side] for side in (self.coded.human, self.coded.judge)]
+        least = 1.0
+        if name.startswith("Spearman"):
+            sides, least = map(rankdata, sides), math.sqrt(1 + value**2 / 2)
+        u, v = ((side - side.mean()) / side.std() for side in sides)
+        spread = float((u * v - value * (u**2 + v**2) / 2).std())
+        factor = max(least, spread / max(1 - value**2, 1e-12))
         return correlation_interval(value, self.bootstrap.n, self.bootstrap.confidence, factor)
 
 

@@ -162,14 +162,25 @@ def _spreads(values: Array, groups: Array) -> tuple[float, float]:
     return apart, max(apart, float((np.bincount(groups, away) ** 2).sum()))
 
 
-def mean_interval(values: Array, confidence: float, groups: Array | None = None) -> Interval:
+def mean_interval(
+    values: Array,
+    confidence: float,
+    groups: Array | None = None,
+    within: tuple[float, float] = UNDEFINED,
+) -> Interval:
     """Return Student's interval of a mean; values of the same group belong together.
 
-    Undefined for fewer than two values or groups, and where all are equal.
+    Where all are equal, it is as far as the mean moves if as many others as Wilson's interval
+    leaves possible are at an end of the range ``within``, and undefined without that. Undefined
+    too for no values, and for different ones in one group.
     """
     groups = np.arange(len(values)) if groups is None else groups
     among = len(np.unique(groups))
-    if among < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():
+    if among and np.ptp(values) <= 1e-12 * np.abs(values).max():
+        others = wilson(0, among, confidence).high
+        low, high = (float(values[0] + others * (end - values[0])) for end in within)
+        return Interval(low, high)
+    if among < 2:
         return UNDEFINED
     error = math.sqrt(among / (among - 1) * _spreads(values, groups)[1]) / len(values)
     half = t.ppf((1 + confidence) / 2, among - 1) * error

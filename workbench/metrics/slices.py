@@ -255,7 +255,8 @@ def _row(coded: Coded, here: Array, items: Array | None, options: dict[str, Any]
     notes = [f"fewer than {FEW} pairs"] * (n < FEW)
     notes += ["kappa undefined"] * (math.isnan(row["kappa"]) and not numeric)
     notes += ["no test: too little to compare"] * math.isnan(p_value)
-    row |= with_ends("difference", difference, interval)
+    low, high = interval
+    row |= with_ends("difference", difference, Interval(max(low, -1.0), min(high, 1.0)))
     return {"n": n} | row | {"p_value": p_value, "note": "; ".join(notes)}
 
 
@@ -275,7 +276,7 @@ def _from_others(
     by_group = np.rint(np.bincount(groups, gains))
     p_value = math.nan if coded.scale.kind == "numeric" else mcnemar(by_group)
     shares = gains / others
-    return float(shares.mean()), mean_interval(shares, confidence, groups), p_value
+    return float(shares.mean()), mean_interval(shares, confidence, groups, (-1, 1)), p_value
 
 
 def _from_rest(
@@ -295,11 +296,15 @@ def _from_rest(
         p_value = fisher_exact([[hits, size - hits] for hits, size in right]).pvalue
         ends = [proportion(*side, confidence)[1] for side in sides]
     else:
-        ends = [mean_interval(own, confidence, of) for own, of in sides]
-        p_value = math.nan
+        p_value, ranges = math.nan, [(0.0, 1.0)] * 2
         if min(sizes) >= 2 and any(np.ptp(own) for own, _ in sides):
+            ranges = [(mean, mean) for mean in means]  # a side that does not vary is taken as known
             spreads = [float(own.std(ddof=1)) for own, _ in sides]
             one, two = zip(means, spreads, sizes, strict=True)
             p_value = ttest_ind_from_stats(*one, *two, equal_var=False).pvalue
+        ends = [
+            mean_interval(own, confidence, of, within)
+            for (own, of), within in zip(sides, ranges, strict=True)
+        ]
     interval = difference_interval(means[0], ends[0], means[1], ends[1])
     return means[0] - means[1], interval, float(p_value)

@@ -42,7 +42,13 @@ class Votes:
     notes: list[str]
 
     @classmethod
-    def of(cls, given: Pairs | pd.DataFrame, scale: Scale | None, groups: Groups = None) -> Votes:
+    def of(
+        cls,
+        given: Pairs | pd.DataFrame,
+        scale: Scale | None,
+        groups: Groups = None,
+        most_words: float = MOST_WORDS,
+    ) -> Votes:
         """Read pairs or a table; by default on the scale of the pairs, or of the values seen."""
         if isinstance(given, Pairs):
             table, scale = given.votes, scale or given.scale
@@ -56,7 +62,7 @@ class Votes:
         check_people("The table", table.columns)
         cells = list(map(scalar, table.to_numpy(dtype=object).ravel().tolist()))
         cells, notes = (cells, []) if scale else _labels_of(cells)
-        known = scale or _scale_of([cell for cell in cells if cell is not ABSTAIN])
+        known = scale or _scale_of([cell for cell in cells if cell is not ABSTAIN], most_words)
 
         @lru_cache(maxsize=None, typed=True)  # each writing once
         def read(raw: Any) -> Any:
@@ -112,7 +118,7 @@ def _labels_of(cells: list[Any]) -> tuple[list[Any], list[str]]:
     return [ABSTAIN if not word or word in none else cell for cell, word in pairs], notes
 
 
-def _scale_of(seen: list[Any]) -> Scale:
+def _scale_of(seen: list[Any], most_words: float) -> Scale:
     """The scale of the values seen: also of one alone, and of more words than a judge may have."""
     by_word = {fold(value): value for value in seen}
     sides = set(map(truth_side, by_word))
@@ -120,6 +126,6 @@ def _scale_of(seen: list[Any]) -> Scale:
         return Scale.of(["no", "yes"])
     if len(by_word) == 1:
         return Scale("nominal", (seen[0], f"not {seen[0]}"))
-    if MOST_CATEGORIES < len(by_word) <= MOST_WORDS and not as_numbers(by_word):
+    if MOST_CATEGORIES < len(by_word) <= most_words and not as_numbers(by_word):
         return Scale("nominal", tuple(by_word.values()))
     return Scale.from_values(seen, every=True)

@@ -321,7 +321,7 @@ def plot_ratings(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     ranks: Any = [float(scale.rank(v)) for v in scale.values] if is_ordinal else both
     levels = np.unique(ranks)
     are_few = is_ordinal or levels.size < min(21, len(pairs))
-    side = min(max(4.6, 0.5 * levels.size), 6.5) if are_few else 5.0
+    side = min(max(4.6, 0.7 * levels.size), 6.5) if are_few else 5.0
     ax = ax or new_axes(side + 0.7, side)[0]
     low, high = (levels[0], levels[-1]) if levels.size else (0.0, 1.0)
     margin = 0.06 * (high - low) or 0.5
@@ -333,7 +333,8 @@ def plot_ratings(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     else:
         _draw_density(ax, both)
     if is_ordinal:
-        names = [literal(value, 16, lines=2 if levels.size <= 7 else 1) for value in scale.values]
+        room = (18, 2) if levels.size <= 14 else (30, 1)
+        names = [literal(value, *room) for value in scale.values]
         ax.set_xticks(levels, names)
         ax.set_yticks(levels, names)
         tilt_where_long(ax, names, scale.values)
