@@ -31,12 +31,12 @@ class Verdict:
     value: Any = None  # canonical on the judge's scale where that is known
     rationale: str = ""
     error: str | None = None
-    unusable: bool = False  # the error is that of an answer, which did come
     fingerprint: str = ""
     cached: bool = False  # nothing was paid
     calls: int = 0  # requests made for it now, retries included
     usage: Usage = field(default=UNPAID, repr=False)  # what the answer has cost, at whatever time
     sample: int = 0  # its number where a judge is asked repeatedly
+    unusable: bool = False  # the error is that of an answer, which did come
 
     @property
     def paid(self) -> Usage:
