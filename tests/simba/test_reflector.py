@@ -153,6 +153,7 @@ class Moody(http.server.BaseHTTPRequestHandler):
     refused: frozenset[str] = frozenset()
     says = "I'm sorry, but I can't assist with that."
     status = 200
+    ended = "stop"
     context = 10**9  # tokens, of four characters each
     refusal = "request exceeds the available context size ({} tokens)"
     asked = 0
@@ -165,7 +166,7 @@ class Moody(http.server.BaseHTTPRequestHandler):
         status = self.status if refuses else 200
         told: dict[str, object] = {
             "id": "x", "object": "chat.completion", "created": 1, "model": "m",
-            "choices": [{"index": 0, "finish_reason": "stop",
+            "choices": [{"index": 0, "finish_reason": self.ended,
                          "message": {"role": "assistant", "content": text}}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
         }  # fmt: skip
@@ -446,6 +447,18 @@ def test_a_prompt_that_is_always_too_long_is_an_error(
     with pytest.raises(ModelError, match="This prompt is too long"):
         Reflector(judge("openai:/m", base_url=url), SCALE).propose([request(n=200)], 0)
     assert state.asked <= 4
+
+
+def test_what_an_answer_that_was_cut_states_is_used_without_a_word_of_dspys(
+    moody: Callable[..., tuple[type[Moody], str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    says = '["Be strict on promises.", "Be ki'
+    state, url = moody(refused=frozenset({"focus"}), says=says, ended="length")
+    reflector = Reflector(judge("openai:/m", base_url=url), SCALE)
+    assert rules(reflector.propose([request()], 0)[0]) == ["Be strict on promises."]
+    state.says = '["Be stri'
+    assert "cut before it had stated a rule" in str(reflector.propose(focused("b"), 0)[0].fault)
+    assert "truncated" not in capfd.readouterr().err
 
 
 def test_of_an_answer_that_was_cut_the_half_line_is_left_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 import threading
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 from mlflow.genai.judges import Judge
 
-from workbench.compat import deferred_iri_grammar, endpoint
+from workbench.compat import current_sender, deferred_iri_grammar, endpoint
 from workbench.credentials import credentials_of, without_credentials, without_secret_params
 from workbench.errors import ModelError
 from workbench.judging.requests import answers_from, reached_by
@@ -265,6 +266,8 @@ def load_dspy() -> Any:
     """dspy, which takes seconds to import."""
     with deferred_iri_grammar():
         import dspy
+    # What becomes of an answer that was cut is told where it is read.
+    logging.getLogger("dspy.clients.lm").addFilter(lambda _: current_sender() is None)
     return dspy
 
 
