@@ -35,7 +35,8 @@ if kind == 'raise':
     raise ValueError('no <b>luck</b>')
 if kind == 'hang':
     import subprocess, time
-    print(subprocess.Popen(['sleep', '100']).pid, flush=True)
+    both = [subprocess.Popen(['sleep', '100'], start_new_session=apart) for apart in (0, 1)]
+    print(both[0].pid, both[1].pid, flush=True)
     time.sleep(100)
 if kind == 'dies':
     os.kill(os.getpid(), 9)
@@ -276,7 +277,8 @@ def test_a_run_has_a_time_limit(notebook: Path, tmp_path: Path, threads: Executo
     assert list(table["status"]) == ["timeout"]
     assert table["error"][0] == "It ran longer than 3 s and was stopped."
     kept = nbformat.read(Path(table["folder"][0]) / "works.ipynb", as_version=4)
-    assert not lives(int(kept.cells[-2].outputs[0].text))
+    started = kept.cells[-2].outputs[0].text.split()
+    assert [lives(int(process)) for process in started] == [False, False]
 
 
 def test_nothing_runs_where_the_grid_does_not_fit(notebook: Path, tmp_path: Path) -> None:
@@ -292,6 +294,9 @@ def test_nothing_runs_where_the_grid_does_not_fit(notebook: Path, tmp_path: Path
         workbench.sweep(notebook, {"seed": 1}, output=tmp_path / "data.txt", progress=False)
     with pytest.raises(StoreError, match="no sweep 'works'"):
         workbench.runs("works")
+    mlflow.delete_experiment(mlflow.set_experiment("gone").experiment_id)
+    with pytest.raises(StoreError, match="'gone' was deleted"):
+        workbench.sweep(notebook, {"seed": 1}, progress=False)
     assert executed(tmp_path) == []
 
 
