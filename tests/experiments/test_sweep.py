@@ -109,9 +109,9 @@ def test_what_a_run_is_identified_by(
     """Data, cells and model make another run; outputs of cells do not."""
     grid: dict[str, Any] = {"log": str(tmp_path / "log")}
 
-    def ran() -> int:
+    def ran(source: Path = notebook) -> int:
         before = len(executed(tmp_path))
-        workbench.sweep(notebook, grid, executor=threads, progress=False)
+        workbench.sweep(source, grid, executor=threads, progress=False)
         return len(executed(tmp_path)) - before
 
     assert ran() == 1
@@ -128,6 +128,11 @@ def test_what_a_run_is_identified_by(
             (tmp_path / file).write_text(content_of_file)
             assert ran() == runs, (given, content_of_file)
     del grid["data"]
+    (tmp_path / "sub").mkdir()
+    elsewhere = shutil.copy(notebook, tmp_path / "sub")
+    for content_of_file, runs in (("three", 1), ("three", 0), ("four", 1)):
+        (tmp_path / "data.txt").write_text(content_of_file)
+        assert ran(elsewhere) == runs, "a default that names a file of the current folder"
     content.cells[-1].source += "\n# changed"
     nbformat.write(content, notebook)
     assert ran() == 1
