@@ -319,6 +319,14 @@ def test_an_output_folder_that_is_lost_meanwhile_is_told(folder: Path) -> None:
         run_notebook(source, output="out", progress=False)
 
 
+def test_a_long_line_takes_no_longer_than_short_ones(folder: Path) -> None:
+    source = write(folder / "n.ipynb", "print('x' * 200_000, 'a\\rb\\nc', sep='\\n')")
+    ran = run_notebook(source, progress=False)
+    assert ran.seconds < 20
+    text = nbformat.read(ran.notebook, as_version=4).cells[-1].outputs[0].text
+    assert text == "x" * 200_000 + "\nb\nc\n"
+
+
 def test_a_kernel_ends_by_itself(folder: Path) -> None:
     """What a notebook leaves to do at the end, such as sending what waits, is done."""
     source = write(

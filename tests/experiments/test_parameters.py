@@ -37,6 +37,7 @@ columns = ["a",
 query = "a = b # no comment"
 share: float = 0.4
 home = str(1)
+n_labels: int  # of all
 first, second = 1, 2
 """
 
@@ -60,6 +61,7 @@ def test_parameters_have_defaults_and_comments(tmp_path: Path) -> None:
         Parameter("query", '"a = b # no comment"', "a = b # no comment", ""),
         Parameter("share", "0.4", 0.4, "", "float"),
         Parameter("home", "str(1)", UNKNOWN, ""),
+        Parameter("n_labels", "...", UNKNOWN, "of all", "int"),
     ]  # fmt: skip
 
 

@@ -35,7 +35,8 @@ if kind == 'raise':
     raise ValueError('no <b>luck</b>')
 if kind == 'hang':
     import subprocess, time
-    print(subprocess.Popen(['sleep', '100']).pid, flush=True)
+    both = [subprocess.Popen(['sleep', '100'], start_new_session=apart) for apart in (0, 1)]
+    print(both[0].pid, both[1].pid, flush=True)
     time.sleep(100)
 if kind == 'dies':
     os.kill(os.getpid(), 9)
@@ -108,9 +109,9 @@ def test_what_a_run_is_identified_by(
     """Data, cells and model make another run; outputs of cells do not."""
     grid: dict[str, Any] = {"log": str(tmp_path / "log")}
 
-    def ran() -> int:
+    def ran(source: Path = notebook) -> int:
         before = len(executed(tmp_path))
-        workbench.sweep(notebook, grid, executor=threads, progress=False)
+        workbench.sweep(source, grid, executor=threads, progress=False)
         return len(executed(tmp_path)) - before
 
     assert ran() == 1
@@ -127,6 +128,11 @@ def test_what_a_run_is_identified_by(
             (tmp_path / file).write_text(content_of_file)
             assert ran() == runs, (given, content_of_file)
     del grid["data"]
+    (tmp_path / "sub").mkdir()
+    elsewhere = shutil.copy(notebook, tmp_path / "sub")
+    for content_of_file, runs in (("three", 1), ("three", 0), ("four", 1)):
+        (tmp_path / "data.txt").write_text(content_of_file)
+        assert ran(elsewhere) == runs, "a default that names a file of the current folder"
     content.cells[-1].source += "\n# changed"
     nbformat.write(content, notebook)
     assert ran() == 1
@@ -276,7 +282,8 @@ def test_a_run_has_a_time_limit(notebook: Path, tmp_path: Path, threads: Executo
     assert list(table["status"]) == ["timeout"]
     assert table["error"][0] == "It ran longer than 3 s and was stopped."
     kept = nbformat.read(Path(table["folder"][0]) / "works.ipynb", as_version=4)
-    assert not lives(int(kept.cells[-2].outputs[0].text))
+    started = kept.cells[-2].outputs[0].text.split()
+    assert [lives(int(process)) for process in started] == [False, False]
 
 
 def test_nothing_runs_where_the_grid_does_not_fit(notebook: Path, tmp_path: Path) -> None:
@@ -292,6 +299,9 @@ def test_nothing_runs_where_the_grid_does_not_fit(notebook: Path, tmp_path: Path
         workbench.sweep(notebook, {"seed": 1}, output=tmp_path / "data.txt", progress=False)
     with pytest.raises(StoreError, match="no sweep 'works'"):
         workbench.runs("works")
+    mlflow.delete_experiment(mlflow.set_experiment("gone").experiment_id)
+    with pytest.raises(StoreError, match="'gone' was deleted"):
+        workbench.sweep(notebook, {"seed": 1}, progress=False)
     assert executed(tmp_path) == []
 
 

@@ -103,6 +103,18 @@ def test_every_kind_of_table_gives_the_same_verdicts(
     assert server.requests == 23
 
 
+def test_files_of_a_folder_have_their_own_types(tmp_path: Path, loopback: Start) -> None:
+    """As where a part has no value in a column, or numbers in place of text."""
+    (tmp_path / "parts").mkdir()
+    for part, (kept, text) in enumerate([(1, None), (1.5, "words"), ("x", 7)]):
+        table = pd.DataFrame({"q": ["question"], "a": ["answer"], "k": [kept], "more": [text]})
+        table.to_parquet(tmp_path / "parts" / f"{part}.parquet")
+    given = {"inputs": ["q", "more"], "keep": ["k"]}
+    done = score(judge_at(loopback().url), tmp_path / "parts", tmp_path / "v", **given)
+    assert (done.rows, done.failed) == (3, 0)
+    assert list(done.table["k"]) == ["1", "1.5", "x"]
+
+
 @pytest.mark.parametrize(("kind", "numbers"), [(bool, "bool"), (int, "int"), (float, "float")])
 def test_verdicts_keep_their_type(
     tmp_path: Path, loopback: Start, kind: type, numbers: str

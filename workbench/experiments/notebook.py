@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 
@@ -37,6 +38,7 @@ from workbench.models.recording import Player, Recorder
 from workbench.models.recording import variables as recording_variables
 
 with deferred_iri_grammar():
+    import nbclient.client
     import nbformat
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -271,6 +273,9 @@ def _heading(cells: Sequence[Any]) -> str:
 STARTS: Final = 3  # of a kernel at most: those that start together may choose the same port
 MOST_TEXT: Final = 250_000  # characters of what a cell prints that the executed copy keeps
 
+# nbclient's own, which begins nowhere but at a line's start: a long line took it minutes.
+nbclient.client._RGX_CARRIAGERETURN = re.compile(r"^.*\r(?=[^\n])", re.MULTILINE)
+
 
 class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has no types
     """Runs the cells in this Python, and shows headings and what the cells print."""
@@ -360,8 +365,12 @@ def _ended(client: _Client, ends: Callable[[], object]) -> Iterator[None]:
     def watch() -> None:
         while not over.wait(0.25):
             if client.process is not None and ends():
-                with suppress(ProcessLookupError):
-                    os.killpg(client.process.pid, signal.SIGKILL)  # it leads a group of its own
+                with suppress(ProcessLookupError, psutil.NoSuchProcess):
+                    # It leads a group, and what it started may lead others.
+                    for process in psutil.Process(client.process.pid).children(recursive=True):
+                        with suppress(psutil.NoSuchProcess):
+                            process.kill()
+                    os.killpg(client.process.pid, signal.SIGKILL)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

@@ -114,14 +114,15 @@ def _assignments(source: str) -> list[Parameter]:
     lines = source.splitlines()
     found: dict[str, Parameter] = {}
     for node in ast.parse(source).body:
-        if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)):
             continue
         target = node.targets[0] if isinstance(node, ast.Assign) else node.target
         if isinstance(target, ast.Name):
-            default = UNKNOWN
-            with suppress(ValueError, TypeError):
-                default = ast.literal_eval(node.value)
-            written = ast.get_source_segment(source, node.value) or ""
+            default, written = UNKNOWN, "..."
+            if node.value is not None:
+                written = ast.get_source_segment(source, node.value) or ""
+                with suppress(ValueError, TypeError):
+                    default = ast.literal_eval(node.value)
             kind = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
             found[target.id] = Parameter(target.id, written, default, _comment(lines, node), kind)
     return list(found.values())
@@ -251,8 +252,9 @@ def expand(grid: Grid) -> list[Point]:
     points: list[Any]
     if isinstance(grid, pd.DataFrame) and grid.columns.is_unique:
         # Whole numbers beside an empty cell are floats in pandas.
-        table = grid.convert_dtypes().astype(object)
-        points = [row.dropna().rename(str).to_dict() for _, row in table.iterrows()]
+        table = grid.convert_dtypes().astype(object).rename(columns=str)
+        cells = zip(table.to_dict("records"), table.notna().to_numpy(), strict=True)
+        points = [dict(itertools.compress(row.items(), given)) for row, given in cells]
     elif isinstance(grid, Mapping):
         values = [
             [v] if isinstance(v, (str, bytes, Mapping)) or not isinstance(v, Iterable) else list(v)

@@ -162,7 +162,12 @@ def _plan(
     shared = {name: os.environ.get(name, "") for name in (MODEL_VARIABLE, CACHE_VARIABLE)}
     fixed = [content, version("judge-workbench"), shared[MODEL_VARIABLE]]
     stop = str(place / f".stop-{secrets.token_hex(8)}")
-    here, beside, takes_store = Path.cwd(), source.parent, "tracking_uri" in defaults
+    here, takes_store = Path.cwd(), "tracking_uri" in defaults
+    # A default that names a file beside the notebook is that (`resolve_parameters`).
+    named = {
+        name: (isinstance(value, str) and hashes_of(value, source.parent)) or hashes_of(value, here)
+        for name, value in defaults.items()
+    }
     tasks: dict[str, Task] = {}
     data = set[str]()
     # MLflow tells its processes the active experiment, but not always the store that it is in.
@@ -172,8 +177,8 @@ def _plan(
     for position, point in enumerate(points):
         files = {
             f"{name}.{k}" if k else name: known
-            for name, value in {**defaults, **point}.items()
-            for k, known in enumerate(hashes_of(value, here if name in point else beside))
+            for name, each in (named | {k: hashes_of(v, here) for k, v in point.items()}).items()
+            for k, known in enumerate(each)
         }
         data.update(files.values())
         key = digest([fixed, without_secrets(point, point), files])[:16]

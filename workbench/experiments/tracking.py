@@ -22,7 +22,13 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from workbench.errors import ArgumentError, StoreError
 from workbench.experiments.execution import Result
 from workbench.experiments.records import TAKEN
-from workbench.store.database import address, find_experiment_id, retrying, store_errors
+from workbench.store.database import (
+    address,
+    check_not_deleted,
+    find_experiment_id,
+    retrying,
+    store_errors,
+)
 
 NAME_TAG = "workbench.sweep"
 IDENTITY_TAG = "workbench.sweep_identity"
@@ -41,7 +47,8 @@ class SweepRun:
 
     def __init__(self, name: str, identity: str, lock: Path, notebook: str) -> None:
         self.client, self.lock = mlflow.MlflowClient(), lock
-        self.experiment_id = str(find_experiment_id())  # MLflow's store of files takes no other
+        # MLflow's store of files takes nothing but text.
+        self.experiment_id = str(check_not_deleted(find_experiment_id()))
         equal = f"tags.`{IDENTITY_TAG}` = '{identity}'"
         with store_errors(), FileLock(lock):
             found = self.client.search_runs([self.experiment_id], equal)

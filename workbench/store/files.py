@@ -215,14 +215,14 @@ def known_length(table: Any) -> int | None:
 
 def _rows_of(table: Any, columns: list[str], encoding: str | None) -> Iterator[Record]:
     if (dataset := _dataset(table)) is not None:
-        for file in dataset.get_fragments():  # pyarrow fills up what a later one lacks
+        files = list(dataset.get_fragments())
+        for file in files:
             names = pd.DataFrame(columns=file.physical_schema.names)
             require_columns(names, f"table: in {file.path}", columns)
-        # Little is read ahead: the model is what takes long.
-        batches = dataset.to_batches(
-            columns=columns, batch_size=1000, batch_readahead=1, fragment_readahead=1
-        )
-        yield from itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        for file in files:  # by its own types, into which pyarrow would change those of others
+            # Little is read ahead: the model is what takes long.
+            for batch in file.to_batches(columns=columns, batch_size=1000, batch_readahead=1):
+                yield from batch.to_pylist()
         return
     is_dask = type(table).__module__.startswith("dask")
     whole: Any = table if is_dask else read_table(table, encoding)
