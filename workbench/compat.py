@@ -1,7 +1,7 @@
 """All that is touched of MLflow and litellm though it is not public: of judges, store, requests,
 providers and optimizers, in this order, one small function each, with what happens without it. It
 was seen in mlflow 3.17.2 and litellm 1.110.2, the functions that send requests in mlflow 3.14.
-At the end what makes imports of other packages shorter."""
+At the end what makes imports of jsonschema, and nbclient 0.11, faster."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import copy
 import importlib
 import inspect
 import os
+import re
 import sys
 import threading
 import time
@@ -414,3 +415,12 @@ def deferred_iri_grammar() -> Iterator[None]:
         yield
     finally:
         modules.pop(name, None)
+
+
+@contextmanager
+def long_lines() -> Iterator[None]:
+    """Let nbclient look for carriage returns once a line: else a long one takes it minutes."""
+    client, name = importlib.import_module("nbclient.client"), "_RGX_CARRIAGERETURN"
+    once = re.compile(r"^.*\r(?=[^\n])", re.MULTILINE)
+    with _replaced(client, name, lambda _: once) if hasattr(client, name) else nullcontext():
+        yield

@@ -75,11 +75,14 @@ def command(notebook: Path, *words: str) -> subprocess.Popen[str]:
 def test_a_sweep_that_is_killed_or_stopped_goes_on(
     notebook: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
-    """Its kernels end with it, and what was complete is not run again."""
+    """Its kernels end with it, also where Ctrl-C is pressed more than once, and what was complete
+    is not run again."""
     words = ["-p", "seed=0,10,11", "--jobs", "2"]
     first = command(notebook, *words)
     until(lambda: {0, 10, 11} == begun(tmp_path).keys())
-    os.kill(first.pid, how)
+    for _ in range(3 if how == signal.SIGINT else 1):
+        os.kill(first.pid, how)
+        time.sleep(0.1)
     said, _ = first.communicate(timeout=60)
     assert first.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), said
     if how == signal.SIGINT:

@@ -23,7 +23,7 @@ import psutil
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 
-from workbench.compat import deferred_iri_grammar
+from workbench.compat import deferred_iri_grammar, long_lines
 from workbench.credentials import redact, secret_params, withhold
 from workbench.errors import NotebookError
 from workbench.experiments.parameters import (
@@ -38,7 +38,6 @@ from workbench.models.recording import Player, Recorder
 from workbench.models.recording import variables as recording_variables
 
 with deferred_iri_grammar():
-    import nbclient.client
     import nbformat
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -273,9 +272,6 @@ def _heading(cells: Sequence[Any]) -> str:
 STARTS: Final = 3  # of a kernel at most: those that start together may choose the same port
 MOST_TEXT: Final = 250_000  # characters of what a cell prints that the executed copy keeps
 
-# nbclient's own, which begins nowhere but at a line's start: a long line took it minutes.
-nbclient.client._RGX_CARRIAGERETURN = re.compile(r"^.*\r(?=[^\n])", re.MULTILINE)
-
 
 class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has no types
     """Runs the cells in this Python, and shows headings and what the cells print."""
@@ -349,7 +345,7 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
             client.shown, client.printed = options["show"], Counter()
             client.on_cell_start = client.start
             try:
-                with _ended(client, options["ends"]):
+                with long_lines(), _ended(client, options["ends"]):
                     client.execute(env=options["environment"], cwd=options["folder"])
                 break
             except (RuntimeError, TimeoutError):

@@ -6,11 +6,13 @@ import multiprocessing
 import os
 import re
 import secrets
+import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
@@ -51,6 +53,7 @@ from workbench.store.database import find_experiment_id, prepare_database, store
 from workbench.store.tables import digest
 
 MOST_GIVEN: Final = 256  # runs that an executor is given at a time: a thread waits for each
+LONGEST_END: Final = 15.0  # seconds in which runs are stopped whatever is pressed
 
 
 def sweep(
@@ -218,7 +221,8 @@ class _Sweep:
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"Stopped. {self._kept()}") from None
         finally:
-            Path(self.tasks[0].stop).unlink(missing_ok=True)
+            if self.found.keys() >= {task.key for task in self.tasks}:  # else a run heeds it yet
+                Path(self.tasks[0].stop).unlink(missing_ok=True)
         if self.fault:
             raise type(self.fault)(f"{self.fault}. {self._kept()}")
         return [self.found[task.key] for task in self.tasks]
@@ -233,7 +237,8 @@ class _Sweep:
 
     def _run_all(self, waiting: list[Task], executor: Executor | None, jobs: int | None) -> None:
         most = jobs or (MOST_GIVEN if executor else os.cpu_count() or 1)
-        with self.pools, ThreadPoolExecutor(max(1, min(most, len(waiting)))) as pool:
+        threads = max(1, min(most, len(waiting)))
+        with ExitStack() as patient, self.pools, ThreadPoolExecutor(threads) as pool:
             try:
                 ready = self.logging.submit(self._prepare, waiting)
                 left = {pool.submit(self._run, task, executor, ready) for task in waiting}
@@ -243,6 +248,7 @@ class _Sweep:
                     # Ctrl-C while this thread draws would leave tqdm's lock taken for good.
                     self.logging.submit(self._show, waiting)
             except BaseException:
+                patient.enter_context(_uninterrupted())
                 self._end("the sweep was stopped", kill=True)
                 raise
 
@@ -354,3 +360,22 @@ class _Sweep:
         complete = sum(result.status == "complete" for result in self.found.values())
         total = counted(len(self.tasks), "run")
         return f"{complete} of {total} are complete and kept; the same call goes on with the rest."
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ignore Ctrl-C, pressed once more, while the runs are being stopped, but not for long."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    until = time.monotonic() + LONGEST_END
+
+    def heed(signum: int, frame: Any) -> None:
+        if time.monotonic() > until and callable(before):
+            before(signum, frame)
+
+    before = signal.signal(signal.SIGINT, heed)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
