@@ -120,6 +120,8 @@ def test_a_metric_is_drawn_against_one_or_two_parameters() -> None:
     many = SWEEP.assign(model=range(len(SWEEP)))
     with pytest.raises(ArgumentError, match="too many"):
         plot_sweep(many, "after", ("n_labels", "model"))
+    with pytest.raises(ArgumentError, match="one parameter, the axis, or two"):
+        plot_sweep(many, "after", ("n_labels", "model", "seed"))
 
 
 def test_the_frontier_joins_what_nothing_cheaper_excels() -> None:

@@ -273,7 +273,7 @@ def expand(grid: Grid) -> list[Point]:
         clean: Point = {}
         for name, value in point.items():
             try:
-                clean[name] = plain(value)
+                clean[str(name)] = plain(value)
                 json.dumps(value, allow_nan=False, default=plain)
             except ValueError as error:  # NaN, which `plain` takes for None, is none either
                 raise ArgumentError(f"grid: {name}={value!r} cannot be given: {error}.") from None

@@ -119,14 +119,16 @@ def plot_sweep(
         Axes to draw on; new ones by default.
     """
     names = [by] if isinstance(by, str) else list(by)
+    if not 1 <= len(names) <= 2:
+        raise ArgumentError(f"by={by!r} must name one parameter, the axis, or two, axis and lines.")
     require_columns(table, "table", [metric, *names])
     known = _known(table, metric)
     found = over_seeds(known, metric, names, over=over)
     lines = dict(list(found.groupby(names[1], dropna=False))) if names[1:] else {"": found}
-    if len(lines) > len(_MARKS) or len(names) > 2:
+    if len(lines) > len(_MARKS):
         raise ArgumentError(
-            f"by={by!r}: {len(lines)} lines are too many. At most {len(_MARKS)}, of one "
-            "parameter, can be told apart: give fewer rows of the table."
+            f"by={by!r}: {len(lines)} lines are too many. At most {len(_MARKS)} can be told apart: "
+            "give fewer rows of the table."
         )
     ax = ax or new_axes(6.4, 4.0)[0]
     x_values = list(dict.fromkeys(found[names[0]].astype(object).map(_all)))
