@@ -175,9 +175,9 @@ def plot_slices(
 ) -> Axes:
     """Agreement by slice, or how a judge does against each annotator, with intervals.
 
-    The dashed line is the agreement on all pairs, or 0 for the difference from the others. Where the table tells it (``p_adjusted``),
-    slices that differ from the others are drawn filled, and those whose difference may be luck, or
-    is not known, hollow.
+    The dashed line is the agreement on all pairs, or 0 for the difference from the others. Where
+    the table tells it (``p_adjusted``), slices that differ from the others are drawn filled, and
+    those whose difference may be luck, or is not known, hollow.
 
     Parameters
     ----------
