@@ -102,6 +102,14 @@ def test_a_judge_that_follows_rules_only_after_its_rationale_gives_that_first() 
     assert not run().best.rationale_first
 
 
+def test_a_judge_that_is_better_only_for_giving_its_rationale_first_needs_no_rule() -> None:
+    """A very small one follows none, and each makes its request longer."""
+    ask = answers(lambda c, i: i.label if c.rationale_first and not c.rules else "good")
+    found = run(ask=ask, settings=Settings(max_steps=2, max_examples=0))
+    assert found.best == BASE.with_rationale_first()
+    assert found.best_score > found.original_score
+
+
 def test_a_description_of_a_rating_has_the_items_of_that_rating_as_evidence() -> None:
     """What a rule was made from is known of it as well."""
 
