@@ -13,9 +13,10 @@ dev, and train items as well if dev has fewer than ``max_dev`` (80). Each step
 2. shows them to the reflection model with the rationales of judge and people, beside cases that
    are right. Up to seven *candidates* are made from its answers: new rules, the stronger half of
    them, the criteria that people name; after a step without improvement also a rewritten list,
-   worked examples, and the step's best with the rationale before the rating. For a judge that is
-   right on less than 80 %, a sentence on each of up to six ratings is asked for as well, from
-   three draws of items, and tried with the rationale first beside two examples of each rating,
+   worked examples, and the judge as it is and the step's best with the rationale before the
+   rating. For a judge that is right on less than 80 %, a sentence on each of up to six ratings is
+   asked for as well, from three draws of items, and tried with the rationale first beside two
+   examples of each rating,
 3. races the candidates by successive halving in three rungs of 15 %, 30 % and the rest of the
    selection items. After a rung the worse half drops out, and those that cannot win any more. The
    winner becomes the best candidate if it scores higher by 0.75 standard errors.
@@ -27,9 +28,9 @@ that was aligned before this is done first as well, since newer labels may contr
 
 The score is the mean credit minus 0.01 for each 100 added words, on items that no candidate in
 question shows as an example. A verdict earns 1 if it equals the label, else (1 - d) / 2 on ordered
-scales, where d is the scale's distance, else 0. Failed calls do not count; abstaining earns 0 where
-the original judge had an opinion. Train items may be selected on, so the score is no estimate of
-accuracy: `workbench.align` tests the result on held-out items.
+scales, where d is the scale's distance, else 0. Failed calls do not count; abstaining and answers
+that are not usable earn 0 where the original judge had an opinion. Train items may be selected on,
+so the score is no estimate of accuracy: `workbench.align` tests the result on held-out items.
 
 About 180 judge calls and 3 reflections are made for 50 labels, 500 and 5 for 200.
 """
