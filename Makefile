@@ -25,7 +25,7 @@ run: $(VENV)/.installed ## Set up, then run the whole lifecycle on the sample da
 CHECKS = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy
 # More processes than cores, since many tests wait for a browser or a server; by file, since the
 # tests of a file share what takes long to make.
-PYTEST = $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-test ## Set up, then run linters, type checks and all tests but slow ones
 	@checks=$$(mktemp); { $(CHECKS); } >$$checks 2>&1 & \
