@@ -65,7 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays, so that no collection of garbage need look at it again."""
+    """Exclude what is imported by now, which stays, from all later garbage collections."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)

@@ -1,7 +1,7 @@
 """All that is touched of MLflow and litellm though it is not public: of judges, store, requests,
 providers and optimizers, in this order, one small function each, with what happens without it. It
-was seen in mlflow 3.17.2 and litellm 1.110.2, the functions that send requests in mlflow 3.14.
-At the end what makes imports of jsonschema, and nbclient 0.11, faster."""
+was seen in mlflow 3.17.2, litellm 1.110.2 and, at the end, nbclient 0.11, the functions that send
+requests in mlflow 3.14."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from contextvars import ContextVar
 from functools import cache, partial, wraps
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import wrapt
@@ -399,26 +398,7 @@ def with_models(optimizer: Any, name: Callable[[str, str], str]) -> Any:
 
 
 @contextmanager
-def deferred_iri_grammar() -> Iterator[None]:
-    """Let jsonschema be imported without the grammar of rfc3987-syntax 1.1, which takes a second.
-
-    It is read once an IRI is to be checked.
-    """
-    name, modules = "rfc3987_syntax", sys.modules
-    if name in modules or find_spec(name) is None:
-        yield
-        return
-    later: Any = ModuleType(name)
-    later.is_valid_syntax = lambda *asked: importlib.import_module(name).is_valid_syntax(*asked)
-    modules[name] = later
-    try:
-        yield
-    finally:
-        modules.pop(name, None)
-
-
-@contextmanager
-def long_lines() -> Iterator[None]:
+def fast_carriage_returns() -> Iterator[None]:
     """Let nbclient look for carriage returns once a line: else a long one takes it minutes."""
     client, name = importlib.import_module("nbclient.client"), "_RGX_CARRIAGERETURN"
     once = re.compile(r"^.*\r(?=[^\n])", re.MULTILINE)

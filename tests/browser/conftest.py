@@ -30,7 +30,7 @@ def browser() -> Iterator[Browser]:
                 "--disable-gpu",
                 "--disable-background-networking",
                 "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-                # Of processes that nobody waits for, the more the slower are those in use.
+                # Processes kept ready for pages that nobody opens would slow the others down.
                 "--disable-features=SpareRendererForSitePerProcess",
                 "--process-per-site",
             ],

@@ -50,6 +50,13 @@ def outputs(ran: Ran) -> str:
     )
 
 
+@pytest.mark.timeout(60)
+def test_long_lines_end_a_run_no_later_than_short_ones(folder: Path) -> None:
+    """nbclient by itself would look through each of them for minutes."""
+    source = write(folder / "n.ipynb", *["print('first\\rlast ' + 'x' * 240_000)"] * 3)
+    assert outputs(run_notebook(source, progress=False)).count("last x") == 3
+
+
 def test_a_notebook_runs_here_with_its_parameters(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

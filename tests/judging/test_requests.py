@@ -24,6 +24,19 @@ from workbench.store.traces import Example
 ITEM = Example("tr-1", {"q": "question"}, "answer")
 
 
+class Confused(OwnJudge):
+    """Answers off its scale where the output is odd."""
+
+    def __call__(self, *, outputs: Any = None) -> Feedback:
+        return Feedback(name=self.name, value="yes" if outputs == "fine" else "perhaps")
+
+
+def test_a_verdict_says_that_its_answer_came_and_was_unusable() -> None:
+    items = [Example(text, {}, text) for text in ("fine", "odd")]
+    verdicts = run(Confused(name="q"), items)
+    assert [(v.error is None, v.unusable) for v in verdicts] == [(True, False), (False, True)]
+
+
 def judge_of(model: str, **options: Any) -> Judge:
     return make_judge("quality", "Rate {{ outputs }}.", model=model, **options)
 

@@ -23,7 +23,7 @@ import psutil
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 
-from workbench.compat import deferred_iri_grammar, long_lines
+from workbench.compat import fast_carriage_returns
 from workbench.credentials import redact, secret_params, withhold
 from workbench.errors import NotebookError
 from workbench.experiments.parameters import (
@@ -34,6 +34,7 @@ from workbench.experiments.parameters import (
     read_notebook,
 )
 from workbench.formatting import counted, write_whole
+from workbench.imports import deferred_iri_grammar
 from workbench.models.recording import Player, Recorder
 from workbench.models.recording import variables as recording_variables
 
@@ -345,7 +346,7 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
             client.shown, client.printed = options["show"], Counter()
             client.on_cell_start = client.start
             try:
-                with long_lines(), _ended(client, options["ends"]):
+                with fast_carriage_returns(), _ended(client, options["ends"]):
                     client.execute(env=options["environment"], cwd=options["folder"])
                 break
             except (RuntimeError, TimeoutError):

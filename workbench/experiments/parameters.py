@@ -19,8 +19,8 @@ from typing import Any, Final, TypeAlias
 
 import pandas as pd
 
-from workbench.compat import deferred_iri_grammar
 from workbench.errors import ArgumentError, NotebookError
+from workbench.imports import deferred_iri_grammar
 from workbench.store.tables import plain
 
 with deferred_iri_grammar():

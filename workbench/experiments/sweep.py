@@ -370,11 +370,11 @@ def _uninterrupted() -> Iterator[None]:
         return
     until = time.monotonic() + LONGEST_END
 
-    def heed(signum: int, frame: Any) -> None:
+    def interrupt(signum: int, frame: Any) -> None:
         if time.monotonic() > until and callable(before):
             before(signum, frame)
 
-    before = signal.signal(signal.SIGINT, heed)
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:

@@ -306,16 +306,15 @@ def agreement(
     found, n = Sample(coded, **options).figures(weights=weights), len(coded.human)
     lost = pairs.excluded.assign(why=pairs.excluded["reason"].map(why_unusable)).dropna()
     labelled = [*pairs.trace_ids, *lost["trace_id"]]
-    coverage, coverage_interval = proportion(
+    coverage = proportion(
         np.arange(len(labelled)) < n, numbered(pairs.clusters_of(labelled)), confidence
     )
     most = coded.human == np.bincount(coded.human, minlength=1).argmax()
-    baseline, baseline_interval = proportion(most, coded.groups, confidence)
+    baseline = proportion(most, coded.groups, confidence)
     confusion = confusion_of(coded)
     cells = confusion.to_numpy()
     per_class = None if coded.binned else class_figures(coded, confidence)
-    whole = {"coverage": (coverage, coverage_interval)}
-    whole["majority baseline"] = baseline, baseline_interval
+    whole = {"coverage": coverage, "majority baseline": baseline}
     return Agreement(
         name=pairs.name,
         scale=coded.scale,
@@ -323,20 +322,20 @@ def agreement(
         measured=found,
         confusion=confusion,
         per_class=per_class,
-        baseline=baseline,
-        baseline_interval=baseline_interval,
-        baseline_distance=_baseline_distance(coded) if coded.scale.ordered else 1 - baseline,
+        baseline=baseline[0],
+        baseline_interval=baseline[1],
+        baseline_distance=_baseline_distance(coded) if coded.scale.ordered else 1 - baseline[0],
         confidence=confidence,
         weights=weights,
         labelled=len(labelled),
-        coverage=coverage,
-        coverage_interval=coverage_interval,
+        coverage=coverage[0],
+        coverage_interval=coverage[1],
         false_positives=int(cells[0, 1]) if coded.scale.kind == "binary" else None,
         false_negatives=int(cells[1, 0]) if coded.scale.kind == "binary" else None,
         abstentions=int((lost["why"] == "abstained").sum()),
         failures=int((lost["why"] == "failed").sum()),
         undefined=why_undefined(coded, {**found, **whole}) | _undefined_classes(per_class, n),
-        notes=(*_kappa_paradox(coded, found, baseline), *without_contested(pairs)),
+        notes=(*_kappa_paradox(coded, found, baseline[0]), *without_contested(pairs)),
     )
 
 

@@ -14,9 +14,10 @@ from typing import Any, Final
 
 from mlflow.genai.judges import Judge
 
-from workbench.compat import current_sender, deferred_iri_grammar, endpoint
+from workbench.compat import current_sender, endpoint
 from workbench.credentials import credentials_of, without_credentials, without_secret_params
 from workbench.errors import ModelError
+from workbench.imports import deferred_iri_grammar
 from workbench.judging.requests import answers_from, reached_by
 from workbench.models import client
 from workbench.models.answers import AnswerError

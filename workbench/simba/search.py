@@ -173,7 +173,7 @@ class Search:
             made = [*made[:1], *shown, *made[1:]]
         if step > 1 and poor and not parent.rationale_first:
             # What was learned may be followed only where the rationale comes before the rating.
-            # Without that the judge as it is comes first: a very small one may follow no rule.
+            # Where nothing was, the judge itself comes first: a very small one may follow no rule.
             learned = [parent] if parent.rules else [parent, *self.latest[:MAX_REORDERED]]
             made = [*(one.with_rationale_first() for one in learned), *made]
         unexplained = sum(not case.item.rationale for case in wrong) > len(wrong) / 2
