@@ -5,10 +5,12 @@ from __future__ import annotations
 import email.utils
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import requests
+from loopback import LOST, Loopback
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges.adapters.utils import ChatCompletionError
 
@@ -180,6 +182,17 @@ def test_litellm_gives_500_to_what_never_left() -> None:
     assert made(APIConnectionError, "Connection error.") == "unreachable"
     assert made(InternalServerError, "overloaded") == "transient"
     assert made(RateLimitError, "slow down") == "rate_limit"
+
+
+def test_a_connection_that_is_broken_off_is_tried_again(loopback: Callable[..., Loopback]) -> None:
+    """Though litellm calls it, as it calls a dead endpoint, an error of the connection."""
+    import litellm
+
+    server = loopback(script=f"{LOST}x1")
+    messages = [{"role": "user", "content": "Hello"}]
+    with pytest.raises(litellm.InternalServerError, match="Connection error") as caught:
+        litellm.completion("openai/any", messages, base_url=server.url, max_retries=0)
+    assert classify(caught.value).kind == "transient"
 
 
 def test_the_cause_is_found_by_type() -> None:

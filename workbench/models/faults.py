@@ -103,6 +103,8 @@ _NOWHERE: Final = (ConnectionRefusedError, gaierror, InvalidSchema, InvalidURL, 
 
 _NOT_CONNECTED: Final = ("establish a new connection", "failed to resolve", "unable to connect to")
 
+_BROKEN_OFF: Final = ("RemoteProtocolError", "ReadError")  # httpx', of servers that were reached
+
 _NO_KEY: Final = ("environment variable must be set", "api_key", "api key")
 
 
@@ -116,6 +118,8 @@ def classify(error: BaseException) -> Fault:
             names = [type(one).__name__ for one in causes(error)]
             is_connected = not any(name.startswith("ConnectTimeout") for name in names)
             return Fault("timeout" if is_connected else "unreachable", message)
+        if type(link).__name__ in _BROKEN_OFF:
+            return Fault("transient", message)
         if (status := _status(link)) is not None:
             return _of_status(status, message, _retry_after(link))
         if isinstance(link, requests.RequestException | ConnectionError | gaierror):
