@@ -203,6 +203,22 @@ def test_of_pairs_those_learned_from_are_left_out(store: str) -> None:
         ))  # fmt: skip
 
 
+def test_uses_of_recorded_verdicts_are_counted_by_their_source(store: str) -> None:
+    """Those of a judge elsewhere, of which nothing is known but who it was."""
+    table = pd.DataFrame({"trace_id": labelled(40, biased_judge())})
+    for looks, source in enumerate(["gpt-x", "gpt-y"], 1):
+        verdicts = table.assign(verdict="yes" if looks == 1 else "no")
+        workbench.log_verdicts(verdicts, name=NAME, source=source, value="verdict", progress=False)
+        pairs = workbench.pair(NAME, source=source)
+        assert pairs.source == source
+        for _ in range(2):  # the same use is counted once
+            found = workbench.certify(pairs, accuracy=0.1)
+            assert (found.looks, found.fingerprint) == (looks, "")
+        said = " ".join(found.notes)
+        assert "items which it learned from may be among these." in said
+        assert "is not counted" not in said
+
+
 def test_a_judge_whose_timeout_counted_once_is_known(store: str) -> None:
     """Earlier versions of the workbench gave it another fingerprint; it is the same judge."""
     judge = biased_judge(inference_params={"timeout": 60})

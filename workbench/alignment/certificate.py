@@ -49,7 +49,7 @@ class Certificate(Result):
         Items, none of which the judge is known to have learned from, and that of the intervals.
     looks
         The largest number of judges that one item has scored so far, this one included; None where
-        it is not known which judge gave the verdicts.
+        it is not known which judge gave the verdicts. Recorded ones of a source are those of one.
     fingerprint, dataset_digest
         Of the judge, "" where not known, and of the items with their labels.
     notes
@@ -142,7 +142,7 @@ def certify(
         if given.status != "improved":
             notes.append(f"The alignment was {given.status}: this is about the original judge.")
     else:
-        known = examples([*given.trace_ids, *_unusable(given)]) if given.fingerprint else []
+        known = examples([*given.trace_ids, *_unusable(given)]) if _judge_of(given) else []
         by_id = {one.trace_id: one for one in known}
         judged, notes = _not_learned(given, by_id)
         pairs = judged
@@ -160,7 +160,7 @@ def certify(
     table = _table(measured, least)
     passed = bool(table["passed"].all()) and not too_many
     why = [_why(name, row) for name, row in table.iterrows() if not row["passed"]]
-    looks = _looks(pairs, by_id, passed) if pairs.fingerprint else None
+    looks = _looks(pairs, by_id, passed) if _judge_of(pairs) else None
     return Certificate(
         name=pairs.name,
         passed=passed,
@@ -237,10 +237,9 @@ def _demands(scale: Scale | None, **thresholds: float | None) -> dict[str, float
 def _not_learned(pairs: Pairs, by_id: Mapping[str, Example]) -> tuple[Pairs, list[str]]:
     """The pairs that no alignment on the way to this judge has learned from, and notes."""
     if not pairs.fingerprint:
-        return pairs, [
-            "Which judge gave the verdicts is not known, so that items which it learned from may "
-            "be among these, and this use of them is not counted: of many tries one passes by luck."
-        ]
+        said = "Which judge gave the verdicts is not known, so that items which it learned from may"
+        uncounted = ", and this use of them is not counted: of many tries one passes by luck"
+        return pairs, [f"{said} be among these{'' if pairs.source else uncounted}."]
     known_as = (pairs.fingerprint, pairs.earlier_fingerprint)
     learned = read_lineage(known_as, {}, by_id).learned & by_id.keys()
     note = f"Left out, since the judge learned from them: {counted(len(learned), 'trace')}."
@@ -248,15 +247,20 @@ def _not_learned(pairs: Pairs, by_id: Mapping[str, Example]) -> tuple[Pairs, lis
     return replace(pairs.subset(by_id.keys() - learned), excluded=left_out), [note] * bool(learned)
 
 
+def _judge_of(pairs: Pairs) -> str:
+    """What tells the judge from others: its fingerprint, or else the source of its verdicts."""
+    return pairs.fingerprint or (pairs.source and f"source: {pairs.source}")
+
+
 def _looks(pairs: Pairs, by_id: Mapping[str, Example], passed: bool) -> int:
     """Count the judges that the items have scored; a use that is new is logged as a run."""
-    fingerprint, known = pairs.fingerprint, judges_by_item(pairs, by_id)
-    if any(fingerprint not in judges for judges in known):
-        tags = {CERTIFIED_TAG: fingerprint, **item_tags(pairs, by_id)}
+    judge, known = _judge_of(pairs), judges_by_item(pairs, by_id)
+    if any(judge not in judges for judges in known):
+        tags = {CERTIFIED_TAG: judge, **item_tags(pairs, by_id)}
         tags["workbench.status"] = "passed" if passed else "not passed"
         with begin_run(f"certify {pairs.name}", tags):
             pass
-    return max(len(judges | {fingerprint}) for judges in known)
+    return max(len(judges | {judge}) for judges in known)
 
 
 def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:

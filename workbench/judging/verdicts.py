@@ -11,6 +11,7 @@ from workbench.errors import ScaleError
 from workbench.formatting import counted
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import ABSTAIN, Scale
+from workbench.store.tables import digest
 from workbench.vocabulary import is_missing
 
 if TYPE_CHECKING:
@@ -65,9 +66,10 @@ class Recorded(Verdict):
         return self.error is None and not is_missing(self.value)
 
     @property
-    def version(self) -> tuple[str, ...]:
+    def version(self) -> str:
         """What all verdicts of one version have in common, as far as that is known."""
-        return (self.fingerprint,) if self.fingerprint else (self.guideline or "", self.source)
+        text = [digest(self.guideline)[:8]] if self.guideline else []
+        return self.fingerprint or " ".join([self.source, *text])
 
 
 def recorded_verdicts(trace: Trace, name: str) -> list[Recorded]:

@@ -130,6 +130,7 @@ def pair(
     }
     table, excluded = _join(human, chosen, recorded, scale)
     texts = previews(fetched)
+    unmarked = (v.version for verdicts in chosen.values() for v in verdicts if not version)
     return Pairs(
         name=name,
         table=table,
@@ -141,6 +142,7 @@ def pair(
         previews=texts,
         content=contents({i: texts[i] for i, v in human.items() if v.votes or i in decisions}),
         earlier_fingerprint=fingerprints_of(judge_or_name)[1],
+        source=next(unmarked, ""),
     )
 
 

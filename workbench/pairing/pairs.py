@@ -59,6 +59,8 @@ class Pairs:
         Trace id -> group, where rows belong together: see `grouped`.
     earlier_fingerprint
         The fingerprint that earlier versions of the workbench gave to this judge version.
+    source
+        Who gave the verdicts where no fingerprint is known: the ``source`` of `log_verdicts`, say.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Pairs:
     content: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False)
     group_of: Mapping[str, str] = field(default_factory=dict, repr=False)
     earlier_fingerprint: str = field(default="", repr=False)
+    source: str = field(default="", repr=False)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -137,8 +140,8 @@ class Pairs:
         table["judge"] = pd.Series([value for value, _ in answers], dtype=object)
         table["judge_rationale"] = [rationale for _, rationale in answers]
         excluded = pd.concat([self.excluded, rest], ignore_index=True)
-        made_by: dict[str, Any] = {"fingerprint": fingerprint, "earlier_fingerprint": ""}
-        return replace(self, table=table, excluded=excluded, **made_by)
+        by: dict[str, Any] = {"fingerprint": fingerprint, "earlier_fingerprint": "", "source": ""}
+        return replace(self, table=table, excluded=excluded, **by)
 
     @property
     def reasons(self) -> pd.DataFrame:
