@@ -26,6 +26,7 @@ from postgres import Postgres, installed
 from running import SECRET, MainRun, active_store, new_user
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+from xdist.scheduler import LoadFileScheduling
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -54,14 +55,31 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # The files that take longest come first, so that no process is left alone with one at the end.
 _FIRST = (
-    "test_readme.py", "test_labelling_in_a_notebook.py", "test_alignment.py",
-    "test_sweep_endurance.py", "test_notebooks.py", "test_sweep.py",
+    "browser", "test_readme.py", "test_alignment.py", "test_sweep_endurance.py",
+    "test_notebooks.py", "test_sweep.py",
 )  # fmt: skip
+_ON_A_SERVER = ("test_registry.py", "test_importing.py", "test_review_queue.py", "test_writer.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: place for place, name in enumerate(_FIRST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    items.sort(key=lambda item: min(order.get(p, len(order)) for p in item.path.parts[-2:]))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """Let one process run all tests in the browser, and one all tests on an MLflow server.
+
+    Chromium, JupyterLab and the server are then started once.
+    """
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            folder, _, file = super()._split_scope(nodeid).rpartition("/")
+            if folder.endswith("browser"):
+                return folder
+            return "server" if file in _ON_A_SERVER else f"{folder}/{file}"
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_finish() -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -71,30 +72,36 @@ def command(notebook: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_sweep_that_is_killed_or_stopped_goes_on(
-    notebook: Path, tmp_path: Path, how: signal.Signals
-) -> None:
+def end_midway(
+    sweeping: subprocess.Popen[str], folder: Path, times: int, *signals: signal.Signals
+) -> str:
+    """Send signals once 10 and 11 run; return what was said when their kernels have ended, too."""
+    until(lambda: [len(begun(folder).get(seed, ())) for seed in (0, 10, 11)] == [1, times, times])
+    for one in signals:
+        os.kill(sweeping.pid, one)
+        time.sleep(0.1)
+    said, _ = sweeping.communicate(timeout=60)
+    until(lambda: not any(lives(kernel) for seed in (10, 11) for kernel in begun(folder)[seed]))
+    return said
+
+
+def test_a_sweep_that_is_killed_and_then_stopped_goes_on(notebook: Path, tmp_path: Path) -> None:
     """Its kernels end with it, also where Ctrl-C is pressed more than once, and what was complete
     is not run again."""
     words = ["-p", "seed=0,10,11", "--jobs", "2"]
-    first = command(notebook, *words)
-    until(lambda: {0, 10, 11} == begun(tmp_path).keys())
-    for _ in range(3 if how == signal.SIGINT else 1):
-        os.kill(first.pid, how)
-        time.sleep(0.1)
-    said, _ = first.communicate(timeout=60)
-    assert first.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), said
-    if how == signal.SIGINT:
-        assert "Stopped. 1 of 3 runs are complete and kept" in said
-    kernels = [kernel for seed in (10, 11) for kernel in begun(tmp_path)[seed]]
-    until(lambda: not any(map(lives, kernels)))
+    killed = command(notebook, *words)
+    end_midway(killed, tmp_path, 1, signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+    stopped = command(notebook, *words)
+    said = end_midway(stopped, tmp_path, 2, *[signal.SIGINT] * 3)
+    assert stopped.returncode == 130, said
+    assert "Stopped. 1 of 3 runs are complete and kept" in said
     (tmp_path / "log" / "go").touch()
     again = command(notebook, *words)
     said, _ = again.communicate(timeout=120)
     assert again.returncode == 0, said
     assert {seed: len(kernels) for seed, kernels in begun(tmp_path).items()} == {
-        0: 1, 10: 2, 11: 2,
+        0: 1, 10: 3, 11: 3,
     }  # fmt: skip
     assert sorted(workbench.runs("n")["after"]) == [0, 10, 11]
 
@@ -134,18 +141,26 @@ def test_a_run_that_always_kills_its_process_is_found(store: str, tmp_path: Path
 
 def test_two_sweeps_at_once_run_nothing_twice(notebook: Path, tmp_path: Path) -> None:
     """They share a store and a folder; MLflow has each run once."""
-    (tmp_path / "log" / "go").touch()
-    both = [command(notebook, "-p", "seed=0..3", "--jobs", "2") for _ in range(2)]
-    said = [one.communicate(timeout=180)[0] for one in both]
-    assert [one.returncode for one in both] == [0, 0], said
+    other = command(notebook, "-p", "seed=10..12", "--jobs", "2")
+    until(lambda: begun(tmp_path).keys() == {10, 11})
+    with ThreadPoolExecutor(1) as pool:
+        sweeping = pool.submit(
+            workbench.sweep, notebook, {"seed": range(10, 13)}, jobs=3, progress=False
+        )
+        with suppress(AssertionError):  # which is told below: whatever comes, the runs shall end
+            until(lambda: 12 in begun(tmp_path))
+        (tmp_path / "log" / "go").touch()
+        table, (said, _) = sweeping.result(timeout=120), other.communicate(timeout=120)
+    assert other.returncode == 0, said
+    assert list(table["status"]) == ["complete"] * 3
     assert {seed: len(kernels) for seed, kernels in begun(tmp_path).items()} == dict.fromkeys(
-        range(4), 1
+        (10, 11, 12), 1
     )
     import mlflow
 
     children = mlflow.search_runs().dropna(subset="tags.workbench.run_key")
-    assert sorted(children["params.seed"]) == list("0123")
-    assert list(workbench.runs("n")["seed"]) == list(range(4))
+    assert sorted(children["params.seed"]) == ["10", "11", "12"]
+    assert list(workbench.runs("n")["seed"]) == [10, 11, 12]
 
 
 def test_a_full_disk_is_told_and_what_was_done_stays(notebook: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The whole life of a judge on a tracking server that asks for user and password."""
+"""What is read and written on a tracking server that asks for user and password."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from workbench.errors import StoreError
 
 TABLE = pd.DataFrame(
     {
-        "q": [f"question {n}" for n in range(14)],
-        "a": ["a long and helpful answer, see page 3" if n % 2 else "no" for n in range(14)],
-        "ana": ["good" if n % 2 else "poor" for n in range(14)],
+        "q": [f"question {n}" for n in range(3)],
+        "a": ["a long and helpful answer, see page 3" if n % 2 else "no" for n in range(3)],
+        "ana": ["good" if n % 2 else "poor" for n in range(3)],
     }
 )
 
 
-def test_the_life_of_a_judge_on_a_server_with_users(
+def test_a_server_with_users_takes_all_by_password_and_nothing_without(
     guarded_server: str,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    """All that is read and written passes with a password; without the right one it is told."""
+    """Few items, since such a server takes a fifth of a second to check each request."""
     workbench.use_workspace(tmp_path / "output", experiment="life", tracking_uri=guarded_server)
     judge = workbench.make_judge(
         "quality", "Rate {{ outputs }} given {{ inputs }}.",
@@ -39,19 +39,18 @@ def test_the_life_of_a_judge_on_a_server_with_users(
     imported = workbench.import_traces(
         TABLE, inputs="q", outputs="a", labels={"ana": "ana"}, label_name="quality"
     )
-    assert workbench.assess(judge, imported).calls == 14
+    assert workbench.assess(judge, imported).calls == 3
     labels = TABLE.assign(trace_id=imported.trace_ids)
-    assert workbench.log_labels(labels, name="quality", annotator="ben", value="ana").written == 14
+    assert workbench.log_labels(labels, name="quality", annotator="ben", value="ana").written == 3
     panel = workbench.LabelPanel(judge, imported, annotator="cem")
     view = View(panel.session)
     view.act(view.save(0, "good", "as it is"))
     assert panel.labels["value"].tolist() == ["good"]
     pairs = workbench.pair(judge, imported)
-    assert len(pairs) == 14
-    assert workbench.annotator_agreement(pairs).shared_items == 14
-    alignment = workbench.align(judge, pairs, workbench.SIMBA(max_steps=1), gate="none")
-    assert workbench.register(alignment).version == 1
-    assert workbench.load_judge("quality").instructions == alignment.judge.instructions
+    assert len(pairs) == 3
+    assert workbench.annotator_agreement(pairs).shared_items == 3
+    assert workbench.register(judge).version == 1
+    assert workbench.load_judge("quality").instructions == judge.instructions
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong-password-4711")
     said = ""
     for step in (
