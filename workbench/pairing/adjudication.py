@@ -38,6 +38,7 @@ from workbench.store.labels import (
 from workbench.store.schemas import known_scale, name_of, rubric_history, schema_scale
 from workbench.store.tables import check_text, read_rating
 from workbench.store.traces import fetch_traces, previews
+from workbench.vocabulary import is_missing
 
 
 class Difference(NamedTuple):
@@ -174,6 +175,8 @@ def adjudicate(
     where = ExperimentId(trace.info.experiment_id)
     scale = scale or schema_scale(name, experiment=where)
     try:
+        if is_missing(value):
+            raise ValueError("it is missing; 'N/A' is for a trace that cannot be judged")
         value, rationale = read_rating(value, rationale)
         if scale is not None:
             scale.normalise(value)

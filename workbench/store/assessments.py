@@ -35,7 +35,7 @@ from workbench.store.tables import (
     translated,
 )
 from workbench.store.traces import fetch_traces
-from workbench.vocabulary import fold, folded, is_missing, no_ratings, scalar
+from workbench.vocabulary import fold, folded, is_missing, no_ratings
 
 _BATCH = 50
 
@@ -315,7 +315,7 @@ def _read_ratings(
             skipped.append((row, "followed by another on the same trace"))
         else:
             try:
-                ratings[str(trace_id)] = read_rating(scalar(raw), *why)
+                ratings[str(trace_id)] = read_rating(raw, *why)
             except ValueError as error:
                 bad.append((row, str(error)))
     raise_bad_rows(sorted(bad), len(table), "logged")

@@ -280,7 +280,7 @@ def read_row(
     for annotator, (column, why) in raters.items():
         try:
             if not is_missing(raw[column]):
-                labels[annotator] = read_rating(scalar(raw[column]), raw[why] if why else None)
+                labels[annotator] = read_rating(raw[column], raw[why] if why else None)
         except ValueError as error:
             problems.append(f"label of {annotator!r}, column {column!r}: {error}")
     return Row(number, **(read | {"tags": tags}), labels=labels), problems
@@ -361,8 +361,9 @@ def check_text(argument: str, given: Any) -> None:
 
 def read_rating(raw: Any, rationale: Any = None) -> tuple[Any, str | None]:
     """Return a rating as a plain value, and its rationale; a ValueError says why it is none."""
+    value = scalar(raw)
     try:
-        value = plain(raw)
+        value = plain(value)
     except ValueError as error:
         raise ValueError(f"the value is {error}") from None
     value = storable(value) if isinstance(value, str) else value
