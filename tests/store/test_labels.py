@@ -208,7 +208,7 @@ def test_nothing_is_written_when_something_is_wrong(trace_ids: list[str]) -> Non
     with pytest.raises(ArgumentError, match="no column 'trace_id'"):
         log(table.drop(columns="trace_id"))
     for argument in ({"source_id": " "}, {"source_id": "\ud83d"}, {"name": ""}):
-        with pytest.raises(ArgumentError, match=r"(source|name)="):
+        with pytest.raises(ArgumentError, match=r"(annotator|name)="):
             log(table, **argument)
     assert stored() == []
 

@@ -171,12 +171,12 @@ def adjudicate(
     """
     for argument, text in (("name", name), ("by", by), ("trace_id", trace_id)):
         check_text(argument, text)
+    if is_missing(value):
+        raise ScaleError(f"value={value!r} is missing; 'N/A' says that it cannot be judged.")
     (trace,) = fetch_traces([trace_id], spans=False)
     where = ExperimentId(trace.info.experiment_id)
     scale = scale or schema_scale(name, experiment=where)
     try:
-        if is_missing(value):
-            raise ValueError("it is missing; 'N/A' is for a trace that cannot be judged")
         value, rationale = read_rating(value, rationale)
         if scale is not None:
             scale.normalise(value)

@@ -267,7 +267,7 @@ def log_feedback_table(
 ) -> Logged:
     """Write a table of ratings by one source as feedback, as `log_labels` does."""
     check_text("name", name)
-    check_text("source", source.source_id)
+    check_text("annotator" if source.source_type == "HUMAN" else "source", source.source_id)
     frame, keep = translated(read_table(table), [str(value)], values)
     ratings, skipped = _read_ratings(frame, value, rationale, keep)
     start = now_ms()

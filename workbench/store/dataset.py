@@ -176,7 +176,10 @@ def read_dataset(
     words = parts("values", values)
     words = words if isinstance(words, Mapping) else {}
     written = Counter(
-        fold(cell) for column in ({*rated} if words else ()) for cell in table[column]
+        fold(cell)
+        for column in ({*rated} if words else ())
+        for cell in table[column]
+        if not is_missing(cell)
     )
     table, names = translated(table, rated, values)
     return Dataset(

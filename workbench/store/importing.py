@@ -35,6 +35,7 @@ from workbench.store.tables import (
     LabelSpec,
     Names,
     Row,
+    check_text,
     digest,
     read_rows,
     row_numbers,
@@ -152,6 +153,8 @@ def import_traces(
             f"labels={labels!r} and label_name={label_name!r} go together: labels are stored "
             "under the name of the judge that they are compared with."
         )
+    if labels:
+        check_text("label_name", label_name)
     frame = read_table(table, encoding)
     roles = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": tags}
     rows, notes = read_rows(frame, roles, labels, values)

@@ -113,9 +113,14 @@ def parts(parameter: str, given: Any) -> Mapping[str, Any] | Sequence[Any]:
                 ) from None
         else:
             given = [part.strip() for part in text.split(",")] if text else None
+    given = given.tolist() if hasattr(given, "tolist") else given  # of numpy and pandas
     if isinstance(given, (Mapping, Sequence)):
         return given
-    return [] if given is None else [str(given)]  # the command line reads 1 as a number
+    if given is None or isinstance(given, (int, float)):  # the command line reads 1 as a number
+        return [] if given is None else [str(given)]
+    raise ArgumentError(
+        f"{parameter}={given!r} cannot be read. Give text with commas between, a list or a dict."
+    )
 
 
 def translated(
@@ -127,7 +132,9 @@ def translated(
         return table, list(given)
     words = {fold(word): value for word, value in given.items()}
     for column in table.columns.intersection(list(rated)):
-        cells = [words.get(fold(cell), cell) for cell in table[column]]
+        cells = [
+            cell if is_missing(cell) else words.get(fold(cell), cell) for cell in table[column]
+        ]
         table = table.assign(**{column: pd.Series(cells, table.index, dtype=object)})
     return table, list(dict.fromkeys(given.values()))
 
