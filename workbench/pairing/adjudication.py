@@ -34,8 +34,9 @@ from workbench.store.labels import (
     decision_feedback,
     decision_records,
     has_mark,
+    name_of,
 )
-from workbench.store.schemas import known_scale, name_of, rubric_history, schema_scale
+from workbench.store.schemas import known_scale, rubric_history, schema_scale
 from workbench.store.tables import check_text, read_rating
 from workbench.store.traces import fetch_traces, previews
 from workbench.vocabulary import is_missing

@@ -40,11 +40,12 @@ from workbench.store.labels import (
     Label,
     decision_records,
     label_records,
+    name_of,
     near_misses,
     other_kinds,
     spellings,
 )
-from workbench.store.schemas import known_scale, name_of
+from workbench.store.schemas import known_scale
 from workbench.store.traces import collector_paused, contents, fetch_traces, previews
 from workbench.vocabulary import folded
 

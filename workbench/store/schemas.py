@@ -38,7 +38,7 @@ from workbench.store.database import (
     retrying,
     store_errors,
 )
-from workbench.store.labels import Label, decision_records, label_records, same_person
+from workbench.store.labels import Label, decision_records, label_records, name_of, same_person
 from workbench.store.tables import check_text
 from workbench.store.traces import fetch_traces
 from workbench.vocabulary import fold, folded, is_several
@@ -165,11 +165,6 @@ def _is_unsupported(error: Exception) -> bool:
 
 
 # -- the scale of a name ----------------------------------------------------------------------
-
-
-def name_of(judge_or_name: Judge | str) -> str:
-    """Return the name under which verdicts and labels are stored."""
-    return judge_or_name if isinstance(judge_or_name, str) else str(judge_or_name.name)
 
 
 def known_scale(

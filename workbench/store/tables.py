@@ -366,6 +366,15 @@ def check_text(argument: str, given: Any) -> None:
         raise ArgumentError(f"{argument}={given!r} holds characters that cannot be stored.")
 
 
+def check_division(argument: str, given: object) -> None:
+    """Raise `ArgumentError` unless what divides the traces is a name, a mapping or None."""
+    if not (given is None or isinstance(given, (str, Mapping))):
+        raise ArgumentError(
+            f"{argument} is a {type(given).__name__}. Give the name of a column, tag or input, or "
+            f"a dict by trace id, such as {argument}=dict(zip(imported.trace_ids, table['topic']))."
+        )
+
+
 def read_rating(raw: Any, rationale: Any = None) -> tuple[Any, str | None]:
     """Return a rating as a plain value, and its rationale; a ValueError says why it is none."""
     value = scalar(raw)
