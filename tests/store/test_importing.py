@@ -206,6 +206,7 @@ def test_empty_rows_and_cells_without_a_rating_are_left_out_and_told(store: str)
         again = import_traces(table.set_index(pd.Index(index)), inputs="q", outputs="o")
         assert again.by_row == [imported.trace_ids[0], None, imported.trace_ids[1], None]
     joined = table.assign(trace_id=imported.by_row)
+    assert [t.info.trace_id for t in fetch_traces(joined)] == imported.trace_ids
     assert log_labels(joined, name="m", annotator="ben", value="ana").written == 1
 
 
