@@ -210,6 +210,14 @@ def test_empty_rows_and_cells_without_a_rating_are_left_out_and_told(store: str)
     assert log_labels(joined, name="m", annotator="ben", value="ana").written == 1
 
 
+def test_rationales_without_a_rating_are_told(store: str) -> None:
+    table = pd.DataFrame(
+        {"q": list("abc"), "o": "x", "r": ["good", None, "?"], "w": ["so", "so", ""]}
+    )
+    made = import_traces(table, inputs="q", outputs="o", labels={"ana": ("r", "w")}, label_name="l")
+    assert (made.labels, made.notes[-1]) == (1, "1 rationale without a rating left out")
+
+
 def test_missing_ratings_are_no_words_and_inputs_stay_as_they_are(store: str) -> None:
     """A cell without anything needs no note, and a word for no rating may be an input."""
     table = pd.DataFrame({"q": list("abc"), "o": "x", "r": ["good", None, math.nan]})

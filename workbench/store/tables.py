@@ -193,7 +193,7 @@ def read_rows(
     rows: list[Row] = []
     bad: list[tuple[int, str]] = []
     empty: list[int] = []
-    words, replaced = Counter[str](), 0
+    words, replaced, alone = Counter[str](), 0, 0
     for number, cells in zip(row_numbers(table), table[used].itertuples(index=False), strict=True):
         if all(is_missing(cell) for cell in cells):
             empty.append(number)
@@ -204,6 +204,8 @@ def read_rows(
         words.update(str(raw[column]) for column in without if not is_missing(raw[column]))
         given = {who: pair for who, pair in raters.items() if pair[0] not in without}
         row, problems = read_row(number, raw, sides, given)
+        reasons = [why for who, (_, why) in raters.items() if why and who not in row.labels]
+        alone += sum(not is_missing(raw[why]) for why in reasons)
         rows.append(row)
         bad += [(number, problem) for problem in problems]
     raise_bad_rows(bad, len(table), "imported")
@@ -216,6 +218,7 @@ def read_rows(
     notes = {
         f"{counted(len(empty), 'empty row')} left out: {', '.join(map(str, empty[:20]))}": empty,
         f"{counted(words.total(), 'cell')} without a rating: {listed}{keep}": words,
+        f"{counted(alone, 'rationale')} without a rating left out": alone,
         f"{counted(replaced, 'character')} that cannot be stored replaced by U+FFFD": replaced,
     }
     hints = [name_hint(table, who, column) for who, (column, _) in raters.items()]
