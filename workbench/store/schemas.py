@@ -107,14 +107,19 @@ def make_schema(
     schema = find_schema(name, experiment=where)
     with supported("label schemas"):
         if schema is None:
-            return label_schemas.create_label_schema(
-                name,
-                type="feedback",
-                input=_input_of(scale),
-                instruction=text or None,
-                enable_comment=True,
-                experiment_id=where,
-            )
+            try:
+                return label_schemas.create_label_schema(
+                    name,
+                    type="feedback",
+                    input=_input_of(scale),
+                    instruction=text or None,
+                    enable_comment=True,
+                    experiment_id=where,
+                )
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                return make_schema(name, scale, instruction=text, experiment=where)
         old = Scale.from_schema(schema)
         there, wanted = (one and sorted(map(fold, one.values)) for one in (old, scale))
         if there != wanted or not asks_for_feedback(schema):  # none for free text
