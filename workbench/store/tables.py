@@ -128,6 +128,8 @@ def translated(
 ) -> tuple[pd.DataFrame, list[Any]]:
     """Return the table with its ratings as ``values`` translates them, and the rating values."""
     given = parts("values", values)
+    if any(map(is_missing, given)):
+        raise ArgumentError(f"values={values!r} names an empty one, which is no rating.")
     if not isinstance(given, Mapping):
         return table, list(given)
     words = {fold(word): value for word, value in given.items()}
