@@ -25,7 +25,7 @@ from workbench.store.assessments import (
     make_feedback,
     now_ms,
     place,
-    signature,
+    says_no_more,
 )
 from workbench.store.database import check_not_deleted, find_experiment_id, write
 from workbench.store.files import read_table
@@ -253,8 +253,7 @@ def _compare(
             missing.append(one)
         elif one.feedback is not None:
             current = ([a for a in there if a.valid is not False] or there)[-1]
-            (said, why), (before, why_before) = signature(one)[4:], signature(current)[4:]
-            if said != before or why not in ("", why_before):
+            if not says_no_more(one, current):
                 label, found = one.feedback.value, current.feedback.value
                 differing.append((one.source.source_id, label, found))
     return missing, differing
