@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from typing import Any, Literal, Optional
 
 import numpy as np
@@ -257,6 +259,11 @@ def test_an_abstention_is_a_state_of_its_own(raw: str) -> None:
         assert scale.normalise(raw) is ABSTAIN
     assert not is_missing(ABSTAIN)
     assert QUALITY.normalise(ABSTAIN) is ABSTAIN
+
+
+def test_an_abstention_is_the_same_in_a_copy_and_from_a_file() -> None:
+    assert copy.deepcopy(ABSTAIN) is ABSTAIN
+    assert pickle.loads(pickle.dumps([ABSTAIN]))[0] is ABSTAIN
 
 
 def test_a_word_for_abstention_that_is_on_the_scale_is_a_value() -> None:

@@ -112,6 +112,8 @@ def text_table(table: pd.DataFrame, **options: Any) -> str:
 
 
 def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return storable(value)  # pandas takes no half of a surrogate
     return "" if pd.api.types.is_scalar(value) and pd.isna(value) else value
 
 

@@ -53,6 +53,9 @@ class Abstention:
     def __repr__(self) -> str:
         return "N/A"
 
+    def __reduce__(self) -> str:
+        return "ABSTAIN"  # the same one again, in a copy and from a file
+
 
 ABSTAIN: Final = Abstention()
 """The one abstention. Compare with ``is``."""

@@ -206,6 +206,12 @@ def test_what_cannot_be_recorded_is_said(ids: list[str]) -> None:
         workbench.adjudicate(ids[0], object(), name=NAME, by="Chloe")
     with pytest.raises(StoreError, match="not in the store"):
         workbench.adjudicate("tr-" + "0" * 32, "good", name=NAME, by="Chloe")
+    for nothing in (None, " ", float("nan"), pd.NA):
+        with pytest.raises(ScaleError, match="is missing"):
+            workbench.adjudicate(ids[0], nothing, name=NAME, by="Chloe")
+    with pytest.raises(ScaleError, match="A rating is one value"):
+        workbench.adjudicate(ids[0], ["good"], name=NAME, by="Chloe")
+    assert not decision_feedback(fetch_traces([ids[0]], spans=False)[0], NAME)
     assert workbench.disagreements(NAME)["decision"].isna().all().all()
 
 
@@ -220,6 +226,18 @@ def test_decisions_that_make_no_pair_or_are_not_blind(ids: list[str]) -> None:
     assert "decision outside the scale: 'superb'" in why[ids[1]]
     blind = pairs.table.set_index("trace_id")["blind"]
     assert (blind[ids[2]], blind[ids[3]]) == (False, True)
+
+
+def test_decisions_make_pairs_though_no_label_is_on_the_scale(ids: list[str]) -> None:
+    scale = workbench.Scale.of(["gut", "schlecht"])
+    judged = pd.DataFrame({"trace_id": ids, "judge": ["gut", "schlecht"] * 3})
+    workbench.log_verdicts(judged, name=NAME, source="m", value="judge")
+    with pytest.raises(ScaleError, match=r"First: label .* 'schlecht'\. Give the judge a"):
+        workbench.pair(NAME, scale=scale)
+    workbench.adjudicate(ids[0], "gut", name=NAME, by="Chloe")
+    pairs = workbench.pair(NAME, scale=scale)
+    assert (list(pairs.table["human"]), len(pairs.excluded)) == (["gut"], 5)
+    assert any("without a vote" in note for note in pairs.notes)
 
 
 def test_labels_stay_as_they_were(ids: list[str]) -> None:

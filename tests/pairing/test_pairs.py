@@ -388,6 +388,12 @@ def test_the_positive_value_of_unknown_words_is_said_and_may_be_named(store: str
         pair("quality", positive="eggs")
 
 
+@pytest.mark.parametrize("given", [None, ["tr-1"], pd.DataFrame({"name": ["a"]})])
+def test_the_judge_or_its_name_comes_first(given: Any) -> None:
+    with pytest.raises(ArgumentError, match="is neither a judge nor the name of one"):
+        pair(given)
+
+
 def test_unknown_rules_are_errors(store: str) -> None:
     """With the annotators that there are."""
     ids, judge = traces(1), judge_of()

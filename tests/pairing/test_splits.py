@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import pandas as pd
@@ -165,6 +166,19 @@ def test_splits_that_cannot_be_made_are_errors() -> None:
         many().split(groups={"t000": 1})
     with pytest.raises(ArgumentError, match="0 pairs in 0 groups"):
         make_pairs([], []).split()
+
+
+def test_what_divides_the_traces_is_a_name_or_a_mapping() -> None:
+    column = pd.Series("a", index=many().trace_ids)  # as tables give it
+    votes = pd.DataFrame({"ana": ["yes", "no"], "ben": ["yes", "yes"]})
+    calls: list[Callable[[], object]] = [
+        lambda: many().split(groups=column),  # type: ignore[arg-type]
+        lambda: workbench.agreement(many(), by=column),  # type: ignore[call-overload]
+        lambda: workbench.annotator_agreement(votes, groups=column),  # type: ignore[arg-type]
+    ]
+    for call in calls:
+        with pytest.raises(ArgumentError, match="is a Series"):
+            call()
 
 
 @settings(max_examples=60)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import workbench
-from workbench.errors import ScaleError, TableError
+from workbench.errors import ArgumentError, ScaleError, TableError
 from workbench.store.checks import DataCheck
 
 
@@ -204,6 +204,20 @@ def test_what_is_read_as_one_row_a_label_is_not_advised_again() -> None:
 def test_clean_data_have_no_doubts() -> None:
     frame = table(["yes", "no"] * 30)
     assert check(frame, labels={"ana": "ana"}, annotators=None).doubts == ()
+
+
+def test_what_pandas_cannot_hold_is_shown() -> None:
+    """Half of a surrogate pair, as JSON of JavaScript may have, and a number of any size."""
+    frame = table([1, 2, 3, 4, 10**30] * 4)
+    frame["group"] = pd.Series(["cut \ud83d", "b"] * 10, dtype=object)
+    found = check(frame, groups="group")
+    assert "2 groups" in repr(found)
+    assert (
+        "cut"
+        in workbench.read_dataset(frame, inputs="q", outputs="a", annotators="ana")._repr_html_()
+    )
+    with pytest.raises(ArgumentError, match=r"annotators: group='cut .* cannot be stored"):
+        check(frame, annotators="each group: ana", groups=None)
 
 
 def test_values_may_translate() -> None:

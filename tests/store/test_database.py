@@ -17,7 +17,7 @@ import pytest
 from running import active_store
 
 import workbench
-from workbench.errors import StoreError
+from workbench.errors import ArgumentError, StoreError
 from workbench.store.database import prepare_database
 
 
@@ -167,3 +167,16 @@ def test_an_id_is_not_taken_for_the_name_of_another_experiment(store: str) -> No
     decision = workbench.adjudicate(made.trace_ids[0], "good", name="quality", by="dora")
     assert decision.rubric_version == 2
     assert mlflow.get_experiment(there).name == here
+
+
+def test_an_experiment_is_made_of_a_name_alone(store: str) -> None:
+    """Neither of blanks, nor of what Python shows of an experiment."""
+    made = mlflow.get_experiment(mlflow.create_experiment("pilot"))
+    table = pd.DataFrame({"q": ["a"], "a": ["x"]})
+    roles: dict[str, Any] = {"inputs": "q", "outputs": "a"}
+    assert (
+        workbench.import_traces(table, **roles, experiment=made).experiment_id == made.experiment_id
+    )
+    with pytest.raises(ArgumentError, match="experiment='  '"):
+        workbench.import_traces(table, **roles, experiment="  ")
+    assert len(mlflow.search_experiments()) == 3

@@ -79,6 +79,13 @@ def test_the_scale_is_that_of_the_labels_or_of_the_values_given() -> None:
     assert read(values="wanted, unwanted").scale.positive == "wanted"
     assert read(annotators=None, values="yes, no").value_type == Literal["yes", "no"]
     assert read(annotators=None, values=[True, False]).value_type is bool
+    assert read(values=np.array(["red", "green", "blue"])).scale.values == ("red", "green", "blue")
+    assert read(inputs=pd.Index(["question"])).inputs == ["question"]
+    for values in ("red, green,", ["red", None], {"": "red"}):
+        with pytest.raises(ArgumentError, match="names an empty one"):
+            read(values=values)
+    with pytest.raises(ArgumentError, match=r"values=.* cannot be read"):
+        read(values={"red", "green"})
     translated = read(annotators="ben", values='{"good": true, "fair": false}')
     assert (translated.value_type, translated.scale.positive) == (bool, True)
 

@@ -228,6 +228,13 @@ def test_other_files_are_refused_in_words(tmp_path: Path, text: str, message: st
         workbench.read_labels(path)
 
 
+def test_a_table_is_no_export(tmp_path: Path) -> None:
+    path = tmp_path / "project.csv"
+    path.write_text("text,annotator,quality\na,ana,good\n", encoding="utf-8")
+    with pytest.raises(TableError, match="read_dataset: annotators='each"):
+        workbench.read_labels(path)
+
+
 def test_scores_are_found_wherever_they_stand_in_the_file(tmp_path: Path) -> None:
     """Traces with ids of scores come first, and an observation does not take a trace's place."""
     scores = [

@@ -25,6 +25,7 @@ from workbench.errors import ArgumentError, StoreError, TableError
 from workbench.pairing.adjudication import adjudicate
 from workbench.store.assessments import log_labels
 from workbench.store.database import find_experiment_id, retrying
+from workbench.store.dataset import read_dataset
 from workbench.store.files import read_table
 from workbench.store.importing import Imported, import_traces
 from workbench.store.labels import label_records
@@ -205,7 +206,16 @@ def test_empty_rows_and_cells_without_a_rating_are_left_out_and_told(store: str)
         again = import_traces(table.set_index(pd.Index(index)), inputs="q", outputs="o")
         assert again.by_row == [imported.trace_ids[0], None, imported.trace_ids[1], None]
     joined = table.assign(trace_id=imported.by_row)
+    assert [t.info.trace_id for t in fetch_traces(joined)] == imported.trace_ids
     assert log_labels(joined, name="m", annotator="ben", value="ana").written == 1
+
+
+def test_rationales_without_a_rating_are_told(store: str) -> None:
+    table = pd.DataFrame(
+        {"q": list("abc"), "o": "x", "r": ["good", None, "?"], "w": ["so", "so", ""]}
+    )
+    made = import_traces(table, inputs="q", outputs="o", labels={"ana": ("r", "w")}, label_name="l")
+    assert (made.labels, made.notes[-1]) == (1, "1 rationale without a rating left out")
 
 
 def test_missing_ratings_are_no_words_and_inputs_stay_as_they_are(store: str) -> None:
@@ -245,6 +255,22 @@ def test_ratings_are_translated_where_the_values_say_so(store: str) -> None:
     assert sorted((one.annotator, one.value) for one in records) == [
         ("ana", "no"), ("ana", "yes"), ("ben", "no"), ("ben", "yes"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), pd.NA])
+def test_a_word_that_is_translated_is_no_missing_cell(store: str, nothing: object) -> None:
+    """Though Python writes None for nothing, a translation of "none" makes no label of it."""
+    ratings = pd.Series(["none", "mild", nothing], dtype=object)
+    table = pd.DataFrame({"q": list("abc"), "o": "x", "r": ratings})
+    roles: dict[str, Any] = {
+        "inputs": "q",
+        "outputs": "o",
+        "values": {"none": 0, "nan": 0, "mild": 1},
+    }
+    made = import_traces(table, labels={"ana": "r"}, label_name="a", **roles)
+    assert sorted(one.value for one in label_records(fetch_traces(made), "a")) == [0, 1]
+    data = read_dataset(table, annotators="ana: r", **roles)
+    assert (data.translations["none"], data.translations["nan"]) == ((0, 1), (0, 0))
 
 
 def test_other_tags_are_given_to_the_trace_that_is_there(store: str) -> None:
@@ -419,6 +445,9 @@ def test_nothing_is_written_when_something_is_wrong(store: str, table: pd.DataFr
     for argument in ("label_name", "labels"):
         with pytest.raises(ArgumentError, match="go together"):
             labelled(table, **{argument: None})
+    for name in (" ", "cut \ud83d", 5):
+        with pytest.raises(ArgumentError, match="label_name="):
+            labelled(table, label_name=name)
     for argument in ("inputs", "outputs"):
         with pytest.raises(ArgumentError, match=f"{argument}=None: name the columns"):
             labelled(table, **{argument: None})

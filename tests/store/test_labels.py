@@ -113,6 +113,16 @@ def test_a_row_is_written_once(trace_ids: list[str], tmp_path: Path) -> None:
     assert log(table, metadata=AFTER).written == 0
 
 
+def test_the_same_label_without_a_rationale_takes_none_away(trace_ids: list[str]) -> None:
+    table = pd.DataFrame({"trace_id": trace_ids[:2], "rating": ["good", "bad"], "why": "so"})
+    log(table, rationale="why")
+    for again in (log(table), log(table.assign(why=None), rationale="why")):
+        assert (again.written, again.present) == (0, 2)
+    assert log(table.assign(why="thus"), rationale="why").replaced == 2
+    (first, _) = label_records(fetch_traces(trace_ids[:2], spans=False), "quality")
+    assert first.rationale == "thus"
+
+
 def test_an_array_is_no_label(trace_ids: list[str]) -> None:
     cells = pd.Series([np.array(["good"]), "good", "bad"], dtype=object)
     with pytest.raises(TableError, match="row 0: A rating is one value, and this is a ndarray"):
@@ -208,7 +218,7 @@ def test_nothing_is_written_when_something_is_wrong(trace_ids: list[str]) -> Non
     with pytest.raises(ArgumentError, match="no column 'trace_id'"):
         log(table.drop(columns="trace_id"))
     for argument in ({"source_id": " "}, {"source_id": "\ud83d"}, {"name": ""}):
-        with pytest.raises(ArgumentError, match=r"(source|name)="):
+        with pytest.raises(ArgumentError, match=r"(annotator|name)="):
             log(table, **argument)
     assert stored() == []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -46,6 +46,20 @@ def test_a_schema_is_made_once_and_its_instruction_follows(store: str) -> None:
     assert long.schema_id == first.schema_id
     assert len(long.instruction) == 1000
     assert long.instruction.endswith("x …")
+    assert [one.name for one in every_schema()] == ["quality"]
+
+
+def test_a_schema_that_somebody_else_just_made_is_taken(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scale, create = Scale.from_type(bool), label_schemas.create_label_schema
+
+    def late(*args: Any, **given: Any) -> Any:
+        create(*args, **given)
+        return create(*args, **given)
+
+    monkeypatch.setattr(label_schemas, "create_label_schema", late)
+    assert make_schema("quality", scale, instruction="one").instruction == "one"
     assert [one.name for one in every_schema()] == ["quality"]
 
 

@@ -38,8 +38,8 @@ from workbench.pairing.adjudication import differences, disagreements, new_decis
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import now_ms
 from workbench.store.database import store_message
-from workbench.store.labels import Label, decision_records, label_records, same_person
-from workbench.store.schemas import known_scale, name_of
+from workbench.store.labels import Label, decision_records, label_records, name_of, same_person
+from workbench.store.schemas import known_scale
 from workbench.store.tables import check_text
 
 _DRAW = ["chosen", "probability", "draw", "pool"]

@@ -25,7 +25,8 @@ from workbench.metrics.slices import FEW, Slices, adjusted_slices, slice_names, 
 from workbench.pairing.joining import pair
 from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN, Scale
-from workbench.store.schemas import known_scale, name_of
+from workbench.store.labels import name_of
+from workbench.store.schemas import known_scale
 from workbench.store.tables import require_columns
 from workbench.vocabulary import is_missing
 

@@ -33,6 +33,7 @@ from workbench.metrics.intervals import (
 )
 from workbench.pairing.pairs import Pairs, field_text
 from workbench.scale import ABSTAIN
+from workbench.store.tables import check_division
 from workbench.store.traces import Example, examples, fetch_traces
 from workbench.vocabulary import fold, group_key, is_missing, number
 
@@ -89,6 +90,7 @@ class Slices(Result):
 
 def sliced(pairs: Pairs, by: By, **options: Any) -> Slices:
     """Return the agreement by slice; see `workbench.agreement` for the arguments."""
+    check_division("by", by)
     rows = by_annotator(pairs) if by == "annotator" else pairs
     if by == "annotator" and not len(rows):
         raise ArgumentError(

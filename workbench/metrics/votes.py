@@ -15,6 +15,7 @@ from workbench.metrics.coefficients import Level, numbered
 from workbench.metrics.intervals import Array
 from workbench.pairing.pairs import Groups, Pairs
 from workbench.scale import ABSTAIN, MOST_CATEGORIES, Scale, no_rating
+from workbench.store.tables import check_division
 from workbench.vocabulary import (
     ABSTENTIONS,
     as_numbers,
@@ -55,6 +56,7 @@ class Votes:
             together = given.grouped(groups).clusters_of(table.index)
         else:
             table = votes_table(given)
+            check_division("groups", groups)
             if isinstance(groups, str):
                 raise ArgumentError(f"groups={groups!r}: of a table it maps items to groups.")
             rows = enumerate(table.index)

@@ -34,10 +34,12 @@ from workbench.store.labels import (
     decision_feedback,
     decision_records,
     has_mark,
+    name_of,
 )
-from workbench.store.schemas import known_scale, name_of, rubric_history, schema_scale
+from workbench.store.schemas import known_scale, rubric_history, schema_scale
 from workbench.store.tables import check_text, read_rating
 from workbench.store.traces import fetch_traces, previews
+from workbench.vocabulary import is_missing
 
 
 class Difference(NamedTuple):
@@ -170,6 +172,8 @@ def adjudicate(
     """
     for argument, text in (("name", name), ("by", by), ("trace_id", trace_id)):
         check_text(argument, text)
+    if is_missing(value):
+        raise ScaleError(f"value={value!r} is missing; 'N/A' says that it cannot be judged.")
     (trace,) = fetch_traces([trace_id], spans=False)
     where = ExperimentId(trace.info.experiment_id)
     scale = scale or schema_scale(name, experiment=where)

@@ -40,11 +40,12 @@ from workbench.store.labels import (
     Label,
     decision_records,
     label_records,
+    name_of,
     near_misses,
     other_kinds,
     spellings,
 )
-from workbench.store.schemas import known_scale, name_of
+from workbench.store.schemas import known_scale
 from workbench.store.traces import collector_paused, contents, fetch_traces, previews
 from workbench.vocabulary import folded
 
@@ -202,10 +203,15 @@ def _notes(name: str, human: Mapping[str, HumanLabel], scale: Scale) -> list[str
     """What a reader should know of the labels; `ScaleError` when none lies on the scale."""
     notes = []
     outside = [one for one in human.values() if one.outside]
-    if outside and not any(one.votes for one in human.values()):
+    usable = (
+        one.fault is None or any(vote is not ABSTAIN for vote in one.votes.values())
+        for one in human.values()
+    )
+    if outside and not any(usable):
+        first = str(outside[0].fault).removesuffix(".")
         raise ScaleError(
-            f"No label under {name!r} lies on the judge's scale. First: {outside[0].fault}. Give "
-            "the judge a feedback_value_type that fits, pass scale=, or log the labels again: "
+            f"No label under {name!r} lies on the judge's scale. First: {first}. Give the judge a "
+            "feedback_value_type that fits, pass scale=, or log the labels again: "
             "log_labels(table, values={...}) translates them."
         )
     if outside:

@@ -22,7 +22,7 @@ from workbench.formatting import (
     with_content,
 )
 from workbench.scale import ABSTAIN, Scale
-from workbench.store.tables import digest
+from workbench.store.tables import check_division, digest
 from workbench.store.traces import Example, examples, item_digest
 from workbench.vocabulary import group_key, is_unnamed
 
@@ -273,6 +273,7 @@ def groups_of(table: pd.DataFrame, groups: Groups, others: Iterable[str] = ()) -
     Keys are compared as text without case: "1", " 1" and "1.0" are one group, "1.1" and "1.10" two.
     Where most pairs have one, traces without (None, nan, "", "NULL") are each a group of their own.
     """
+    check_division("groups", groups)
     ids, exist = list(table["trace_id"]), ""
     every = list(dict.fromkeys([*ids, *others]))
     if groups is None:

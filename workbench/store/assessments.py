@@ -35,7 +35,7 @@ from workbench.store.tables import (
     translated,
 )
 from workbench.store.traces import fetch_traces
-from workbench.vocabulary import fold, folded, is_missing, no_ratings, scalar
+from workbench.vocabulary import fold, folded, is_missing, no_ratings
 
 _BATCH = 50
 
@@ -109,6 +109,12 @@ def place(assessment: Assessment) -> tuple[str, str, str, str]:
     if assessment.expectation is not None:
         return kind, name, "", ""
     return kind, name, by, folded(who) if by == "HUMAN" else who
+
+
+def says_no_more(new: Assessment, stored: Assessment) -> bool:
+    """Whether the value is the stored one, and the rationale too or none is given."""
+    (value, why), (before, why_before) = signature(new)[4:], signature(stored)[4:]
+    return value == before and why in ("", why_before)
 
 
 def log_assessments(
@@ -242,7 +248,8 @@ def log_labels(
     -------
     Logged
         A call that was killed, or is repeated, writes what is missing and nothing twice. A label
-        that was changed since is changed back. Missing columns and bad values are an error before
+        that was changed since is changed back; the same one keeps the rationale that it has in the
+        store where the table gives none. Missing columns and bad values are an error before
         anything is written, and so are trace ids that the store does not hold (`StoreError`).
     """
     frame = read_table(table, encoding)
@@ -267,7 +274,7 @@ def log_feedback_table(
 ) -> Logged:
     """Write a table of ratings by one source as feedback, as `log_labels` does."""
     check_text("name", name)
-    check_text("source", source.source_id)
+    check_text("annotator" if source.source_type == "HUMAN" else "source", source.source_id)
     frame, keep = translated(read_table(table), [str(value)], values)
     ratings, skipped = _read_ratings(frame, value, rationale, keep)
     start = now_ms()
@@ -277,7 +284,7 @@ def log_feedback_table(
         rating, why = ratings[info.trace_id]
         made = make_feedback(info.trace_id, name, rating, source, why, metadata=metadata)
         stored = [a for a in in_order(info.assessments) if _is_replaced_by(made, a)]
-        if stored and signature(stored[-1])[4:] == signature(made)[4:]:
+        if stored and says_no_more(made, stored[-1]):
             continue
         if made.assessment_id in {a.assessment_id for a in info.assessments}:
             made.assessment_id = None  # said before and changed since: a new one
@@ -315,7 +322,7 @@ def _read_ratings(
             skipped.append((row, "followed by another on the same trace"))
         else:
             try:
-                ratings[str(trace_id)] = read_rating(scalar(raw), *why)
+                ratings[str(trace_id)] = read_rating(raw, *why)
             except ValueError as error:
                 bad.append((row, str(error)))
     raise_bad_rows(sorted(bad), len(table), "logged")

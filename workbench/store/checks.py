@@ -273,7 +273,7 @@ def _about_odd_ones(scale: Scale, rated: pd.DataFrame, counts: Counter[Any]) -> 
     known = [number(value) for value in scale.values if scale.ordered]
     whole = {int(size) for size in known if size is not None and size.is_integer()}
     span = range(min(whole, default=0), max(whole, default=-1) + 1)
-    if 0 < len(span) - len(whole) < len(whole) - 1:
+    if 0 < span.stop - span.start - len(whole) < len(whole) - 1:
         never, given, both = (
             ", ".join(map(str, sorted(those))) for those in ({*span} - whole, whole, span)
         )
@@ -340,7 +340,9 @@ def _about_groups(data: Dataset) -> Iterable[Finding]:
         text += f" {counted(len(without), 'row')} without one: {_listed(without)}."
         advice = "Most rows need one." if lacking else "Each of these is a group of its own."
     yield Finding("groups", text, advice, lacking)
-    by_input = pd.Series(map(group_key, raw)).groupby(row_digests(data.table, data.inputs))
+    by_input = pd.Series(map(group_key, raw), dtype=object).groupby(
+        row_digests(data.table, data.inputs)
+    )
     if apart := int((by_input.nunique() > 1).sum()):
         text = f"{counted(apart, 'input')} ({', '.join(data.inputs)}) in several groups."
         advice = "The same question may then stand on both sides of the split."

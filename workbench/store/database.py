@@ -22,6 +22,7 @@ from sqlalchemy.engine import make_url
 from workbench import compat
 from workbench.credentials import scrubbed, without_credentials
 from workbench.errors import StoreError, WorkbenchError
+from workbench.store.tables import check_text
 
 _log = logging.getLogger(__name__)
 
@@ -163,9 +164,9 @@ def find_experiment_id(experiment: str | None = None, *, create: bool = True) ->
     """Return the id of the active experiment, or of one by its name or id, created if missing."""
     if experiment is None:
         return ExperimentId(compat.active_experiment_id())
-    if isinstance(experiment, ExperimentId):
+    if isinstance(experiment, (ExperimentId, Experiment)):
         return check_not_deleted(experiment)
-    name = str(experiment)
+    check_text("experiment", name := str(experiment))
     found = mlflow.get_experiment_by_name(name)
     if found is None and re.fullmatch("[0-9]{1,18}", name):
         try:

@@ -29,6 +29,7 @@ from workbench.store.tables import (
     LabelSpec,
     Names,
     Raters,
+    check_text,
     columns_by_rater,
     empty_rows,
     parts,
@@ -176,7 +177,10 @@ def read_dataset(
     words = parts("values", values)
     words = words if isinstance(words, Mapping) else {}
     written = Counter(
-        fold(cell) for column in ({*rated} if words else ()) for cell in table[column]
+        fold(cell)
+        for column in ({*rated} if words else ())
+        for cell in table[column]
+        if not is_missing(cell)
     )
     table, names = translated(table, rated, values)
     return Dataset(
@@ -207,6 +211,8 @@ def _one_row_an_item(
     [(rating, why)] = labels.values()
     people: dict[str, str] = {}
     who = [people.setdefault(folded(name), normal_form(str(name))) for name in table[each]]
+    for name in people.values():
+        check_text(f"annotators: {each}", name)
     item = pd.Series(row_digests(table, content), table.index)
     times = item.groupby([item, who]).cumcount()
     row = table.index.to_series().groupby([item, times]).transform("first")

@@ -25,7 +25,7 @@ from workbench.store.assessments import (
     make_feedback,
     now_ms,
     place,
-    signature,
+    says_no_more,
 )
 from workbench.store.database import check_not_deleted, find_experiment_id, write
 from workbench.store.files import read_table
@@ -35,6 +35,7 @@ from workbench.store.tables import (
     LabelSpec,
     Names,
     Row,
+    check_text,
     digest,
     read_rows,
     row_numbers,
@@ -152,6 +153,8 @@ def import_traces(
             f"labels={labels!r} and label_name={label_name!r} go together: labels are stored "
             "under the name of the judge that they are compared with."
         )
+    if labels:
+        check_text("label_name", label_name)
     frame = read_table(table, encoding)
     roles = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": tags}
     rows, notes = read_rows(frame, roles, labels, values)
@@ -250,8 +253,7 @@ def _compare(
             missing.append(one)
         elif one.feedback is not None:
             current = ([a for a in there if a.valid is not False] or there)[-1]
-            (said, why), (before, why_before) = signature(one)[4:], signature(current)[4:]
-            if said != before or why not in ("", why_before):
+            if not says_no_more(one, current):
                 label, found = one.feedback.value, current.feedback.value
                 differing.append((one.source.source_id, label, found))
     return missing, differing

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from mlflow.entities import Assessment, Feedback, Trace
+from mlflow.genai.judges import Judge
 
+from workbench.errors import ArgumentError
 from workbench.formatting import counted
 from workbench.vocabulary import folded, is_missing, revealed
 
@@ -27,6 +29,17 @@ RUBRIC_KEY: Final = "workbench.rubric_version"
 
 DECISION_KEY: Final = "workbench.decision"
 """Metadata key, ``"true"`` on the decision of an adjudicator, which is no annotator's label."""
+
+
+def name_of(judge_or_name: Judge | str) -> str:
+    """Return the name under which verdicts and labels are stored."""
+    name = getattr(judge_or_name, "name", judge_or_name)
+    if not isinstance(name, str):
+        raise ArgumentError(
+            f"A {type(judge_or_name).__name__} is neither a judge nor the name of one, which comes "
+            "first: workbench.pair(judge, traces)."
+        )
+    return name
 
 
 def in_order(assessments: Sequence[Assessment]) -> list[Assessment]:

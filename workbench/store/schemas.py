@@ -38,7 +38,7 @@ from workbench.store.database import (
     retrying,
     store_errors,
 )
-from workbench.store.labels import Label, decision_records, label_records, same_person
+from workbench.store.labels import Label, decision_records, label_records, name_of, same_person
 from workbench.store.tables import check_text
 from workbench.store.traces import fetch_traces
 from workbench.vocabulary import fold, folded, is_several
@@ -107,14 +107,19 @@ def make_schema(
     schema = find_schema(name, experiment=where)
     with supported("label schemas"):
         if schema is None:
-            return label_schemas.create_label_schema(
-                name,
-                type="feedback",
-                input=_input_of(scale),
-                instruction=text or None,
-                enable_comment=True,
-                experiment_id=where,
-            )
+            try:
+                return label_schemas.create_label_schema(
+                    name,
+                    type="feedback",
+                    input=_input_of(scale),
+                    instruction=text or None,
+                    enable_comment=True,
+                    experiment_id=where,
+                )
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                return make_schema(name, scale, instruction=text, experiment=where)
         old = Scale.from_schema(schema)
         there, wanted = (one and sorted(map(fold, one.values)) for one in (old, scale))
         if there != wanted or not asks_for_feedback(schema):  # none for free text
@@ -165,11 +170,6 @@ def _is_unsupported(error: Exception) -> bool:
 
 
 # -- the scale of a name ----------------------------------------------------------------------
-
-
-def name_of(judge_or_name: Judge | str) -> str:
-    """Return the name under which verdicts and labels are stored."""
-    return judge_or_name if isinstance(judge_or_name, str) else str(judge_or_name.name)
 
 
 def known_scale(

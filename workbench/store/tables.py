@@ -113,9 +113,14 @@ def parts(parameter: str, given: Any) -> Mapping[str, Any] | Sequence[Any]:
                 ) from None
         else:
             given = [part.strip() for part in text.split(",")] if text else None
+    given = given.tolist() if hasattr(given, "tolist") else given  # of numpy and pandas
     if isinstance(given, (Mapping, Sequence)):
         return given
-    return [] if given is None else [str(given)]  # the command line reads 1 as a number
+    if given is None or isinstance(given, (int, float)):  # the command line reads 1 as a number
+        return [] if given is None else [str(given)]
+    raise ArgumentError(
+        f"{parameter}={given!r} cannot be read. Give text with commas between, a list or a dict."
+    )
 
 
 def translated(
@@ -123,11 +128,15 @@ def translated(
 ) -> tuple[pd.DataFrame, list[Any]]:
     """Return the table with its ratings as ``values`` translates them, and the rating values."""
     given = parts("values", values)
+    if any(map(is_missing, given)):
+        raise ArgumentError(f"values={values!r} names an empty one, which is no rating.")
     if not isinstance(given, Mapping):
         return table, list(given)
     words = {fold(word): value for word, value in given.items()}
     for column in table.columns.intersection(list(rated)):
-        cells = [words.get(fold(cell), cell) for cell in table[column]]
+        cells = [
+            cell if is_missing(cell) else words.get(fold(cell), cell) for cell in table[column]
+        ]
         table = table.assign(**{column: pd.Series(cells, table.index, dtype=object)})
     return table, list(dict.fromkeys(given.values()))
 
@@ -186,7 +195,7 @@ def read_rows(
     rows: list[Row] = []
     bad: list[tuple[int, str]] = []
     empty: list[int] = []
-    words, replaced = Counter[str](), 0
+    words, replaced, alone = Counter[str](), 0, 0
     for number, cells in zip(row_numbers(table), table[used].itertuples(index=False), strict=True):
         if all(is_missing(cell) for cell in cells):
             empty.append(number)
@@ -197,6 +206,8 @@ def read_rows(
         words.update(str(raw[column]) for column in without if not is_missing(raw[column]))
         given = {who: pair for who, pair in raters.items() if pair[0] not in without}
         row, problems = read_row(number, raw, sides, given)
+        reasons = [why for who, (_, why) in raters.items() if why and who not in row.labels]
+        alone += sum(not is_missing(raw[why]) for why in reasons)
         rows.append(row)
         bad += [(number, problem) for problem in problems]
     raise_bad_rows(bad, len(table), "imported")
@@ -209,6 +220,7 @@ def read_rows(
     notes = {
         f"{counted(len(empty), 'empty row')} left out: {', '.join(map(str, empty[:20]))}": empty,
         f"{counted(words.total(), 'cell')} without a rating: {listed}{keep}": words,
+        f"{counted(alone, 'rationale')} without a rating left out": alone,
         f"{counted(replaced, 'character')} that cannot be stored replaced by U+FFFD": replaced,
     }
     hints = [name_hint(table, who, column) for who, (column, _) in raters.items()]
@@ -280,7 +292,7 @@ def read_row(
     for annotator, (column, why) in raters.items():
         try:
             if not is_missing(raw[column]):
-                labels[annotator] = read_rating(scalar(raw[column]), raw[why] if why else None)
+                labels[annotator] = read_rating(raw[column], raw[why] if why else None)
         except ValueError as error:
             problems.append(f"label of {annotator!r}, column {column!r}: {error}")
     return Row(number, **(read | {"tags": tags}), labels=labels), problems
@@ -359,10 +371,20 @@ def check_text(argument: str, given: Any) -> None:
         raise ArgumentError(f"{argument}={given!r} holds characters that cannot be stored.")
 
 
+def check_division(argument: str, given: object) -> None:
+    """Raise `ArgumentError` unless what divides the traces is a name, a mapping or None."""
+    if not (given is None or isinstance(given, (str, Mapping))):
+        raise ArgumentError(
+            f"{argument} is a {type(given).__name__}. Give the name of a column, tag or input, or "
+            f"a dict by trace id, such as {argument}=dict(zip(imported.trace_ids, table['topic']))."
+        )
+
+
 def read_rating(raw: Any, rationale: Any = None) -> tuple[Any, str | None]:
     """Return a rating as a plain value, and its rationale; a ValueError says why it is none."""
+    value = scalar(raw)
     try:
-        value = plain(raw)
+        value = plain(value)
     except ValueError as error:
         raise ValueError(f"the value is {error}") from None
     value = storable(value) if isinstance(value, str) else value

@@ -156,7 +156,7 @@ def _by_id(traces: Any) -> dict[str, Trace | None]:
     """Return the distinct traces by id in the order given, None where only the id is given."""
     if isinstance(traces, pd.DataFrame):
         require_columns(traces, "traces", ["trace_id"])
-        traces = traces["trace_id"].tolist()
+        traces = traces["trace_id"].dropna().tolist()  # of `Imported.by_row`, say
     traces = [traces] if isinstance(traces, (str, Trace)) else getattr(traces, "trace_ids", traces)
     given: dict[str, Trace | None] = {}
     for item in traces if isinstance(traces, Iterable) else [traces]:
