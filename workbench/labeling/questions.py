@@ -17,6 +17,7 @@ from workbench.formatting import storable
 from workbench.judging.verdicts import recorded_verdicts
 from workbench.scale import ABSTAIN, Scale, is_abstention, scale_of
 from workbench.store.schemas import RubricHistory, asks_for_feedback, find_schema, observed_scale
+from workbench.store.tables import check_text
 from workbench.vocabulary import as_text, is_missing, is_several
 
 _ABSTENTIONS = ("N/A", "can't judge", "not applicable", "abstain")
@@ -51,6 +52,14 @@ class LabelQuestion:
     rubric_version: int | None = None
     required: bool = True
     labels: Mapping[Any, str] | None = None
+
+    def __post_init__(self) -> None:
+        check_text("name", self.name)
+        if not isinstance(self.scale, Scale | None):
+            raise ArgumentError(
+                f"scale={self.scale!r:.80} must be a Scale, for instance "
+                "workbench.Scale.of(['no', 'yes']), or None for an answer in free text."
+            )
 
     @classmethod
     def of_judge(cls, judge: Judge, **more: Any) -> LabelQuestion:
