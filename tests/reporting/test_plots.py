@@ -205,6 +205,18 @@ def test_odd_data_can_be_drawn(pairs: Pairs) -> None:
         assert not any("$" in text.replace(r"\$", "") for text in texts(ax))
 
 
+def test_a_legend_is_drawn_whole_beside_long_names_of_rows() -> None:
+    """In the width that the report has for it."""
+    names = pd.Index(["<MODEL_NAME_WITHOUT_ANY_SPACES_THAT_GOES_ON>" * 2] * 3)
+    ax = plt.figure(figsize=(6.2, 2.4), layout="constrained").subplots()
+    found = plot_slices(SLICES.set_index(names), overall=0.5, ax=ax).get_legend()
+    assert found is not None
+    ax.figure.canvas.draw()
+    box = found.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= ax.figure.bbox.x1
+
+
 def test_slices_show_n_interval_and_the_overall_line() -> None:
     """What differs is filled, what may be luck hollow, and what is undefined says so."""
     found = SimpleNamespace(table=SLICES, accuracy=0.88, by="model")

@@ -158,7 +158,7 @@ def learned(html: str) -> str:
         ["3 people labelled 40 items"],
         ["1,234", "50,000 read, 6,789 written, 40,000 of those read", "$0.1234", "12.3 s"],
         ["aaaa1111", "bbbb2222", "da7a5e7", "run-1", "Python", "mlflow", "topic kept together"],
-        ["more characters)"],
+        ["more characters)", "1 entry"],
         ["+ - Rude answers fail.", "− Be kind.", "{{ inputs }}", "1 line added, 1 removed"],
         ["Made from 2 cases.", "It is not recorded what it was made from."],
     ],

@@ -129,10 +129,10 @@ def tilt_where_long(ax: Axes, labels: Sequence[str], values: Sequence[Any] = ())
 
 
 def legend_above(ax: Axes, handles: Mapping[str, Any], ncols: int = 2) -> None:
-    """Put the legend, if there is any, above the picture, at its left."""
+    """Put the legend, if there is any, above the picture; it may reach over the labels of rows."""
     if handles:
         look: dict[str, Any] = {"handlelength": 1.5, "columnspacing": 1.3, "borderaxespad": 0.2}
-        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": ncols}
+        place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": ncols}
         ax.legend([*handles.values()], [*handles], **place, **look)
 
 
