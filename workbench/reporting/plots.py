@@ -243,7 +243,7 @@ def plot_monitor(monitored: Monitored, *, ax: Axes | None = None) -> Axes:
         Axes to draw on; new ones by default.
     """
     table = monitored.table
-    ax = ax or new_axes(max(4.5, 2.2 + 0.8 * len(table)), 3.4)[0]
+    ax = ax or new_axes(min(max(4.5, 2.2 + 0.8 * len(table)), 14.0), 3.4)[0]
     places, colour = np.arange(len(table)), blue()
     shifts = ax.bar(places, table["shift"].fillna(0.0), width=0.5, color=BELOW, alpha=0.45)
     measure = "mean_distance" if "mean_distance" in table else "accuracy"
@@ -257,8 +257,9 @@ def plot_monitor(monitored: Monitored, *, ax: Axes | None = None) -> Axes:
     if monitored.agreement is not None and measure == "accuracy":
         overall = monitored.agreement.accuracy
         handles["all weeks"] = ax.axhline(overall, color=ink(), lw=1, ls="--", zorder=0)
-    names = [f"{week}\n({n:,})" for week, n in table["labelled"].items()]
-    ax.set_xticks(places, names)
+    step = math.ceil(len(table) / 40) or 1
+    names = [f"{week}\n({n:,})" for week, n in table["labelled"].items()][::step]
+    ax.set_xticks(places[::step], names)
     tilt_where_long(ax, names)
     ax.set(ylim=(0, 1.02), xlabel="week (labels)")
     legend_above(ax, handles, ncols=3)
