@@ -280,6 +280,11 @@ def test_hostile_classes_and_numbers_can_be_reported() -> None:
     assert "Nearer to people" in Page(render(alignment(numbers, numbers))).text
 
 
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert write_report(alignment(), "~/report.html") == tmp_path / "report.html"
+
+
 def test_the_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     """A full disk is an error that says where and why, and leaves an earlier report as it was."""
     path = tmp_path / "deep" / "report.html"

@@ -84,7 +84,7 @@ def write_report(
     WorkbenchError
         When the file cannot be written, with its path and the system's reason.
     """
-    target = Path(path)
+    target = Path(path).expanduser()
     text = render(alignment, title=title, checked=checked, certificate=certificate)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
