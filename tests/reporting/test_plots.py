@@ -119,6 +119,14 @@ def test_metrics_mark_the_baseline_and_the_ceiling() -> None:
     assert "people" not in texts(alone)
 
 
+def test_metrics_of_pairs_are_those_of_their_agreement() -> None:
+    drawn = [plot_metrics(each, ax=axes()) for each in (BEFORE, agreement(BEFORE))]
+    first, second = ([np.array(line.get_xydata()).tolist() for line in ax.lines] for ax in drawn)
+    assert first == second
+    with pytest.raises(ArgumentError, match=r"Got DataFrame where an agreement or pairs"):
+        plot_metrics(SLICES)  # type: ignore[arg-type]
+
+
 def test_numbers_are_shown_by_their_mean_distance() -> None:
     """Hardly one equals its label, so that an accuracy near 0 says nothing."""
     people = [float(n) for n in range(40)]

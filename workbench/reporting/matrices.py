@@ -57,7 +57,7 @@ def plot_confusion(
         Above the matrix; name, accuracy and kappa by default, or on numeric scales mean distance
         and Pearson's correlation.
     """
-    found = _agreement_of(agreement_or_pairs)
+    found = agreement_of(agreement_or_pairs)
     order = order_of(found)
     if title is None:
         figures = [f"{name} {figure(value)}" for name, (value, _) in found.headline.items()]
@@ -216,10 +216,11 @@ def _both(
             f"{name} needs a comparison, or two agreements: "
             f"{name}(workbench.compare(before, after)) or {name}(a, b)."
         )
-    return [_agreement_of(given), _agreement_of(after)]
+    return [agreement_of(given), agreement_of(after)]
 
 
-def _agreement_of(given: Agreement | Pairs) -> Agreement:
+def agreement_of(given: Agreement | Pairs) -> Agreement:
+    """Return the agreement of what is to be drawn; raise `ArgumentError` for anything else."""
     if isinstance(given, Agreement):
         return given
     if hasattr(given, "table") and hasattr(given, "scale"):
