@@ -392,10 +392,19 @@ def test_what_is_refused_changes_nothing(store: str) -> None:
 
 def test_a_queue_takes_what_numpy_and_pandas_hold(store: str) -> None:
     team = pd.Series(["ana", "ben"])
-    given = {"annotators": team, "each": np.int64(2), "seed": np.int64(3), "share": np.float64(0)}
+    given = {"annotators": team, "each": np.int64(2), "seed": np.int64(3), "share": np.float32(0.5)}
     queue = workbench.review_queue("pilot", [judge()], **given)
     assert workbench.review_queue("pilot") == queue
     assert (queue.annotators, queue.each, queue.seed) == (("ana", "ben"), 2, 3)
+
+
+def test_a_queue_found_again_is_in_its_own_experiment(store: str) -> None:
+    """Whatever another one is called."""
+    own = mlflow.set_experiment("own").experiment_id
+    mlflow.create_experiment(own)
+    workbench.review_queue("pilot", [judge()]).add(ids := imported(2))
+    queue = workbench.review_queue("pilot")
+    assert (set(queue.trace_ids), [one.name for one in queue.schemas]) == (set(ids), [NAME])
 
 
 def test_questions_of_a_queue_in_use_are_locked(store: str) -> None:

@@ -339,7 +339,7 @@ def review_queue(
         team = assign([], named).annotators if named else ()  # which checks the names
     with supported("review queues"):
         found = _find(name, where)
-    stored = _stored(found) if found else ReviewQueue(name, "", where)
+    stored = _stored(found, where) if found else ReviewQueue(name, "", where)
     given: dict[str, Any] = dict(zip(_SETTINGS, (team, each, share, batch_size, seed), strict=True))
     queue = replace(stored, **{key: value for key, value in given.items() if value is not None})
     if queue.annotators:
@@ -356,7 +356,8 @@ def review_queue(
     queue = replace(queue, name=found.name, queue_id=found.queue_id, order=order or stored.order)
     if queue != stored:
         settings = {key: getattr(queue, key) for key in (*_SETTINGS, "order")}
-        text = json.dumps(settings, sort_keys=True, default=int)  # which numpy's are not
+        # Numbers of numpy are stored as Python's.
+        text = json.dumps(settings, sort_keys=True, default=lambda number: number.item())
         mlflow.MlflowClient().set_experiment_tag(where, _tag(found), text)
     return queue
 
@@ -375,11 +376,12 @@ def _tag(queue: Any) -> str:
     return f"workbench.queue.{queue.queue_id}"
 
 
-def _stored(queue: Any) -> ReviewQueue:
-    experiment = mlflow.MlflowClient().get_experiment(queue.experiment_id)
+def _stored(queue: Any, experiment_id: str) -> ReviewQueue:
+    """MLflow's queue with its settings, which lie in a tag of the experiment."""
+    experiment = mlflow.MlflowClient().get_experiment(experiment_id)
     settings = json.loads((experiment.tags or {}).get(_tag(queue), "{}"))
     settings |= {key: tuple(settings.get(key, ())) for key in ("annotators", "order")}
-    return ReviewQueue(queue.name, queue.queue_id, queue.experiment_id, **settings)
+    return ReviewQueue(queue.name, queue.queue_id, experiment_id, **settings)
 
 
 def _make(name: str, experiment_id: str, schema_ids: Sequence[str]) -> Any:
