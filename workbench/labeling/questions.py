@@ -104,7 +104,8 @@ class LabelQuestion:
         if is_several(value):
             return as_text(value)
         words = {True: "yes", False: "no"} if isinstance(value, bool) else {}
-        return str({**words, **(self.labels or {})}.get(value, value))
+        found = {**words, **(self.labels or {})}.get(value, value)
+        return f"{found:.15g}" if isinstance(found, float) else str(found)  # 4, and not 4.0
 
     def to_json(self) -> dict[str, Any]:
         """Return the question as the view needs it."""
