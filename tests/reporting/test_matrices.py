@@ -102,6 +102,12 @@ def test_labels_of_rows_do_not_run_into_each_other(size: int) -> None:
     assert all(upper.y0 >= lower.y1 - 1 for upper, lower in itertools.pairwise(boxes))
 
 
+def test_whole_numbers_are_drawn_as_such() -> None:
+    few = make_pairs([3.0, 2.5, 1e9], [3.0, 2.5, 1e9], Scale("numeric"))
+    names = [label.get_text() for label in plot_confusion(few).get_xticklabels()]
+    assert names == ["2.5", "3", "1000000000"]
+
+
 def test_titles_of_small_matrices_are_drawn_whole() -> None:
     """A long name takes two lines, and so do long figures."""
     long = "is_the_answer_grounded_in_the_documents_that_were_retrieved"

@@ -101,8 +101,10 @@ def new_axes(width: float, height: float, count: int = 1) -> npt.NDArray[Any]:
 
 
 def literal(value: Any, width: int, lines: int = 2) -> str:
-    """Return a label as it is drawn: few lines at most, no control characters, ``$`` as itself."""
-    text = "".join(c if c.isprintable() else " " for c in str(value))
+    """Return a label as it is drawn: few lines at most, no control characters, ``$`` as itself,
+    and 4.0 as 4."""
+    written = f"{value:.15g}" if isinstance(value, float) else str(value)
+    text = "".join(c if c.isprintable() else " " for c in written)
     found = textwrap.wrap(text, width, max_lines=lines, placeholder=" …")
     if found and found[-1].strip() == "…":  # where the next word is longer than a line
         cut = f"{text[: width * lines - 1]}…"

@@ -214,8 +214,6 @@ def _known(table: pd.DataFrame, metric: str, *others: str) -> pd.DataFrame:
 
 def _all(value: Any) -> Any:
     """Return a value of a parameter as it is shown; what is not given is the default."""
-    if isinstance(value, float) and value.is_integer():  # as pandas makes it beside missing ones
-        return int(value)
     return "default" if pd.isna(value) else value
 
 
