@@ -277,7 +277,9 @@ def test_hostile_classes_and_numbers_can_be_reported() -> None:
     pairs = make(human[::-1], scale=scale, human=human)
     assert "<script" not in render(alignment(pairs, pairs))
     numbers = make([float(i) for i in range(40)], scale=Scale("numeric"), human=[1.5] * 40)
-    assert "Nearer to people" in Page(render(alignment(numbers, numbers))).text
+    text = Page(render(alignment(numbers, numbers))).text
+    assert "Nearer to people" in text
+    assert re.search(r"human 1\.5people .{0,200}before 7the judge", text)  # as they were written
 
 
 def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.label_schemas import LabelSchema
 
 from workbench.errors import ArgumentError, ScaleError
-from workbench.formatting import storable
+from workbench.formatting import storable, written
 from workbench.judging.verdicts import recorded_verdicts
 from workbench.scale import ABSTAIN, Scale, is_abstention, scale_of
 from workbench.store.schemas import RubricHistory, asks_for_feedback, find_schema, observed_scale
@@ -104,8 +104,7 @@ class LabelQuestion:
         if is_several(value):
             return as_text(value)
         words = {True: "yes", False: "no"} if isinstance(value, bool) else {}
-        found = {**words, **(self.labels or {})}.get(value, value)
-        return f"{found:.15g}" if isinstance(found, float) else str(found)  # 4, and not 4.0
+        return written({**words, **(self.labels or {})}.get(value, value))
 
     def to_json(self) -> dict[str, Any]:
         """Return the question as the view needs it."""

@@ -29,6 +29,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from workbench.formatting import written
+
 # From the palette of Okabe and Ito, which stays apart for all common kinds of colour blindness.
 BEFORE, AFTER, BELOW = "#D55E00", "#0072B2", "#D55E00"
 
@@ -101,10 +103,8 @@ def new_axes(width: float, height: float, count: int = 1) -> npt.NDArray[Any]:
 
 
 def literal(value: Any, width: int, lines: int = 2) -> str:
-    """Return a label as it is drawn: few lines at most, no control characters, ``$`` as itself,
-    and 4.0 as 4."""
-    written = f"{value:.15g}" if isinstance(value, float) else str(value)
-    text = "".join(c if c.isprintable() else " " for c in written)
+    """Return a label as it is drawn: few lines at most, no control characters, ``$`` as itself."""
+    text = "".join(c if c.isprintable() else " " for c in written(value))
     found = textwrap.wrap(text, width, max_lines=lines, placeholder=" …")
     if found and found[-1].strip() == "…":  # where the next word is longer than a line
         cut = f"{text[: width * lines - 1]}…"
