@@ -59,6 +59,11 @@ def html_result(result: object, *tables: pd.DataFrame) -> str:
     return html_lines([repr(result)[1:-1]]) + "".join(shown)
 
 
+def written(value: object) -> str:
+    """Return a rating as people write it: 4, and not 4.0."""
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
+
+
 def counted(n: int, noun: str, plural: str = "") -> str:
     """Return a count with its noun."""
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"

@@ -111,6 +111,16 @@ def test_a_label_of_several_values_is_shown_and_has_no_vote(ids: list[str], valu
     assert "without a vote: 1 label" in repr(workbench.pair(NAME).notes)
 
 
+def test_numbers_are_shown_as_people_wrote_them(ids: list[str]) -> None:
+    """A whole one as such, whatever the scale."""
+    table = pd.DataFrame({"trace_id": ids[:1], "ana": 4, "ben": 2.5})
+    for who in ("ana", "ben"):
+        workbench.log_labels(table, name="points", annotator=who, value=who)
+    made = AdjudicationSession("points", by="dora", scale=workbench.Scale("numeric"))
+    (item,) = made.receive({"type": "hello"})[0]["items"]
+    assert [voice["value"] for voice in item["voices"]] == ["4", "2.5"]
+
+
 def test_items_and_decisions_bear_a_stamp(ids: list[str]) -> None:
     """Items that were read before a decision was saved do not take it back."""
     one = session()

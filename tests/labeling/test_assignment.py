@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import combinations
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -173,14 +174,23 @@ def test_traces_come_from_the_store(store: str) -> None:
         (["ana", " "], {}, "must be names"),
         (["ana", "Ana"], {}, "twice"),
         (["ana", "ben"], {"each": 3}, "from 1 to 2"),
-        (["ana", "ben"], {"each": 0.5}, "use share="),
+        (["ana", "ben"], {"each": 0.5}, "each=0.5 must be a whole number"),
         (["ana"], {"share": 1.5}, r"in \[0, 1\]"),
-        (["ana"], {"batch_size": 0}, "at least 1"),
+        (["ana"], {"share": "half"}, r"in \[0, 1\]"),
+        (["ana"], {"batch_size": 0}, "of 1 or more"),
+        (["ana"], {"batch_size": 2.5}, "batch_size=2.5 must be a whole number"),
     ],
 )
 def test_what_makes_no_sense_is_said(annotators: list[str], options: dict, said: str) -> None:
     with pytest.raises(ArgumentError, match=said):
         assign(["tr-1"], annotators, **options)
+
+
+def test_numbers_may_be_of_numpy() -> None:
+    """The same shares, whoever counts."""
+    ids = [f"tr-{n}" for n in range(20)]
+    given = assign(ids, ["ana", "ben"], each=np.int64(1), batch_size=np.int64(5), seed=np.int64(3))
+    assert given.table.equals(assign(ids, ["ana", "ben"], batch_size=5, seed=3).table)
 
 
 def test_who_or_what_there_is_not_is_said() -> None:

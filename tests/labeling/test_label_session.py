@@ -494,6 +494,15 @@ def test_numbers_of_earlier_labels_are_no_limit(ids: list[str]) -> None:
     assert view.session.progress["labelled"] == 1
 
 
+def test_a_list_of_values_is_no_scale(ids: list[str]) -> None:
+    """It is said at once, and not by a panel that cannot be shown."""
+    given: Any = ["no", "yes"]
+    with pytest.raises(ArgumentError, match=r"scale=\['no', 'yes'\] must be a Scale"):
+        LabelSession("quality", annotator="ana", scale=given)
+    with pytest.raises(ArgumentError, match="name=' ' must be a non-empty text"):
+        LabelQuestion(" ", SCALE)
+
+
 # -- a store that fails ---------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 import sqlalchemy
@@ -364,7 +365,8 @@ def test_all_of_it_over_a_server(server: str) -> None:
         ({"questions": [NAME], "annotators": ["ana"], "each": 2}, "from 1 to 1"),
         ({"questions": [NAME], "annotators": ["ana", "Ana"]}, "names one person twice"),
         ({"questions": [NAME], "annotators": "ana"}, "one text"),
-        ({"questions": [NAME], "each": 0}, "at least 1"),
+        ({"questions": [NAME], "each": 0}, "each=0 must be a whole number of 1 or more"),
+        ({"questions": [NAME], "batch_size": -1}, "batch_size=-1 must be a whole number"),
         ({"questions": [NAME], "share": 0.5}, "needs annotators"),
     ],
 )
@@ -372,6 +374,37 @@ def test_what_makes_no_queue_is_said(store: str, options: dict[str, Any], said: 
     make_schema(NAME, Scale.from_type(LADDER))
     with pytest.raises(ArgumentError, match=said):
         workbench.review_queue("pilot", **options)
+
+
+def test_what_is_refused_changes_nothing(store: str) -> None:
+    """Neither here nor on MLflow's page, and no queue is left behind."""
+    queue = workbench.review_queue("pilot", [judge()], annotators=["ana", "ben"], each=2)
+    with pytest.raises(ArgumentError, match="from 1 to 1"):
+        workbench.review_queue("pilot", annotators=["ana"])
+    assert review_queues.get_review_queue(queue.queue_id).users == ["ana", "ben"]
+    assert workbench.review_queue("pilot") == queue
+    with pytest.raises(ArgumentError, match="from 1 to 1"):
+        workbench.review_queue("other", [judge("other")], annotators=["ana"], each=2)
+    assert find_schema("other") is None
+    with pytest.raises(ArgumentError, match="existing: 'pilot'"):
+        workbench.review_queue("other")
+
+
+def test_a_queue_takes_what_numpy_and_pandas_hold(store: str) -> None:
+    team = pd.Series(["ana", "ben"])
+    given = {"annotators": team, "each": np.int64(2), "seed": np.int64(3), "share": np.float32(0.5)}
+    queue = workbench.review_queue("pilot", [judge()], **given)
+    assert workbench.review_queue("pilot") == queue
+    assert (queue.annotators, queue.each, queue.seed) == (("ana", "ben"), 2, 3)
+
+
+def test_a_queue_found_again_is_in_its_own_experiment(store: str) -> None:
+    """Whatever another one is called."""
+    own = mlflow.set_experiment("own").experiment_id
+    mlflow.create_experiment(own)
+    workbench.review_queue("pilot", [judge()]).add(ids := imported(2))
+    queue = workbench.review_queue("pilot")
+    assert (set(queue.trace_ids), [one.name for one in queue.schemas]) == (set(ids), [NAME])
 
 
 def test_questions_of_a_queue_in_use_are_locked(store: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -99,6 +100,29 @@ def test_labels_of_rows_do_not_run_into_each_other(size: int) -> None:
     ax.figure.canvas.draw()
     boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
     assert all(upper.y0 >= lower.y1 - 1 for upper, lower in itertools.pairwise(boxes))
+
+
+def test_whole_numbers_are_drawn_as_such() -> None:
+    few = make_pairs([3.0, 2.5, 1e9], [3.0, 2.5, 1e9], Scale("numeric"))
+    names = [label.get_text() for label in plot_confusion(few).get_xticklabels()]
+    assert names == ["2.5", "3", "1000000000"]
+
+
+def test_titles_of_small_matrices_are_drawn_whole() -> None:
+    """A long name takes two lines, and so do long figures."""
+    long = "is_the_answer_grounded_in_the_documents_that_were_retrieved"
+    same = make_pairs([3.0] * 5, [3.0] * 5, Scale("numeric"))
+    people = annotator_agreement(
+        pd.DataFrame({"ana": ["no", "yes"] * 5, "a.person.of.a.long.name@example.com": "no"})
+    )
+    pairs = replace(BEFORE, name=long)
+    drawn = [plot_confusion(pairs), plot_difference(pairs, pairs), plot_confusion(same)]
+    for ax in (*drawn, plot_annotators(people)):
+        ax.figure.canvas.draw()
+        title = ax.title.get_window_extent()
+        assert title.x0 >= 0
+        assert title.x1 <= ax.figure.bbox.x1
+    assert long in drawn[0].get_title().replace("\n", "")
 
 
 def test_two_classes_are_drawn_in_the_order_in_which_they_were_declared() -> None:

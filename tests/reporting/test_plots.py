@@ -21,6 +21,7 @@ from workbench.metrics.agreement import agreement
 from workbench.metrics.alternative import alternative_annotator_test
 from workbench.metrics.annotators import annotator_agreement
 from workbench.metrics.comparison import compare
+from workbench.metrics.monitoring import Monitored
 from workbench.metrics.self_agreement import SelfAgreement
 from workbench.pairing.pairs import Pairs
 from workbench.reporting import drawing
@@ -29,6 +30,7 @@ from workbench.reporting.plots import (
     plot_balance,
     plot_comparison,
     plot_metrics,
+    plot_monitor,
     plot_ratings,
     plot_slices,
 )
@@ -115,6 +117,14 @@ def test_metrics_mark_the_baseline_and_the_ceiling() -> None:
     alone = plot_metrics(agreement(BEFORE), ax=axes())
     assert "judge" in texts(alone)
     assert "people" not in texts(alone)
+
+
+def test_metrics_of_pairs_are_those_of_their_agreement() -> None:
+    drawn = [plot_metrics(each, ax=axes()) for each in (BEFORE, agreement(BEFORE))]
+    first, second = ([np.array(line.get_xydata()).tolist() for line in ax.lines] for ax in drawn)
+    assert first == second
+    with pytest.raises(ArgumentError, match=r"Got DataFrame where an agreement or pairs"):
+        plot_metrics(SLICES)  # type: ignore[arg-type]
 
 
 def test_numbers_are_shown_by_their_mean_distance() -> None:
@@ -205,6 +215,18 @@ def test_odd_data_can_be_drawn(pairs: Pairs) -> None:
         assert not any("$" in text.replace(r"\$", "") for text in texts(ax))
 
 
+def test_a_legend_is_drawn_whole_beside_long_names_of_rows() -> None:
+    """In the width that the report has for it."""
+    names = pd.Index(["<MODEL_NAME_WITHOUT_ANY_SPACES_THAT_GOES_ON>" * 2] * 3)
+    ax = plt.figure(figsize=(6.2, 2.4), layout="constrained").subplots()
+    found = plot_slices(SLICES.set_index(names), overall=0.5, ax=ax).get_legend()
+    assert found is not None
+    ax.figure.canvas.draw()
+    box = found.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= ax.figure.bbox.x1
+
+
 def test_slices_show_n_interval_and_the_overall_line() -> None:
     """What differs is filled, what may be luck hollow, and what is undefined says so."""
     found = SimpleNamespace(table=SLICES, accuracy=0.88, by="model")
@@ -234,6 +256,21 @@ def test_slices_show_n_interval_and_the_overall_line() -> None:
     alone = plot_slices(SLICES.head(1).assign(p_adjusted=math.nan), ax=axes())
     (dot,) = [line for line in alone.lines if line.get_marker() == "o" and len(line.get_xdata())]
     assert dot.get_markerfacecolor() == "white"  # a single slice differs from nothing
+
+
+def test_many_weeks_are_drawn_in_the_width_of_a_page() -> None:
+    """Of more than 40 every second one is named, or fewer."""
+    weeks = pd.Index([f"2026-W{n:02}" for n in range(1, 53)], name="week")
+    table = pd.DataFrame({"verdicts": 90, "labelled": 30, "accuracy": 0.8, "shift": 0.1}, weeks)
+    table = table.assign(accuracy_low=0.7, accuracy_high=0.9, p_adjusted=0.5)
+    nothing = (None, math.nan, math.nan, math.nan)
+    ax = plot_monitor(Monitored("q", "", table, *nothing, "none", "", ()))
+    assert ax.figure.bbox.width / mpl.rcParams["figure.dpi"] <= 14
+    ax.figure.canvas.draw()
+    assert [label.get_text() for label in ax.get_xticklabels()][:2] == [
+        "2026-W01 (30)", "2026-W03 (30)",
+    ]  # fmt: skip
+    assert len(ax.patches) == 52
 
 
 def test_slices_of_numbers_show_how_far_the_verdicts_are() -> None:

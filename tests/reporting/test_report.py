@@ -158,7 +158,7 @@ def learned(html: str) -> str:
         ["3 people labelled 40 items"],
         ["1,234", "50,000 read, 6,789 written, 40,000 of those read", "$0.1234", "12.3 s"],
         ["aaaa1111", "bbbb2222", "da7a5e7", "run-1", "Python", "mlflow", "topic kept together"],
-        ["more characters)"],
+        ["more characters)", "1 entry"],
         ["+ - Rude answers fail.", "− Be kind.", "{{ inputs }}", "1 line added, 1 removed"],
         ["Made from 2 cases.", "It is not recorded what it was made from."],
     ],
@@ -277,7 +277,14 @@ def test_hostile_classes_and_numbers_can_be_reported() -> None:
     pairs = make(human[::-1], scale=scale, human=human)
     assert "<script" not in render(alignment(pairs, pairs))
     numbers = make([float(i) for i in range(40)], scale=Scale("numeric"), human=[1.5] * 40)
-    assert "Nearer to people" in Page(render(alignment(numbers, numbers))).text
+    text = Page(render(alignment(numbers, numbers))).text
+    assert "Nearer to people" in text
+    assert re.search(r"human 1\.5people .{0,200}before 7the judge", text)  # as they were written
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert write_report(alignment(), "~/report.html") == tmp_path / "report.html"
 
 
 def test_the_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

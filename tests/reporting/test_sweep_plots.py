@@ -68,6 +68,10 @@ def test_a_sweep_has_its_own_ceiling_and_baseline() -> None:
     levels = [line.get_ydata()[0] for line in ax.lines if line.get_linestyle() in ("--", ":")]
     assert levels == pytest.approx([0.95, 0.3])
     assert ax.get_ylabel() == "held-out accuracy"
+    unknown = SWEEP[SWEEP["model"] == "a"].assign(ceiling=pd.NA, baseline=None)
+    assert legend(plot_learning_curve(unknown, ax=axes())) == [
+        "aligned judge, mean", "range over 2 seeds",
+    ]  # fmt: skip
 
 
 def test_more_labels_than_there_are_are_drawn_at_those() -> None:
@@ -113,7 +117,7 @@ def test_a_metric_is_drawn_against_one_or_two_parameters() -> None:
     """Of two, the values of the second are lines; what is not given is the default."""
     ax = plot_sweep(SWEEP, "after", ("n_labels", "model"), ax=axes())
     assert legend(ax) == ["model = a", "model = b", "model = c"]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["10.0", "default"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["10", "default"]
     one = plot_sweep(SWEEP[SWEEP["n_labels"] == 10], "after", "model", ax=axes())
     assert [label.get_text() for label in one.get_xticklabels()] == ["a", "b", "c"]
     assert one.lines[0].get_ydata() == pytest.approx([0.45, 0.55, 0.35])

@@ -269,7 +269,9 @@ def test_each_scale_has_a_matrix(values: list[Any], scale: Scale, rows: int, sto
     found = page(made, told)
     assert found["left"] == found["total"] == len(pairs)
     assert sum(map(sum, found["matrix"])) <= len(pairs)
-    assert "<table" in made._repr_html_()
+    html = made._repr_html_()
+    assert "<table" in html
+    assert not re.search(r"<td[^>]*>(True|1\.000)</td>\s*<td[^>]*>(True|1\.000)<", html)
 
 
 def test_the_table_in_its_place_is_escaped_and_has_both_matrices(traces: list[str]) -> None:

@@ -100,6 +100,21 @@ def test_new_traces_join_the_queue(trace_ids: list[str]) -> None:
     assert shown.state["progress"]["total"] == 4
 
 
+def test_the_table_in_its_place_has_the_words_of_the_buttons(trace_ids: list[str]) -> None:
+    """Not what is stored for them; an abstention is no empty cell."""
+    asked = [
+        LabelQuestion("right", workbench.Scale.from_type(bool), labels={True: "Right"}),
+        LabelQuestion("points", workbench.Scale("numeric"), required=False),
+    ]
+    given = pd.DataFrame({"trace_id": trace_ids, "v": [True, False, "N/A"], "n": 4.0})
+    workbench.log_labels(given, name="right", annotator="ana", value="v", progress=False)
+    workbench.log_labels(given, name="points", annotator="ana", value="n", progress=False)
+    _, labels = LabelPanel(annotator="ana", questions=asked)._tables()
+    found = labels.set_index(["trace_id", "question"])["value"]
+    assert [found[i, "right"] for i in trace_ids] == ["Right", "no", "can't judge"]
+    assert {found[i, "points"] for i in trace_ids} == {"4"}
+
+
 def test_the_table_in_its_place_holds_no_html_of_the_labels(trace_ids: list[str]) -> None:
     """Where there is no kernel to ask the bundle holds a table, with everything escaped."""
     shown = panel(title=HOSTILE)

@@ -15,11 +15,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import pandas as pd
 
-from workbench.errors import ArgumentError, one_of
+from workbench.errors import ArgumentError, check_whole, one_of
 from workbench.formatting import counted, html_table, html_text
 from workbench.store.labels import same_person
 from workbench.store.traces import fetch_traces
@@ -149,15 +150,12 @@ def assign(
     if not names or any(not isinstance(name, str) or not name.strip() for name in names):
         raise ArgumentError(f"annotators={list(names)!r} must be names, at least one.")
     check_people(f"annotators={list(names)!r}", names)
-    if not isinstance(each, int) or not 1 <= each <= len(names):
+    check_sharing(each, share, batch_size)
+    if each > len(names):
         raise ArgumentError(
             f"each={each!r} must be a whole number from 1 to {len(names)}, the number of "
             "annotators. For a part of the traces by all, use share=."
         )
-    if not 0 <= share <= 1:
-        raise ArgumentError(f"share={share!r} must lie in [0, 1].")
-    if batch_size is not None and batch_size < 1:
-        raise ArgumentError(f"batch_size={batch_size!r} must be at least 1, or None.")
     if isinstance(traces, (list, tuple)) and all(isinstance(one, str) for one in traces):
         ids = tuple(dict.fromkeys(traces))  # nothing of them is needed from the store
     else:
@@ -165,5 +163,15 @@ def assign(
     return Assignment(ids, names, each, float(share), batch_size, seed)
 
 
+def check_sharing(each: int, share: float, batch_size: int | None) -> None:
+    """Raise `ArgumentError` for numbers by which nothing can be shared out."""
+    check_whole("each", each)
+    if not isinstance(share, Real) or not 0 <= share <= 1:
+        raise ArgumentError(f"share={share!r} must lie in [0, 1].")
+    if batch_size is not None:
+        check_whole("batch_size", batch_size)
+
+
 def _hash(*parts: object) -> bytes:
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
+    text = json.dumps(parts, default=int)  # a seed may be one of numpy's integers
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -13,10 +13,11 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.label_schemas import LabelSchema
 
 from workbench.errors import ArgumentError, ScaleError
-from workbench.formatting import storable
+from workbench.formatting import storable, written
 from workbench.judging.verdicts import recorded_verdicts
 from workbench.scale import ABSTAIN, Scale, is_abstention, scale_of
 from workbench.store.schemas import RubricHistory, asks_for_feedback, find_schema, observed_scale
+from workbench.store.tables import check_text
 from workbench.vocabulary import as_text, is_missing, is_several
 
 _ABSTENTIONS = ("N/A", "can't judge", "not applicable", "abstain")
@@ -51,6 +52,14 @@ class LabelQuestion:
     rubric_version: int | None = None
     required: bool = True
     labels: Mapping[Any, str] | None = None
+
+    def __post_init__(self) -> None:
+        check_text("name", self.name)
+        if not isinstance(self.scale, Scale | None):
+            raise ArgumentError(
+                f"scale={self.scale!r:.80} must be a Scale, for instance "
+                "workbench.Scale.of(['no', 'yes']), or None for an answer in free text."
+            )
 
     @classmethod
     def of_judge(cls, judge: Judge, **more: Any) -> LabelQuestion:
@@ -95,7 +104,7 @@ class LabelQuestion:
         if is_several(value):
             return as_text(value)
         words = {True: "yes", False: "no"} if isinstance(value, bool) else {}
-        return str({**words, **(self.labels or {})}.get(value, value))
+        return written({**words, **(self.labels or {})}.get(value, value))
 
     def to_json(self) -> dict[str, Any]:
         """Return the question as the view needs it."""

@@ -27,7 +27,7 @@ from mlflow.genai.label_schemas import LabelSchema
 from workbench.compat import add_review_queue_items
 from workbench.errors import ArgumentError, StoreError, one_of
 from workbench.labeling.annotations import without_spans
-from workbench.labeling.assignment import Assignment, assign
+from workbench.labeling.assignment import Assignment, assign, check_sharing
 from workbench.labeling.questions import LabelQuestion, as_question, with_rubric
 from workbench.scale import Scale
 from workbench.store.database import all_pages, find_experiment_id, store_errors
@@ -45,7 +45,7 @@ from workbench.vocabulary import folded
 
 _MAX_USERS: Final = 10  # as users of a queue in MLflow; larger teams are kept beside it only
 
-_SETTINGS: Final = ("annotators", "each", "share", "batch_size", "seed", "order")
+_SETTINGS: Final = ("annotators", "each", "share", "batch_size", "seed")
 
 
 class Synced(NamedTuple):
@@ -333,57 +333,77 @@ def review_queue(
     """
     check_text("name", name)
     where = find_experiment_id(experiment)
-    team: tuple[str, ...] | None = None if annotators is None else ()
-    if annotators:
-        team = assign([], annotators).annotators  # which checks the names
-    several = [questions] if isinstance(questions, (str, LabelQuestion, Judge)) else questions
-    schema_ids = tuple(_schema_id(one, where) for one in several or ())
+    team: tuple[str, ...] | None = None
+    if annotators is not None:
+        named = annotators if isinstance(annotators, str) else tuple(annotators)
+        team = assign([], named).annotators if named else ()  # which checks the names
     with supported("review queues"):
-        found = _in_mlflow(name, where, schema_ids, team)
-    client, tag = mlflow.MlflowClient(), f"workbench.queue.{found.queue_id}"
-    settings = json.loads((client.get_experiment(where).tags or {}).get(tag, "{}"))
-    settings |= {key: tuple(settings.get(key, ())) for key in ("annotators", "order")}
-    stored = ReviewQueue(found.name, found.queue_id, where, **settings)
-    given = (team, each, share, batch_size, seed, schema_ids or None)
-    changes: dict[str, Any] = dict(zip(_SETTINGS, given, strict=True))
-    queue = replace(stored, **{key: value for key, value in changes.items() if value is not None})
+        found = _find(name, where)
+    stored = _stored(found, where) if found else ReviewQueue(name, "", where)
+    given: dict[str, Any] = dict(zip(_SETTINGS, (team, each, share, batch_size, seed), strict=True))
+    queue = replace(stored, **{key: value for key, value in given.items() if value is not None})
     if queue.annotators:
         queue.shares_of([])  # checks the numbers before anything is written
-    elif queue.each < 1 or queue.share:
-        raise ArgumentError(
-            f"each={queue.each!r} must be at least 1, and share={queue.share!r} needs annotators."
-        )
+    else:
+        check_sharing(queue.each, queue.share, queue.batch_size)
+        if queue.share:
+            raise ArgumentError(f"share={queue.share!r} needs annotators.")
+    several = [questions] if isinstance(questions, (str, LabelQuestion, Judge)) else questions
+    order = tuple(_schema_id(one, where) for one in several or ())
+    with supported("review queues"):
+        found = found or _make(name, where, order)
+        _update(found, order, team)
+    queue = replace(queue, name=found.name, queue_id=found.queue_id, order=order or stored.order)
     if queue != stored:
-        settings = {key: getattr(queue, key) for key in _SETTINGS}
-        client.set_experiment_tag(where, tag, json.dumps(settings, sort_keys=True))
+        settings = {key: getattr(queue, key) for key in (*_SETTINGS, "order")}
+        # Numbers of numpy are stored as Python's.
+        text = json.dumps(settings, sort_keys=True, default=lambda number: number.item())
+        mlflow.MlflowClient().set_experiment_tag(where, _tag(found), text)
     return queue
 
 
-def _in_mlflow(
-    name: str, experiment_id: str, schema_ids: Sequence[str], team: Sequence[str] | None
-) -> Any:
+def _find(name: str, experiment_id: str) -> Any:
+    """MLflow's queue of a name; None where there is none."""
     try:
-        found = review_queues.get_review_queue(name=name, experiment_id=experiment_id)
+        return review_queues.get_review_queue(name=name, experiment_id=experiment_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        if not schema_ids:
-            every = review_queues.list_review_queues(experiment_id=experiment_id, max_results=100)
-            known = ", ".join(repr(one.name) for one in every) or "none"
-            raise ArgumentError(
-                f"There is no review queue {name!r} in experiment {experiment_id} (existing: "
-                f"{known}). To make it, give its questions: judges or names of label schemas."
-            ) from None
-        found = review_queues.create_review_queue(
-            name, queue_type="custom", schema_ids=list(schema_ids), experiment_id=experiment_id
+    return None
+
+
+def _tag(queue: Any) -> str:
+    return f"workbench.queue.{queue.queue_id}"
+
+
+def _stored(queue: Any, experiment_id: str) -> ReviewQueue:
+    """MLflow's queue with its settings, which lie in a tag of the experiment."""
+    experiment = mlflow.MlflowClient().get_experiment(experiment_id)
+    settings = json.loads((experiment.tags or {}).get(_tag(queue), "{}"))
+    settings |= {key: tuple(settings.get(key, ())) for key in ("annotators", "order")}
+    return ReviewQueue(queue.name, queue.queue_id, experiment_id, **settings)
+
+
+def _make(name: str, experiment_id: str, schema_ids: Sequence[str]) -> Any:
+    if not schema_ids:
+        every = review_queues.list_review_queues(experiment_id=experiment_id, max_results=100)
+        known = ", ".join(repr(one.name) for one in every) or "none"
+        raise ArgumentError(
+            f"There is no review queue {name!r} in experiment {experiment_id} (existing: "
+            f"{known}). To make it, give its questions: judges or names of label schemas."
         )
-    if schema_ids and set(schema_ids) != set(found.schema_ids):
-        review_queues.update_review_queue(found.queue_id, schema_ids=list(schema_ids))
-    if team is not None and str(found.queue_type) != "user":
+    return review_queues.create_review_queue(
+        name, queue_type="custom", schema_ids=list(schema_ids), experiment_id=experiment_id
+    )
+
+
+def _update(queue: Any, schema_ids: Sequence[str], team: Sequence[str] | None) -> None:
+    if schema_ids and set(schema_ids) != set(queue.schema_ids):
+        review_queues.update_review_queue(queue.queue_id, schema_ids=list(schema_ids))
+    if team is not None and str(queue.queue_type) != "user":
         users = list(team) if len(team) <= _MAX_USERS else []
-        if [folded(one) for one in users] != found.users:
-            review_queues.update_review_queue(found.queue_id, users=users)
-    return found
+        if [folded(one) for one in users] != queue.users:
+            review_queues.update_review_queue(queue.queue_id, users=users)
 
 
 def _schema_id(given: Judge | LabelQuestion | str, experiment_id: str) -> str:

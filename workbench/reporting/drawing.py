@@ -29,6 +29,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from workbench.formatting import written
+
 # From the palette of Okabe and Ito, which stays apart for all common kinds of colour blindness.
 BEFORE, AFTER, BELOW = "#D55E00", "#0072B2", "#D55E00"
 
@@ -102,7 +104,7 @@ def new_axes(width: float, height: float, count: int = 1) -> npt.NDArray[Any]:
 
 def literal(value: Any, width: int, lines: int = 2) -> str:
     """Return a label as it is drawn: few lines at most, no control characters, ``$`` as itself."""
-    text = "".join(c if c.isprintable() else " " for c in str(value))
+    text = "".join(c if c.isprintable() else " " for c in written(value))
     found = textwrap.wrap(text, width, max_lines=lines, placeholder=" …")
     if found and found[-1].strip() == "…":  # where the next word is longer than a line
         cut = f"{text[: width * lines - 1]}…"
@@ -129,10 +131,10 @@ def tilt_where_long(ax: Axes, labels: Sequence[str], values: Sequence[Any] = ())
 
 
 def legend_above(ax: Axes, handles: Mapping[str, Any], ncols: int = 2) -> None:
-    """Put the legend, if there is any, above the picture, at its left."""
+    """Put the legend, if there is any, above the picture; it may reach over the labels of rows."""
     if handles:
         look: dict[str, Any] = {"handlelength": 1.5, "columnspacing": 1.3, "borderaxespad": 0.2}
-        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": ncols}
+        place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": ncols}
         ax.legend([*handles.values()], [*handles], **place, **look)
 
 

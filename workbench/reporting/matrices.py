@@ -57,11 +57,11 @@ def plot_confusion(
         Above the matrix; name, accuracy and kappa by default, or on numeric scales mean distance
         and Pearson's correlation.
     """
-    found = _agreement_of(agreement_or_pairs)
+    found = agreement_of(agreement_or_pairs)
+    order = order_of(found)
     if title is None:
         figures = [f"{name} {figure(value)}" for name, (value, _) in found.headline.items()]
-        title = f"{literal(found.name, width=60)}\n{', '.join(figures)}"
-    order = order_of(found)
+        title = _title(order, found.name, ", ".join(figures))
     table = found.confusion.reindex(index=order, columns=order)
     counts = table.to_numpy()
     shares = found.confusion_shares.reindex(index=order, columns=order).to_numpy()
@@ -158,8 +158,9 @@ def plot_difference(
         return (f"{change[at]:+,d}", f"{shares[at]:+.0%}") if change[at] else ("0", "")
 
     ax = _draw_matrix(ax, order, tinted, text, totals=totals.tolist())
-    what = f"after minus before, {counted(old.n, 'pair')}\nblue: more, orange: fewer"
-    title = f"{literal(old.name, width=60)}\n{what}" if title is None else title
+    if title is None:
+        what = (f"after minus before, {counted(old.n, 'pair')}", "blue: more, orange: fewer")
+        title = _title(order, old.name, *what)
     ax.set(xlabel="judge", ylabel="human", title=title)
     return ax
 
@@ -188,7 +189,7 @@ def plot_annotators(annotators: AnnotatorAgreement, *, ax: Axes | None = None) -
     if len(kappa) < 2:
         ax.text(0, 0, "needs two annotators", ha="center", va="center")
     ax.set_title(
-        f"Cohen's kappa of annotators\nKrippendorff's alpha {figure(annotators.alpha)}, "
+        f"Cohen's kappa of annotators\nKrippendorff's alpha {figure(annotators.alpha)}\n"
         f"ceiling {figure(annotators.ceiling)}"
     )
     return ax
@@ -197,6 +198,11 @@ def plot_annotators(annotators: AnnotatorAgreement, *, ax: Axes | None = None) -
 def title_with_intervals(found: Agreement, name: str) -> str:
     """Return a title of three lines: the name, and two figures with their intervals."""
     return "\n".join([name, *(f"{what} {figure(*one)}" for what, one in found.headline.items())])
+
+
+def _title(order: Sequence[Any], *parts: str) -> str:
+    """A title with a line a part, two where a small matrix is too narrow for one."""
+    return "\n".join(literal(part, 32 if len(order) < 4 else 60) for part in parts)
 
 
 def _both(
@@ -210,10 +216,11 @@ def _both(
             f"{name} needs a comparison, or two agreements: "
             f"{name}(workbench.compare(before, after)) or {name}(a, b)."
         )
-    return [_agreement_of(given), _agreement_of(after)]
+    return [agreement_of(given), agreement_of(after)]
 
 
-def _agreement_of(given: Agreement | Pairs) -> Agreement:
+def agreement_of(given: Agreement | Pairs) -> Agreement:
+    """Return the agreement of what is to be drawn; raise `ArgumentError` for anything else."""
     if isinstance(given, Agreement):
         return given
     if hasattr(given, "table") and hasattr(given, "scale"):

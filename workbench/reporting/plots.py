@@ -40,12 +40,13 @@ from workbench.reporting.drawing import (
     styled,
     tilt_where_long,
 )
+from workbench.reporting.matrices import agreement_of
 from workbench.store.tables import require_columns
 
 
 @styled()
 def plot_metrics(
-    comparison_or_agreement: Comparison | Agreement | SelfAgreement,
+    comparison_or_agreement: Comparison | Agreement | Pairs | SelfAgreement,
     *,
     ax: Axes | None = None,
     ceiling: float | AnnotatorAgreement | None = None,
@@ -60,8 +61,8 @@ def plot_metrics(
     Parameters
     ----------
     comparison_or_agreement
-        What `workbench.compare` or `workbench.agreement` gave; or `workbench.self_agreement`, all
-        of whose figures are drawn.
+        What `workbench.compare` or `workbench.agreement` gave, or pairs; or what
+        `workbench.self_agreement` gave, all of whose figures are drawn.
     ax
         Axes to draw on; new ones by default.
     ceiling
@@ -70,10 +71,11 @@ def plot_metrics(
     given = comparison_or_agreement
     if isinstance(given, SelfAgreement):
         return _draw_self_agreement(given, ax)
-    judges: dict[str, Any] = {"judge": (given, AFTER, "D", 0.0)}
     if isinstance(given, Comparison):
         looks = {"before": (BEFORE, "o", -0.16), "after": (AFTER, "D", 0.16)}
         judges = {name: (getattr(given, name), *look) for name, look in looks.items()}
+    else:
+        judges = {"judge": (agreement_of(given), AFTER, "D", 0.0)}
     first: Agreement = next(iter(judges.values()))[0]
     numeric = first.scale.kind == "numeric"
     kinds = ("mean distance", "kappa (", "Pearson") if numeric else ("accuracy", "kappa")
@@ -243,7 +245,7 @@ def plot_monitor(monitored: Monitored, *, ax: Axes | None = None) -> Axes:
         Axes to draw on; new ones by default.
     """
     table = monitored.table
-    ax = ax or new_axes(max(4.5, 2.2 + 0.8 * len(table)), 3.4)[0]
+    ax = ax or new_axes(min(max(4.5, 2.2 + 0.8 * len(table)), 14.0), 3.4)[0]
     places, colour = np.arange(len(table)), blue()
     shifts = ax.bar(places, table["shift"].fillna(0.0), width=0.5, color=BELOW, alpha=0.45)
     measure = "mean_distance" if "mean_distance" in table else "accuracy"
@@ -257,8 +259,9 @@ def plot_monitor(monitored: Monitored, *, ax: Axes | None = None) -> Axes:
     if monitored.agreement is not None and measure == "accuracy":
         overall = monitored.agreement.accuracy
         handles["all weeks"] = ax.axhline(overall, color=ink(), lw=1, ls="--", zorder=0)
-    names = [f"{week}\n({n:,})" for week, n in table["labelled"].items()]
-    ax.set_xticks(places, names)
+    step = math.ceil(len(table) / 40) or 1
+    names = [f"{week}\n({n:,})" for week, n in table["labelled"].items()][::step]
+    ax.set_xticks(places[::step], names)
     tilt_where_long(ax, names)
     ax.set(ylim=(0, 1.02), xlabel="week (labels)")
     legend_above(ax, handles, ncols=3)

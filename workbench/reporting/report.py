@@ -29,7 +29,7 @@ from workbench.alignment.certificate import Certificate
 from workbench.alignment.result import Alignment
 from workbench.credentials import urls_without_credentials, without_credentials
 from workbench.errors import ArgumentError, WorkbenchError
-from workbench.formatting import counted, html_table, safe_html, write_whole
+from workbench.formatting import counted, html_table, safe_html, write_whole, written
 from workbench.metrics.agreement import agreement
 from workbench.metrics.alternative import alternative_annotator_test
 from workbench.metrics.intervals import Interval, figure
@@ -84,7 +84,7 @@ def write_report(
     WorkbenchError
         When the file cannot be written, with its path and the system's reason.
     """
-    target = Path(path)
+    target = Path(path).expanduser()
     text = render(alignment, title=title, checked=checked, certificate=certificate)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +118,7 @@ def render(
         trim_blocks=True,
         finalize=_shown,
     )
+    environment.filters["written"] = written
     reasons = alignment.pairs.reasons
     url, *_ = compat.endpoint(alignment.judge)
     content = {

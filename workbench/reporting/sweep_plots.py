@@ -83,7 +83,8 @@ def plot_learning_curve(
         band = ax.fill_between(labels, over["min"], over["max"], color=colour, alpha=0.2, lw=0)
         ax.plot(known["n_labels"], known[column], "o", color=colour, ms=3, alpha=0.5, mew=0)
         handles[f"range over {seeds} seeds"] = band
-    own = table.reindex(columns=["baseline", "ceiling"]).astype(float).mean()
+    levels = table.reindex(columns=["baseline", "ceiling"])
+    own = {name: as_numbers(values, str(name)).mean() for name, values in levels.items()}
     if column == "after":  # else they are of another metric
         baseline = own["baseline"] if baseline is None else baseline
         ceiling = own["ceiling"] if ceiling is None else ceiling

@@ -97,5 +97,6 @@ class Explorer(SessionPanel):
             parts.append(html_table(shown))
         rows = found.find(Query(judge=len(found.names) - 1))[0][:_MOST_ROWS]
         table = found.table.iloc[rows].drop(columns="annotator")
+        table = table.assign(**{side: table[side].map(word) for side in ("human", *found.names)})
         table = with_content(table, self.session.pairs.previews)
         return "".join([*parts, html_table(table, index=False)])

@@ -24,7 +24,7 @@ from workbench.labeling.assignment import Assignment
 from workbench.labeling.questions import LabelQuestion
 from workbench.labeling.session import Session
 from workbench.labeling.sessions import AdjudicationSession, LabelSession
-from workbench.scale import Scale
+from workbench.scale import ABSTAIN, Scale
 from workbench.widgets.content import prepared, prepared_setup
 
 VIEW: Final = "application/vnd.jupyter.widget-view+json"
@@ -288,8 +288,11 @@ class LabelPanel(SessionPanel):
 
     def _tables(self) -> list[pd.DataFrame]:
         labels = self.labels[["trace_id", "question", "value", "rationale"]]
-        # A mark of its own: an empty cell reads as if something were missing.
-        values = labels["value"].map(lambda value: "can't judge" if value is None else value)
+        shown = {question.name: question.shown for question in self.session.questions}
+        values = [
+            shown[name](ABSTAIN if value is None else value)
+            for name, value in zip(labels["question"], labels["value"], strict=True)
+        ]
         return [self.summary(), labels.assign(value=values)]
 
 
