@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.errors import ArgumentError
+
 # Control characters but tab and line ends, marks that change the direction of text, surrogates.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -36,6 +38,14 @@ def storable(text: str) -> str:
 def unstorable(text: str) -> int:
     """Return how many characters of a text `storable` replaces."""
     return len(_UNSTORABLE.findall(text))
+
+
+def check_text(argument: str, given: Any) -> None:
+    """Raise `ArgumentError` unless an argument is a text that is not blank and can be stored."""
+    if not isinstance(given, str) or not given.strip():
+        raise ArgumentError(f"{argument}={given!r} must be a non-empty text.")
+    if storable(given) != given:
+        raise ArgumentError(f"{argument}={given!r} holds characters that cannot be stored.")
 
 
 def safe_html(markup: str) -> str:

@@ -22,7 +22,7 @@ from mlflow.entities import TraceInfo
 from pydantic import BaseModel, Field
 
 from workbench.errors import ArgumentError
-from workbench.formatting import counted, excerpt
+from workbench.formatting import check_text, counted, excerpt
 from workbench.labeling.annotations import (
     Action,
     Draw,
@@ -42,7 +42,6 @@ from workbench.metrics.intervals import Array
 from workbench.metrics.slices import by_annotator, short_fields, slice_names
 from workbench.pairing.pairs import Pairs
 from workbench.store.database import ExperimentId, store_message
-from workbench.store.tables import check_text
 from workbench.store.traces import Example, as_example, fetch_traces
 from workbench.vocabulary import folded
 

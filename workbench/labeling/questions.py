@@ -13,11 +13,10 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.label_schemas import LabelSchema
 
 from workbench.errors import ArgumentError, ScaleError
-from workbench.formatting import storable, written
+from workbench.formatting import check_text, storable, written
 from workbench.judging.verdicts import recorded_verdicts
 from workbench.scale import ABSTAIN, Scale, is_abstention, scale_of
 from workbench.store.schemas import RubricHistory, asks_for_feedback, find_schema, observed_scale
-from workbench.store.tables import check_text
 from workbench.vocabulary import as_text, is_missing, is_several
 
 _ABSTENTIONS = ("N/A", "can't judge", "not applicable", "abstain")

@@ -26,6 +26,7 @@ from mlflow.genai.label_schemas import LabelSchema
 
 from workbench.compat import add_review_queue_items
 from workbench.errors import ArgumentError, StoreError, one_of
+from workbench.formatting import check_text
 from workbench.labeling.annotations import without_spans
 from workbench.labeling.assignment import Assignment, assign, check_sharing
 from workbench.labeling.questions import LabelQuestion, as_question, with_rubric
@@ -39,7 +40,6 @@ from workbench.store.schemas import (
     rubric_history,
     supported,
 )
-from workbench.store.tables import check_text
 from workbench.store.traces import fetch_traces, trace_infos
 from workbench.vocabulary import folded
 

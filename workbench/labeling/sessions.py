@@ -15,6 +15,7 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.label_schemas import LabelSchema
 
 from workbench.errors import ArgumentError, StoreError
+from workbench.formatting import check_text
 from workbench.judging.verdicts import Recorded
 from workbench.labeling.annotations import (
     ACTION_KEY,
@@ -40,7 +41,6 @@ from workbench.store.assessments import now_ms
 from workbench.store.database import store_message
 from workbench.store.labels import Label, decision_records, label_records, name_of, same_person
 from workbench.store.schemas import known_scale
-from workbench.store.tables import check_text
 
 _DRAW = ["chosen", "probability", "draw", "pool"]
 _COLUMNS = [

@@ -14,7 +14,7 @@ from mlflow.entities import AssessmentSource, Feedback, Trace
 from mlflow.genai.judges import Judge
 
 from workbench.errors import ScaleError
-from workbench.formatting import excerpt, html_table, text_table
+from workbench.formatting import check_text, excerpt, html_table, text_table
 from workbench.pairing.joining import labels_and_decisions, read_votes
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import (
@@ -37,7 +37,7 @@ from workbench.store.labels import (
     name_of,
 )
 from workbench.store.schemas import known_scale, rubric_history, schema_scale
-from workbench.store.tables import check_text, read_rating
+from workbench.store.tables import read_rating
 from workbench.store.traces import fetch_traces, previews
 from workbench.vocabulary import is_missing
 

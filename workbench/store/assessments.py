@@ -20,13 +20,12 @@ from mlflow.tracing.client import TracingClient
 
 from workbench.compat import one_transaction
 from workbench.errors import StoreError
-from workbench.formatting import bar, counted, html_result, unstorable
+from workbench.formatting import bar, check_text, counted, html_result, unstorable
 from workbench.store.database import write
 from workbench.store.files import read_table
 from workbench.store.labels import AFTER_VERDICT_KEY, DECISION_KEY, has_mark, in_order
 from workbench.store.tables import (
     Names,
-    check_text,
     digest,
     name_hint,
     raise_bad_rows,

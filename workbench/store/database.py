@@ -22,7 +22,7 @@ from sqlalchemy.engine import make_url
 from workbench import compat
 from workbench.credentials import scrubbed, without_credentials
 from workbench.errors import StoreError, WorkbenchError
-from workbench.store.tables import check_text
+from workbench.formatting import check_text
 
 _log = logging.getLogger(__name__)
 

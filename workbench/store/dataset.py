@@ -22,14 +22,13 @@ from typing import Any, Literal
 import pandas as pd
 
 from workbench.errors import ArgumentError, ScaleError, TableError, check_whole
-from workbench.formatting import counted, html_result
+from workbench.formatting import check_text, counted, html_result
 from workbench.scale import Scale, is_abstention, no_rating
 from workbench.store.files import read_table
 from workbench.store.tables import (
     LabelSpec,
     Names,
     Raters,
-    check_text,
     columns_by_rater,
     empty_rows,
     parts,

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 
 from workbench.errors import ArgumentError
-from workbench.formatting import bar, counted, html_result
+from workbench.formatting import bar, check_text, counted, html_result
 from workbench.store.assessments import (
     content_id,
     log_assessments,
@@ -35,7 +35,6 @@ from workbench.store.tables import (
     LabelSpec,
     Names,
     Row,
-    check_text,
     digest,
     read_rows,
     row_numbers,

@@ -28,7 +28,7 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.label_schemas import LabelSchema
 
 from workbench.errors import ArgumentError, ScaleError, StoreError, one_of
-from workbench.formatting import counted, html_table
+from workbench.formatting import check_text, counted, html_table
 from workbench.scale import Scale, scale_of
 from workbench.store.database import (
     ExperimentId,
@@ -39,7 +39,6 @@ from workbench.store.database import (
     store_errors,
 )
 from workbench.store.labels import Label, decision_records, label_records, name_of, same_person
-from workbench.store.tables import check_text
 from workbench.store.traces import fetch_traces
 from workbench.vocabulary import fold, folded, is_several
 

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError, TableError
-from workbench.formatting import counted, storable, unstorable
+from workbench.formatting import check_text, counted, storable, unstorable
 from workbench.vocabulary import check_people, fold, is_missing, no_ratings, scalar
 
 ColumnSpec: TypeAlias = str | Sequence[str] | Mapping[str, str]
@@ -215,6 +215,13 @@ def read_rows(
         raise TableError("The table has no rows, so there is nothing to import.")
     if not isinstance(roles["outputs"], (list, tuple, Mapping)):
         rows = [replace(row, outputs=next(iter(row.outputs.values()))) for row in rows]
+    hints = [name_hint(table, who, column) for who, (column, _) in raters.items()]
+    said = [" ".join(hint) for hint in hints if hint]
+    return rows, said + _left_out(empty, words, alone, replaced)
+
+
+def _left_out(empty: list[int], words: Counter[str], alone: int, replaced: int) -> list[str]:
+    """What is said of rows, cells, rationales and characters that are not imported."""
     listed = ", ".join(f"{word!r} {n}" for word, n in words.most_common(8))
     keep = " (pass values=..., the ratings that there are, if it is one)"
     notes = {
@@ -223,9 +230,7 @@ def read_rows(
         f"{counted(alone, 'rationale')} without a rating left out": alone,
         f"{counted(replaced, 'character')} that cannot be stored replaced by U+FFFD": replaced,
     }
-    hints = [name_hint(table, who, column) for who, (column, _) in raters.items()]
-    said = [" ".join(hint) for hint in hints if hint]
-    return rows, said + [note for note, found in notes.items() if found]
+    return [note for note, found in notes.items() if found]
 
 
 def row_numbers(table: pd.DataFrame) -> list[int]:
@@ -361,14 +366,6 @@ def _comparable(cell: Any) -> Any:
         return plain(cell)
     except ValueError as error:
         return f"{error} {id(cell)}"  # equals no other; the import tells it
-
-
-def check_text(argument: str, given: Any) -> None:
-    """Raise `ArgumentError` unless an argument is a text that is not blank and can be stored."""
-    if not isinstance(given, str) or not given.strip():
-        raise ArgumentError(f"{argument}={given!r} must be a non-empty text.")
-    if storable(given) != given:
-        raise ArgumentError(f"{argument}={given!r} holds characters that cannot be stored.")
 
 
 def check_division(argument: str, given: object) -> None:
