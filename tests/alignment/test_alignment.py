@@ -384,6 +384,20 @@ def test_built_in_judges_are_refused_with_a_way_out(store: str) -> None:
         workbench.align(RelevanceToQuery(name=NAME), progress=False)
 
 
+def test_what_is_no_judge_optimizer_or_seed_is_told_before_anything_is_read(judge: Any) -> None:
+    """A seed that is None would be told only by the held-out test, when all is paid for."""
+    for wrong, said in (
+        ({"judge": NAME}, "a str is no judge.*load_judge"),
+        ({"judge": judge, "optimizer": "SIMBA"}, "optimizer=SIMBA is no AlignmentOptimizer"),
+        ({"judge": judge, "optimizer": workbench.SIMBA}, "is no AlignmentOptimizer"),
+        ({"judge": judge, "seed": None}, "seed=None must be a whole number"),
+    ):
+        with pytest.raises(ArgumentError, match=said):
+            workbench.align(**wrong, progress=False)
+    with pytest.raises(ArgumentError, match=r"seed=1\.5"):
+        workbench.SIMBA(seed=1.5)  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def served() -> Iterator[dict[str, Any]]:
     """The embedded model behind a real HTTP server of OpenAI's kind; it can be told to fail."""

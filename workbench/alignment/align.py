@@ -25,8 +25,8 @@ from workbench.alignment.heldout import (
 from workbench.alignment.preflight import labelled_cases, preflight, probed, to_keep
 from workbench.alignment.result import Alignment, log_result
 from workbench.alignment.runs import AlignmentData, Gate, Watch, count_looks, logged_run
-from workbench.errors import ArgumentError, one_of
-from workbench.formatting import counted, say
+from workbench.errors import ArgumentError, check_whole, one_of
+from workbench.formatting import counted, excerpt, say
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_many
 from workbench.judging.verdicts import Verdict
@@ -118,8 +118,13 @@ def align(
     one_of("gate", gate, ["better", "significant", "none"])
     if max_failure_share is not None and not 0 <= max_failure_share <= 1:
         raise ArgumentError(f"max_failure_share={max_failure_share} must lie in [0, 1].")
-    started = time.monotonic()
+    started, seed = time.monotonic(), check_whole("seed", seed, None)
     optimizer = SIMBA(seed=seed, progress=progress) if optimizer is None else optimizer
+    if not isinstance(optimizer, AlignmentOptimizer):
+        raise ArgumentError(
+            f"optimizer={excerpt(optimizer)} is no AlignmentOptimizer. Give one, such as "
+            "workbench.SIMBA(), or None."
+        )
     simba = optimizer if isinstance(optimizer, SIMBA) else None
     limit = budget_of(optimizer, budget)
     followed, watch = watch, watch or Watch()

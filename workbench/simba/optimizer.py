@@ -162,7 +162,8 @@ class SIMBA(AlignmentOptimizer):
             raise ArgumentError(f"dev_size={dev_size} must lie in (0, 1).")
         if reflection_context is not None:
             check_whole("reflection_context", reflection_context)
-        self.model, self.budget, self.seed = model, budget, seed
+        self.model, self.budget = model, budget
+        self.seed = check_whole("seed", seed, None)
         self.base_url = base_url.strip() if base_url else None
         self.inference_params = dict(inference_params or {})
         self.reflection_context = reflection_context
