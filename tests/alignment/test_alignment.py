@@ -243,6 +243,10 @@ def test_mlflows_own_call_works(store: str, judge: Any) -> None:
     assert changed == {"instructions"}
     improvement = workbench.alignment_improvement(judge, aligned, traces, progress=False)
     assert improvement["n"] == 30
+    with pytest.raises(TooFewPairsError, match="9 of 9 traces"):
+        judge.align(traces[:9] * 2, optimizer=optimizer)  # no trace is two labels
+    found = optimizer.align(judge, mlflow.search_traces())  # a table, unless one asks for a list
+    assert found.instructions == aligned.instructions
     assert improvement["aligned_accuracy"] > improvement["original_accuracy"]
     assert improvement["improvement"] == pytest.approx(
         improvement["aligned_accuracy"] - improvement["original_accuracy"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -18,6 +19,7 @@ from mlflow.genai.judges.model_api import ModelAPI
 from mlflow.genai.scorers import Guidelines
 from pydantic import PrivateAttr
 
+import workbench
 from workbench.compat import endpoint, options
 from workbench.credentials import credentials_of, redact
 from workbench.errors import ArgumentError
@@ -279,10 +281,15 @@ def test_a_base_url_is_completed_for_chat_alone() -> None:
         assert completed(api) == f"{base}/chat/completions"
 
 
-@pytest.mark.parametrize("base", ["localhost:8000/v1", "ftp://h/v1", "h", "http://", "/v1"])
+@pytest.mark.parametrize(
+    "base",
+    ["localhost:8000/v1", "ftp://h/v1", "h", "http://", "/v1", "http://[::1/v1", "http://h:80000"],
+)
 def test_a_base_url_that_is_none_is_refused(base: str) -> None:
-    with pytest.raises(ArgumentError, match=r"http\(s\) URL"):
-        plain(base_url=base)
+    """That of the reflection model too, before the judge's calls are paid."""
+    for make in (plain, partial(workbench.SIMBA, "openai:/m")):
+        with pytest.raises(ArgumentError, match=r"http\(s\) URL"):
+            make(base_url=base)
 
 
 @pytest.mark.parametrize("model", [None, MODEL])

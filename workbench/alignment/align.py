@@ -40,7 +40,7 @@ from workbench.simba.candidate import Learned
 from workbench.simba.optimizer import SIMBA, labelled_items
 from workbench.simba.reflector import load_dspy
 from workbench.simba.selection import usable
-from workbench.simba.settings import Settings
+from workbench.simba.settings import Settings, check_share
 from workbench.store.traces import fetch_traces
 
 
@@ -116,8 +116,7 @@ def align(
         When ``watch`` ended it; no held-out test was made.
     """
     one_of("gate", gate, ["better", "significant", "none"])
-    if max_failure_share is not None and not 0 <= max_failure_share <= 1:
-        raise ArgumentError(f"max_failure_share={max_failure_share} must lie in [0, 1].")
+    check_share(max_failure_share or 0.0)
     started, seed = time.monotonic(), check_whole("seed", seed, None)
     optimizer = SIMBA(seed=seed, progress=progress) if optimizer is None else optimizer
     if not isinstance(optimizer, AlignmentOptimizer):

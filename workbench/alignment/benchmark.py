@@ -30,7 +30,7 @@ from workbench.models.budget import UNPAID, Budget
 from workbench.pairing.pairs import Groups
 from workbench.simba.candidate import Candidate, Learned, judge_fields, sample
 from workbench.simba.optimizer import SIMBA
-from workbench.simba.settings import Settings
+from workbench.simba.settings import Settings, check_share
 from workbench.store.traces import item_digest
 
 _COLUMNS: Final = (
@@ -95,6 +95,7 @@ def compare_optimizers(
         When the original judge does not answer.
     """
     one_of("gate", gate, ["better", "significant", "none"])
+    check_share(max_failure_share or 0.0)
     started, seed = time.monotonic(), check_whole("seed", seed, None)
     data = read_data(judge, pairs_or_traces, groups, test_size, seed)
     reflection = reflection_model, reflection_base_url
