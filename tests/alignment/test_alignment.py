@@ -21,6 +21,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 
 import workbench
 from workbench.alignment.heldout import decide, read_data, score_held_out, split_pairs
+from workbench.alignment.result import Alignment
 from workbench.alignment.runs import Lineage
 from workbench.compat import options
 from workbench.errors import (
@@ -391,13 +392,18 @@ def test_built_in_judges_are_refused_with_a_way_out(store: str) -> None:
 def test_what_is_no_judge_optimizer_or_seed_is_told_before_anything_is_read(judge: Any) -> None:
     """A seed that is None would be told only by the held-out test, when all is paid for."""
     for wrong, said in (
-        ({"judge": NAME}, "a str is no judge.*load_judge"),
+        ({"judge": NAME}, r"\(str\) is no judge.*load_judge"),
         ({"judge": judge, "optimizer": "SIMBA"}, "optimizer=SIMBA is no AlignmentOptimizer"),
         ({"judge": judge, "optimizer": workbench.SIMBA}, "is no AlignmentOptimizer"),
         ({"judge": judge, "seed": None}, "seed=None must be a whole number"),
     ):
         with pytest.raises(ArgumentError, match=said):
             workbench.align(**wrong, progress=False)
+    for wrong in (NAME, Alignment):
+        with pytest.raises(ArgumentError, match="is no judge"):
+            workbench.alignment_improvement(judge, wrong)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="is no judge"):
+        workbench.align_in_background(NAME)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match=r"seed=1\.5"):
         workbench.SIMBA(seed=1.5)  # type: ignore[arg-type]
 

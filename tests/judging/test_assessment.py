@@ -125,7 +125,7 @@ def test_a_value_of_numpy_is_stored_as_what_it_is(store: str) -> None:
 
 
 def test_what_is_no_judge_is_told_as_such(store: str) -> None:
-    with pytest.raises(ArgumentError, match=r"judge='quality': a str is no judge.*load_judge"):
+    with pytest.raises(ArgumentError, match=r"'quality' \(str\) is no judge.*load_judge"):
         run("quality")  # type: ignore[arg-type]
 
 

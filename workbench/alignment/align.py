@@ -27,6 +27,7 @@ from workbench.alignment.result import Alignment, log_result
 from workbench.alignment.runs import AlignmentData, Gate, Watch, count_looks, logged_run
 from workbench.errors import ArgumentError, check_whole, one_of
 from workbench.formatting import counted, excerpt, say
+from workbench.judging.assessment import check_single
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_many
 from workbench.judging.verdicts import Verdict
@@ -297,6 +298,8 @@ def alignment_improvement(
         ``original_accuracy``, ``aligned_accuracy`` in [0, 1], ``improvement`` (their
         difference) and ``n``, the items that both judges rated; nan where ``n`` is 0.
     """
+    check_single(original)
+    check_single(aligned)
     items, scale = labelled_items(original, fetch_traces(traces), least=1)
     questions = [(judge, item.example, 0) for item in items for judge in (original, aligned)]
     with AnswerCache() as cache, Runner(cache=cache, answered=1) as runner:

@@ -193,7 +193,7 @@ def check_single(judge: Judge) -> None:
     """Raise `ArgumentError` unless it is a judge that has a name and rates single items."""
     if not isinstance(judge, Scorer):
         raise ArgumentError(
-            f"judge={excerpt(judge, 40)!r}: a {type(judge).__name__} is no judge. Make one with "
+            f"{excerpt(judge, 60)!r} ({type(judge).__name__}) is no judge. Make one with "
             "workbench.make_judge, or load a registered one with workbench.load_judge(name)."
         )
     if not judge.name:
