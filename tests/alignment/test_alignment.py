@@ -198,6 +198,20 @@ def test_a_foreign_optimizer_sees_the_consensus(store: str, judge: Any) -> None:
         assert [a.feedback.value for a in human] == [wanted[trace.info.trace_id]]
 
 
+def test_what_an_optimizer_does_is_no_trace_to_be_labelled(store: str, judge: Any) -> None:
+    """Though dspy's calls are traced, which MLflow's optimizers make."""
+
+    class Traced(Proposing):
+        def align(self, judge: Any, traces: list[Any]) -> Any:
+            with mlflow.start_span("a call of dspy"):
+                return super().align(judge, traces)
+
+    labelled(40, judge)
+    workbench.align(judge, optimizer=Traced(CURED), progress=False)
+    mlflow.flush_trace_async_logging()
+    assert len(mlflow.search_traces(return_type="list")) == 40
+
+
 def test_any_optimizer_is_held_to_the_same_gate(store: str, judge: Any) -> None:
     """An optimizer sees train and dev only; a better proposal passes, a worse one is rejected."""
     labelled(40, judge)

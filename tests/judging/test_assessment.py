@@ -124,6 +124,23 @@ def test_a_value_of_numpy_is_stored_as_what_it_is(store: str) -> None:
     assert table["error"][2] == "the judge gave a value of type complex"
 
 
+def test_what_a_judge_asks_is_no_trace_to_be_labelled(store: str) -> None:
+    """Though it is traced, as by MLflow's autologging; what others do meanwhile is a trace."""
+
+    class Traced(OwnJudge):
+        def __call__(self, *, outputs: Any = None) -> Feedback:
+            with mlflow.start_span("a call of a model"):
+                return Feedback(name=self.name, value="yes")
+
+    ids = traces(3)
+    assert run(Traced(name="traced")).calls == 3
+    with mlflow.start_span("an answer of the application"):
+        pass
+    mlflow.flush_trace_async_logging()
+    found = mlflow.search_traces(return_type="list")
+    assert len(found) == 1 + len(ids)
+
+
 def test_what_is_no_judge_is_told_as_such(store: str) -> None:
     with pytest.raises(ArgumentError, match=r"'quality' \(str\) is no judge.*load_judge"):
         run("quality")  # type: ignore[arg-type]

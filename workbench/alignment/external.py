@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+import mlflow
 from mlflow.entities import AssessmentSource, Feedback, Trace
 from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
@@ -80,7 +81,8 @@ def propose(
     with metering(judge, budget, reflection_base_url=reflection_base_url, **given) as meter:
         traces = [*_with_consensus(split.train), *_with_consensus(split.dev)]
         try:
-            proposed = _run(judge, optimizer, traces, meter)
+            with mlflow.tracing.context(enabled=False):  # as each request of ours
+                proposed = _run(judge, optimizer, traces, meter)
         except Exception:  # an interrupt is passed on as it is
             meter.raise_for_losses(who)
             raise

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import mlflow
 import requests
 from requests.exceptions import InvalidHeader
 
@@ -221,7 +222,8 @@ class _UnderWay:
         if not self.request.metered:  # it counts as one, which its first request seen here may be
             self._unmetered = self._reserve({})
         try:
-            with intercepted(self):
+            # Autologging would add a trace to those that people label.
+            with intercepted(self), mlflow.tracing.context(enabled=False):
                 read = self.request.read(self.request.call())
                 # An answer is stored and shown, and a gateway may repeat in it what it was sent.
                 answer: dict[str, Any] = _redacted(read, self.credentials)
