@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 from functools import partial
@@ -16,7 +17,7 @@ from mlflow.entities import Feedback
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.judges.model_api import ModelAPI
-from mlflow.genai.scorers import Guidelines
+from mlflow.genai.scorers import Guidelines, scorer
 from pydantic import PrivateAttr
 
 import workbench
@@ -212,10 +213,16 @@ def test_a_class_of_one_s_own_has_a_fingerprint() -> None:
 
 
 def test_only_judges_that_are_known_whole_are_cacheable() -> None:
-    """Of a user's own class nobody knows the state."""
+    """Of a user's own class or function nobody knows the state."""
+
+    @scorer
+    def short(outputs: Any) -> Feedback:
+        return Feedback(value="yes" if len(outputs) < int(os.environ["SHORT"]) else "no")
+
     assert is_cacheable(plain())
     assert is_cacheable(Guidelines(name="polite", guidelines="Be polite.", model="openai:/m"))
     assert not is_cacheable(Keyword(name="q"))
+    assert not is_cacheable(short)
     assert not is_cacheable(
         Prudent(name="q", instructions="Rate {{ outputs }}.", model="openai:/m")
     )

@@ -190,8 +190,9 @@ def fingerprints_of(judge_or_name: Judge | str) -> tuple[str, str]:
 
 
 def is_cacheable(judge: Judge) -> bool:
-    """Whether equal fingerprints mean equal judges: a user's own class may hold a hidden state."""
-    return _dumped(judge) is not None and not _own_code(judge)
+    """Whether equal fingerprints mean equal judges: a user's own code may use a hidden state."""
+    form = _dumped(judge)
+    return form is not None and not form.get("call_source") and not _own_code(judge)
 
 
 _LIBRARIES = ("mlflow", "workbench", "pydantic", "builtins", "abc", "typing")
