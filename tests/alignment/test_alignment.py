@@ -367,9 +367,12 @@ def test_train_dev_and_test_share_no_trace_group_or_item(
 def test_too_few_pairs_says_why(store: str, judge: Any) -> None:
     """Nine pairs are an error that counts the reasons and says what to do."""
     labelled(9, judge)
-    with pytest.raises(TooFewPairsError, match=r"9 usable pairs.*at least 10.*Label more"):
-        workbench.align(judge, progress=False)
     traces = mlflow.search_traces(return_type="list")
+    odd = pd.DataFrame({"trace_id": [traces[0].info.trace_id], "label": ["purple"]})
+    workbench.log_labels(odd, name=NAME, annotator="ana", value="label", progress=False)
+    said = r"8 usable pairs.*at least 10.*1 trace: .*'purple' is not .* Allowed: [^.]*\. Label more"
+    with pytest.raises(TooFewPairsError, match=said):
+        workbench.align(judge, progress=False)
     with pytest.raises(TooFewPairsError, match=r"at least 10"):
         judge.align(traces, optimizer=workbench.SIMBA(progress=False))
 

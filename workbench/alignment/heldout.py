@@ -72,7 +72,7 @@ def read_data(
         )
     if len(pairs) < MINIMUM_LABELS:
         reasons = pairs.reasons.itertuples(index=False)
-        lost = "; ".join(f"{counted(many, 'trace')}: {why}" for why, many in reasons)
+        lost = "; ".join(f"{counted(many, 'trace')}: {why.rstrip('.')}" for why, many in reasons)
         raise TooFewPairsError(
             f"{len(pairs)} usable pairs under {pairs.name!r}; alignment needs at least "
             f"{MINIMUM_LABELS}, and 50 to 100 make a difference that can be trusted. Left out: "
