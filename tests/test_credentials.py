@@ -234,3 +234,8 @@ def test_what_is_short_may_be_a_word(short: str) -> None:
     """README's own OPENAI_API_KEY=anything blots nothing out."""
     text = f"promises {short} the shop"
     assert redact(text, [short]) == text
+
+
+def test_a_key_read_with_its_line_break_is_replaced_however_a_message_shows_it() -> None:
+    for shown in (repr("Bearer sk-0123456789ab\n"), str(b"sk-0123456789ab\n"), "sk-0123456789ab"):
+        assert "0123" not in redact(shown, ["sk-0123456789ab\n"])

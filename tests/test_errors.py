@@ -41,8 +41,11 @@ def test_a_table_error_holds_rows_and_reasons() -> None:
 def test_a_whole_number_is_checked_by_name(value: object) -> None:
     with pytest.raises(ArgumentError, match=r"jobs=.* must be a whole number of 1 or more"):
         check_whole("jobs", value)
-    check_whole("jobs", np.int64(1))
-    check_whole("seed", 0, least=0)
+    assert type(check_whole("jobs", np.int64(1))) is int
+    assert check_whole("sample", 0, least=0) == 0
+    assert check_whole("seed", -7, least=None) == -7
+    with pytest.raises(ArgumentError, match=r"seed=None must be a whole number\."):
+        check_whole("seed", None, least=None)
 
 
 def test_a_choice_is_checked_by_name() -> None:

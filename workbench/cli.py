@@ -100,13 +100,15 @@ def _declared(notebook: str) -> tuple[Path, list[Any]]:
 
 def closing_words(summary: dict[str, Any], notebook: Path, seconds: float) -> str:
     """Return what is printed at the end: the table of the summary, and where things are."""
-    judge, table = summary.get("judge") or {}, str(summary.get("table") or "").rstrip("\n")
+    # Whatever notebook wrote it: what it says is shown without credentials.
+    judge, table = summary.get("judge"), str(summary.get("table") or "").rstrip("\n")
+    if isinstance(judge, dict):
+        judge = f"{judge.get('name')} version {judge.get('version')}"
     places = {
         "status": summary.get("headline") or summary.get("status"),
-        "judge": judge and f"{judge.get('name')} version {judge.get('version')}",
+        "judge": judge,
         "report": summary.get("report"),
         "notebook": notebook,
-        # Whatever notebook wrote it, it is shown without credentials.
         "MLflow store": without_credentials(str(summary.get("tracking_uri") or "")),
         "experiment": summary.get("experiment"),
         "time": f"{seconds:.0f} s",

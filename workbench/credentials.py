@@ -44,7 +44,8 @@ _HARMLESS_QUERY = frozenset({"api-version", "api_version", "deployment", "model"
 def redact(text: str, credentials: Iterable[str], *, shortest: int = SHORTEST) -> str:
     """Replace credentials of so many characters, also URL-encoded or in base64, by ``***``."""
     forms: set[str] = set()
-    for one in credentials:
+    # Where a key is refused for the line break at its end, messages have that in other forms.
+    for one in (form for each in credentials for form in {each, each.strip()}):
         if len(one) >= shortest:
             encoded = base64.b64encode(one.encode("utf-8", "surrogatepass")).decode()
             forms |= {one, quote(one, safe="", errors="replace"), unquote(one)}

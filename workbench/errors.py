@@ -86,7 +86,10 @@ def one_of(argument: str, value: object, allowed: Iterable[object]) -> None:
         raise ArgumentError(f"{argument}={value!r} is not known. Use one of: {known}.")
 
 
-def check_whole(argument: str, value: object, least: int = 1) -> None:
-    """Raise `ArgumentError` unless ``value`` is a whole number of ``least`` or more."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ArgumentError(f"{argument}={value!r} must be a whole number of {least} or more.")
+def check_whole(argument: str, value: object, least: int | None = 1) -> int:
+    """Return a whole number as an int; `ArgumentError` unless it is one, ``least`` or more."""
+    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if number is not None and (least is None or number >= least):
+        return number
+    at_least = "" if least is None else f" of {least} or more"
+    raise ArgumentError(f"{argument}={value!r} must be a whole number{at_least}.")

@@ -21,6 +21,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 
 import workbench
 from workbench.alignment.heldout import decide, read_data, score_held_out, split_pairs
+from workbench.alignment.result import Alignment
 from workbench.alignment.runs import Lineage
 from workbench.compat import options
 from workbench.errors import (
@@ -197,6 +198,20 @@ def test_a_foreign_optimizer_sees_the_consensus(store: str, judge: Any) -> None:
         assert [a.feedback.value for a in human] == [wanted[trace.info.trace_id]]
 
 
+def test_what_an_optimizer_does_is_no_trace_to_be_labelled(store: str, judge: Any) -> None:
+    """Though dspy's calls are traced, which MLflow's optimizers make."""
+
+    class Traced(Proposing):
+        def align(self, judge: Any, traces: list[Any]) -> Any:
+            with mlflow.start_span("a call of dspy"):
+                return super().align(judge, traces)
+
+    labelled(40, judge)
+    workbench.align(judge, optimizer=Traced(CURED), progress=False)
+    mlflow.flush_trace_async_logging()
+    assert len(mlflow.search_traces(return_type="list")) == 40
+
+
 def test_any_optimizer_is_held_to_the_same_gate(store: str, judge: Any) -> None:
     """An optimizer sees train and dev only; a better proposal passes, a worse one is rejected."""
     labelled(40, judge)
@@ -243,6 +258,10 @@ def test_mlflows_own_call_works(store: str, judge: Any) -> None:
     assert changed == {"instructions"}
     improvement = workbench.alignment_improvement(judge, aligned, traces, progress=False)
     assert improvement["n"] == 30
+    with pytest.raises(TooFewPairsError, match="9 of 9 traces"):
+        judge.align(traces[:9] * 2, optimizer=optimizer)  # no trace is two labels
+    found = optimizer.align(judge, mlflow.search_traces())  # a table, unless one asks for a list
+    assert found.instructions == aligned.instructions
     assert improvement["aligned_accuracy"] > improvement["original_accuracy"]
     assert improvement["improvement"] == pytest.approx(
         improvement["aligned_accuracy"] - improvement["original_accuracy"]
@@ -348,9 +367,12 @@ def test_train_dev_and_test_share_no_trace_group_or_item(
 def test_too_few_pairs_says_why(store: str, judge: Any) -> None:
     """Nine pairs are an error that counts the reasons and says what to do."""
     labelled(9, judge)
-    with pytest.raises(TooFewPairsError, match=r"9 usable pairs.*at least 10.*Label more"):
-        workbench.align(judge, progress=False)
     traces = mlflow.search_traces(return_type="list")
+    odd = pd.DataFrame({"trace_id": [traces[0].info.trace_id], "label": ["purple"]})
+    workbench.log_labels(odd, name=NAME, annotator="ana", value="label", progress=False)
+    said = r"8 usable pairs.*at least 10.*1 trace: .*'purple' is not .* Allowed: [^.]*\. Label more"
+    with pytest.raises(TooFewPairsError, match=said):
+        workbench.align(judge, progress=False)
     with pytest.raises(TooFewPairsError, match=r"at least 10"):
         judge.align(traces, optimizer=workbench.SIMBA(progress=False))
 
@@ -382,6 +404,25 @@ def test_built_in_judges_are_refused_with_a_way_out(store: str) -> None:
 
     with pytest.raises(WorkbenchError):
         workbench.align(RelevanceToQuery(name=NAME), progress=False)
+
+
+def test_what_is_no_judge_optimizer_or_seed_is_told_before_anything_is_read(judge: Any) -> None:
+    """A seed that is None would be told only by the held-out test, when all is paid for."""
+    for wrong, said in (
+        ({"judge": NAME}, r"\(str\) is no judge.*load_judge"),
+        ({"judge": judge, "optimizer": "SIMBA"}, "optimizer=SIMBA is no AlignmentOptimizer"),
+        ({"judge": judge, "optimizer": workbench.SIMBA}, "is no AlignmentOptimizer"),
+        ({"judge": judge, "seed": None}, "seed=None must be a whole number"),
+    ):
+        with pytest.raises(ArgumentError, match=said):
+            workbench.align(**wrong, progress=False)
+    for wrong in (NAME, Alignment):
+        with pytest.raises(ArgumentError, match="is no judge"):
+            workbench.alignment_improvement(judge, wrong)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="is no judge"):
+        workbench.align_in_background(NAME)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"seed=1\.5"):
+        workbench.SIMBA(seed=1.5)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 
 import bench_model
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from clarity import CURED, TEXT, Proposing, biased_judge, labelled
@@ -69,6 +70,18 @@ def test_an_optimizer_is_not_called_like_what_stands_beside_it(judge: Any) -> No
     for name in ("original", "majority label", "few-shot"):
         with pytest.raises(ArgumentError, match=f"holds '{name}'.*under names but original"):
             workbench.compare_optimizers(judge, None, {name: Failing()}, progress=False)
+
+
+def test_a_single_optimizer_needs_no_list_and_a_seed_may_be_numpys(judge: Any) -> None:
+    """As `numpy.arange` gives it; few-shot draws by it as well."""
+    one = workbench.compare_optimizers(
+        judge, None, Proposing(TEXT), seed=np.int64(3), progress=False
+    )
+    assert list(one.table.index) == ["original", "majority label", "few-shot", "Proposing"]
+    assert list(one.table["status"][2:]) == ["reference", "unchanged"]
+    assert type(one.seed) is int
+    with pytest.raises(ArgumentError, match="optimizers holds 5"):
+        workbench.compare_optimizers(judge, None, 5, progress=False)
 
 
 def test_figures_are_those_of_align(judge: Any) -> None:

@@ -23,6 +23,7 @@ from workbench.alignment.heldout import score_held_out
 from workbench.alignment.runs import AlignmentData, Lineage
 from workbench.compat import options
 from workbench.errors import (
+    ArgumentError,
     BudgetError,
     CancelledError,
     CredentialError,
@@ -422,9 +423,15 @@ def test_an_error_of_the_optimizer_itself_is_passed_on(simulation: Simulation, j
         def align(self, judge: Any, traces: list[Any]) -> Any:
             raise ZeroDivisionError("a bug")
 
+    class Forgetful(AlignmentOptimizer):
+        def align(self, judge: Any, traces: list[Any]) -> Any:
+            pass
+
     split = judged(judge)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         proposal(judge, Broken(), split)
+    with pytest.raises(ArgumentError, match=r"Forgetful\.align gave a NoneType, where a judge"):
+        proposal(judge, Forgetful(), split)
 
 
 def test_only_simba_is_replayed(simulation: Simulation, judge: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import mlflow
 import pytest
 from mlflow.genai.judges import Judge
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
-from mlflow.genai.scorers import get_scorer
+from mlflow.genai.scorers import Guidelines, get_scorer
 from mlflow.tracing.client import TracingClient
 
 from workbench.alignment.registry import diff, history, load_judge, register, roll_back
@@ -258,6 +258,9 @@ def test_a_version_can_be_compared_and_taken_back(store: str) -> None:
         "+Be strict.",
     ]
     assert diff("quality", 1, 1) == ""
+    for text in ("Be kind.", ["Be kind.", "Be brief."]):
+        register(Guidelines(name="tone", guidelines=text, model="openai:/m"))
+    assert diff("tone", 1, 2).splitlines()[-2:] == [" Be kind.", "+Be brief."]
     back = roll_back("quality", 1)  # needs no credentials
     assert (back.version, back.new) == (3, True)
     assert roll_back("quality", 1).version == 3

@@ -111,6 +111,11 @@ def test_a_notebook_without_summary_still_says_where_it_lies() -> None:
     assert words.split("\n") == ["", "notebook:     /out/n.ipynb", "time:         3 s"]
 
 
+def test_a_summary_may_be_anything() -> None:
+    words = closing_words({"judge": "tone", "status": ["fine"], "table": 3}, Path("n"), 1)
+    assert words.split("\n")[1:5] == ["3", "", "status:       ['fine']", "judge:        tone"]
+
+
 def test_a_password_in_the_uri_of_a_store_is_not_shown() -> None:
     words = closing_words({"tracking_uri": "postgresql://me:pass@host/db"}, Path("n"), 1)
     assert "pass" not in words

@@ -95,6 +95,16 @@ def test_a_notebook_runs_here_with_its_parameters(
     assert f"{folder} 7" in shown
 
 
+@pytest.mark.parametrize("content", ['[{"status": "improved"}]', '{"half'])
+def test_another_summary_than_ours_is_none(folder: Path, content: str) -> None:
+    """A notebook may write a file by this name for itself."""
+    write(
+        folder / "n.ipynb",
+        f"import pathlib\npathlib.Path(output_dir, 'summary.json').write_text({content!r})",
+    )
+    assert run_notebook("n.ipynb", progress=False).summary == {}
+
+
 def test_parameters_are_checked_before_anything_runs(folder: Path) -> None:
     source = write(folder / "n.ipynb", "open('ran', 'w')")
     with pytest.raises(NotebookError, match="Did you mean 'seed'"):

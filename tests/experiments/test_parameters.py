@@ -193,6 +193,15 @@ def test_none_and_unknown_defaults_take_anything() -> None:
     check_parameters([Parameter("c", "f()", UNKNOWN, "")], {"c": ["x"]})
 
 
+def test_a_whole_number_is_given_as_one(tmp_path: Path) -> None:
+    """However it was written: a notebook may pass it on to what takes no other."""
+    given = check_parameters(known(n=3, x=0.5, any=None), {"n": 20.0, "x": 2, "any": 4.0})
+    assert [*map(repr, given.values())] == ["20", "2", "4.0"]
+    declared = notebook_parameters(write(tmp_path, "n: int = None"))
+    assert [*map(repr, parse_parameters(declared, [("n", "1e3")]).values())] == ["1000"]
+    assert check_parameters(declared, {"n": None}) == {"n": None}
+
+
 def test_no_number_is_infinite() -> None:
     with pytest.raises(NotebookError, match="no whole number"):
         check_parameters(known(seed=0), {"seed": float("inf")})

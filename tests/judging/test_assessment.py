@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from asking import OwnJudge
@@ -103,6 +104,46 @@ def test_a_judge_of_a_user_s_own_class_is_assessed_and_paired(store: str) -> Non
     assert (len(pairs), pairs.fingerprint) == (4, fingerprint(judge))
     improvement = alignment_improvement(judge, judge, ids, progress=False)
     assert improvement["original_accuracy"] == 0.75
+
+
+def test_a_value_of_numpy_is_stored_as_what_it_is(store: str) -> None:
+    """And one that no store takes is a failure, of which all other verdicts know nothing."""
+
+    class Measuring(OwnJudge):
+        @property
+        def feedback_value_type(self) -> Any:
+            return str
+
+        def __call__(self, *, outputs: Any = None, **_: Any) -> Feedback:
+            value = {0: np.bool_(True), 1: np.int64(7)}.get(int(outputs[-1]), 1j)
+            return Feedback(name=self.name, value=value)
+
+    traces(3)
+    table = run(Measuring(name="measured")).table
+    assert [*map(repr, table["value"])] == ["True", "7", "None"]
+    assert table["error"][2] == "the judge gave a value of type complex"
+
+
+def test_what_a_judge_asks_is_no_trace_to_be_labelled(store: str) -> None:
+    """Though it is traced, as by MLflow's autologging; what others do meanwhile is a trace."""
+
+    class Traced(OwnJudge):
+        def __call__(self, *, outputs: Any = None) -> Feedback:
+            with mlflow.start_span("a call of a model"):
+                return Feedback(name=self.name, value="yes")
+
+    ids = traces(3)
+    assert run(Traced(name="traced")).calls == 3
+    with mlflow.start_span("an answer of the application"):
+        pass
+    mlflow.flush_trace_async_logging()
+    found = mlflow.search_traces(return_type="list")
+    assert len(found) == 1 + len(ids)
+
+
+def test_what_is_no_judge_is_told_as_such(store: str) -> None:
+    with pytest.raises(ArgumentError, match=r"'quality' \(str\) is no judge.*load_judge"):
+        run("quality")  # type: ignore[arg-type]
 
 
 def test_known_verdicts_are_recorded_and_not_asked_for_again(store: str, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -15,9 +17,10 @@ from mlflow.entities import Feedback
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.judges.model_api import ModelAPI
-from mlflow.genai.scorers import Guidelines
+from mlflow.genai.scorers import Guidelines, scorer
 from pydantic import PrivateAttr
 
+import workbench
 from workbench.compat import endpoint, options
 from workbench.credentials import credentials_of, redact
 from workbench.errors import ArgumentError
@@ -210,10 +213,16 @@ def test_a_class_of_one_s_own_has_a_fingerprint() -> None:
 
 
 def test_only_judges_that_are_known_whole_are_cacheable() -> None:
-    """Of a user's own class nobody knows the state."""
+    """Of a user's own class or function nobody knows the state."""
+
+    @scorer
+    def short(outputs: Any) -> Feedback:
+        return Feedback(value="yes" if len(outputs) < int(os.environ["SHORT"]) else "no")
+
     assert is_cacheable(plain())
     assert is_cacheable(Guidelines(name="polite", guidelines="Be polite.", model="openai:/m"))
     assert not is_cacheable(Keyword(name="q"))
+    assert not is_cacheable(short)
     assert not is_cacheable(
         Prudent(name="q", instructions="Rate {{ outputs }}.", model="openai:/m")
     )
@@ -279,10 +288,15 @@ def test_a_base_url_is_completed_for_chat_alone() -> None:
         assert completed(api) == f"{base}/chat/completions"
 
 
-@pytest.mark.parametrize("base", ["localhost:8000/v1", "ftp://h/v1", "h", "http://", "/v1"])
+@pytest.mark.parametrize(
+    "base",
+    ["localhost:8000/v1", "ftp://h/v1", "h", "http://", "/v1", "http://[::1/v1", "http://h:80000"],
+)
 def test_a_base_url_that_is_none_is_refused(base: str) -> None:
-    with pytest.raises(ArgumentError, match=r"http\(s\) URL"):
-        plain(base_url=base)
+    """That of the reflection model too, before the judge's calls are paid."""
+    for make in (plain, partial(workbench.SIMBA, "openai:/m")):
+        with pytest.raises(ArgumentError, match=r"http\(s\) URL"):
+            make(base_url=base)
 
 
 @pytest.mark.parametrize("model", [None, MODEL])

@@ -20,9 +20,11 @@ import mlflow
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from asking import OwnJudge
 from click.testing import CliRunner
 from embedded import Embedded, embedded
 from loopback import UNKNOWN_MODEL, Loopback, completion
+from mlflow.entities import Feedback
 from mlflow.genai.judges import Judge
 
 import workbench
@@ -331,6 +333,18 @@ def test_what_cannot_be_scored_is_told_before_a_call(tmp_path: Path, loopback: S
     with pytest.raises(ArgumentError, match="needs expectations=: columns"):
         score(told, answers(2), tmp_path / "v")
     assert server.requests == 0
+
+
+def test_a_judge_of_a_user_s_own_class_may_do_without_expectations(tmp_path: Path) -> None:
+    """The signature that MLflow gives it names them."""
+
+    class Short(OwnJudge):
+        def __call__(
+            self, *, inputs: Any = None, outputs: Any = None, expectations: Any = None
+        ) -> Feedback:
+            return Feedback(name=self.name, value="yes" if len(outputs) < 9 else "no")
+
+    assert list(score(Short(name="short"), answers(2), tmp_path).table["verdict"]) == ["yes", "yes"]
 
 
 # -- budgets ----------------------------------------------------------------------------------

@@ -125,6 +125,16 @@ def test_a_rating_before_a_rationale_that_runs_on_is_read(
     assert found["rationale"] == f"{rationale} {said}".strip()
 
 
+@pytest.mark.parametrize("end", ['"}', '"\n}\n```', ""])
+def test_a_rating_before_quotes_that_are_not_escaped_is_read(end: str) -> None:
+    """As small models write them; not where more than one rating is stated."""
+    content = '{"result": "good", "rationale": "He said "hi" to me.'
+    assert read(content=content + end) == {"result": "good", "rationale": 'He said "hi" to me.'}
+    for other in (f'{content} "result": "poor"{end}', '{"result": "good", "poor", "so": "}'):
+        with pytest.raises(AnswerError, match="no JSON object"):
+            read(content=other)
+
+
 @pytest.mark.parametrize(
     "content",
     [

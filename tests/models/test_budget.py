@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from asking import OwnJudge, run
 from hypothesis import given
@@ -155,6 +156,7 @@ def test_a_number_is_a_budget_of_calls() -> None:
     assert repr(Budget(2, tokens=1000, usd=1.5)) == (
         "Budget(0 of 2 calls, 0 of 1,000 tokens, $0.0000 of $1.50)"
     )
+    assert repr(Budget(np.int64(2), usd=np.float32(1))) == "Budget(0 of 2 calls, $0.0000 of $1.00)"
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,21 @@ def test_a_key_that_was_sent_is_in_no_message(
     assert "Incorrect API key provided: ***" in fault.message
 
 
+@pytest.mark.parametrize("key", ["sk-right-0123456789\n", "“sk-right-0123456789”"])
+def test_a_key_that_cannot_be_sent_is_told_without_it(
+    loopback: Start, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """As one that was read from a file with its line break; nothing is tried again."""
+    server = loopback()
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    outcome = send(judge_at(server.url))
+    assert outcome.fault is not None
+    assert outcome.fault.kind == "credential"
+    assert "holds a line break" in outcome.fault.message
+    assert "0123456789" not in outcome.fault.message
+    assert server.requests == 0
+
+
 def test_a_key_that_a_model_repeats_is_in_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its provider's; a word that is some other program's password stays as it is."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-repeated-0123456")

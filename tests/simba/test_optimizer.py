@@ -48,8 +48,13 @@ def test_the_announcement_is_limited_by_the_budget() -> None:
 
 def test_a_setting_out_of_range_is_named() -> None:
     """When the optimizer is made."""
-    with pytest.raises(ArgumentError, match="max_examples=-1 must be a whole number of 0 or more"):
-        workbench.SIMBA(max_examples=-1)
+    for wrong, said in (
+        ({"max_examples": -1}, "max_examples=-1 must be a whole number of 0 or more"),
+        ({"max_failure_share": -1}, "max_failure_share=-1 must lie in"),
+        ({"model": "gpt-4.1"}, "model='gpt-4.1' must be a URI such as openai:/"),
+    ):
+        with pytest.raises(ArgumentError, match=said):
+            workbench.SIMBA(**wrong)
 
 
 def test_what_an_aligned_judge_shows_is_not_selected_on() -> None:

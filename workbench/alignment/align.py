@@ -25,8 +25,9 @@ from workbench.alignment.heldout import (
 from workbench.alignment.preflight import labelled_cases, preflight, probed, to_keep
 from workbench.alignment.result import Alignment, log_result
 from workbench.alignment.runs import AlignmentData, Gate, Watch, count_looks, logged_run
-from workbench.errors import ArgumentError, one_of
-from workbench.formatting import counted, say
+from workbench.errors import ArgumentError, check_whole, one_of
+from workbench.formatting import counted, excerpt, say
+from workbench.judging.assessment import check_single
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_many
 from workbench.judging.verdicts import Verdict
@@ -40,7 +41,7 @@ from workbench.simba.candidate import Learned
 from workbench.simba.optimizer import SIMBA, labelled_items
 from workbench.simba.reflector import load_dspy
 from workbench.simba.selection import usable
-from workbench.simba.settings import Settings
+from workbench.simba.settings import Settings, check_share
 from workbench.store.traces import fetch_traces
 
 
@@ -116,10 +117,14 @@ def align(
         When ``watch`` ended it; no held-out test was made.
     """
     one_of("gate", gate, ["better", "significant", "none"])
-    if max_failure_share is not None and not 0 <= max_failure_share <= 1:
-        raise ArgumentError(f"max_failure_share={max_failure_share} must lie in [0, 1].")
-    started = time.monotonic()
+    check_share(max_failure_share or 0.0)
+    started, seed = time.monotonic(), check_whole("seed", seed, None)
     optimizer = SIMBA(seed=seed, progress=progress) if optimizer is None else optimizer
+    if not isinstance(optimizer, AlignmentOptimizer):
+        raise ArgumentError(
+            f"optimizer={excerpt(optimizer)} is no AlignmentOptimizer. Give one, such as "
+            "workbench.SIMBA(), or None."
+        )
     simba = optimizer if isinstance(optimizer, SIMBA) else None
     limit = budget_of(optimizer, budget)
     followed, watch = watch, watch or Watch()
@@ -293,6 +298,8 @@ def alignment_improvement(
         ``original_accuracy``, ``aligned_accuracy`` in [0, 1], ``improvement`` (their
         difference) and ``n``, the items that both judges rated; nan where ``n`` is 0.
     """
+    check_single(original)
+    check_single(aligned)
     items, scale = labelled_items(original, fetch_traces(traces), least=1)
     questions = [(judge, item.example, 0) for item in items for judge in (original, aligned)]
     with AnswerCache() as cache, Runner(cache=cache, answered=1) as runner:

@@ -17,6 +17,7 @@ from workbench.alignment.align import align
 from workbench.alignment.result import Alignment
 from workbench.alignment.runs import Stage, Watch
 from workbench.errors import CancelledError
+from workbench.judging.assessment import check_single
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class RunningAlignment(Watch):
         optimizer: AlignmentOptimizer | None,
         options: dict[str, Any],
     ) -> None:
+        check_single(judge)
         super().__init__()
         self.judge = judge
         self._options = {"progress": False, **options}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from workbench.alignment.result import COUNTS, OptimizerComparison
 from workbench.alignment.runs import AlignmentData, Gate, count_looks, log_outcome, logged_run
 from workbench.compat import embedder_of, endpoint, options
 from workbench.credentials import credentials_of, environment_keys, redact
-from workbench.errors import ArgumentError, ReplayError, StoreError, one_of
+from workbench.errors import ArgumentError, ReplayError, StoreError, check_whole, one_of
 from workbench.formatting import plain, say
 from workbench.judging.judge import fingerprint, with_instructions
 from workbench.metrics.comparison import Comparison, compare
@@ -30,7 +30,7 @@ from workbench.models.budget import UNPAID, Budget
 from workbench.pairing.pairs import Groups
 from workbench.simba.candidate import Candidate, Learned, judge_fields, sample
 from workbench.simba.optimizer import SIMBA
-from workbench.simba.settings import Settings
+from workbench.simba.settings import Settings, check_share
 from workbench.store.traces import item_digest
 
 _COLUMNS: Final = (
@@ -69,8 +69,8 @@ def compare_optimizers(
         As in `align`.
     optimizers
         MLflow alignment optimizers or names: ``"workbench SIMBA"``, ``"MLflow SIMBA"``,
-        ``"MLflow GEPA"``, ``"MLflow MemAlign"``; also one text with commas, or a mapping from
-        names of your own. None: all four, with their defaults.
+        ``"MLflow GEPA"``, ``"MLflow MemAlign"``; also a single one, one text with commas, or a
+        mapping from names of your own. None: all four, with their defaults.
     seed
         Of the split, the few-shot examples and the optimizers that are given by name.
     budget
@@ -95,13 +95,15 @@ def compare_optimizers(
         When the original judge does not answer.
     """
     one_of("gate", gate, ["better", "significant", "none"])
-    started = time.monotonic()
+    check_share(max_failure_share or 0.0)
+    started, seed = time.monotonic(), check_whole("seed", seed, None)
+    data = read_data(judge, pairs_or_traces, groups, test_size, seed)
     reflection = reflection_model, reflection_base_url
     by_name = named_optimizers(judge, optimizers, seed, embedding_model, *reflection)
     for optimizer in by_name.values():
         budget_of(optimizer, budget)
-    data, names = read_data(judge, pairs_or_traces, groups, test_size, seed), ", ".join(by_name)
-    run = logged_run(f"compare optimizers of {judge.name}", data, optimizers=names, seed=seed)
+    title, names = f"compare optimizers of {judge.name}", ", ".join(by_name)
+    run = logged_run(title, data, optimizers=names, seed=seed)
     with run as run_id:
         bench = _Benchmark(data, gate, concurrency_of(*by_name.values()))
         probe = probed(data)
@@ -256,6 +258,8 @@ def named_optimizers(
         )
     if isinstance(wanted, str):
         wanted = [name.strip() for name in wanted.split(",") if name.strip()]
+    elif not isinstance(wanted, (Iterable, type(None))):
+        wanted = [wanted]
     named: Mapping[str, Any] = known if wanted is None else wanted
     if not isinstance(named, Mapping):
         names = [one if isinstance(one, str) else type(one).__name__ for one in wanted]

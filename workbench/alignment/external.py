@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+import mlflow
 from mlflow.entities import AssessmentSource, Feedback, Trace
 from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
@@ -28,7 +29,7 @@ from workbench import compat
 from workbench.alignment.runs import AlignmentData
 from workbench.compat import Endpoint
 from workbench.credentials import credentials_of
-from workbench.errors import BudgetError, CancelledError, ScaleError
+from workbench.errors import ArgumentError, BudgetError, CancelledError, ScaleError
 from workbench.judging.judge import with_instructions
 from workbench.judging.requests import answers_from, reached_by
 from workbench.models import client, recording
@@ -80,7 +81,8 @@ def propose(
     with metering(judge, budget, reflection_base_url=reflection_base_url, **given) as meter:
         traces = [*_with_consensus(split.train), *_with_consensus(split.dev)]
         try:
-            proposed = _run(judge, optimizer, traces, meter)
+            with mlflow.tracing.context(enabled=False):  # as each request of ours
+                proposed = _run(judge, optimizer, traces, meter)
         except Exception:  # an interrupt is passed on as it is
             meter.raise_for_losses(who)
             raise
@@ -112,6 +114,9 @@ def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter
     metered = judge if name == judge.model else compat.reached_elsewhere(judge, name)
     # A copy of the optimizer, since it may serve several alignments at once.
     proposed = metered.align(traces, compat.with_models(optimizer, meter.model))
+    if not isinstance(proposed, Judge):
+        given = f"{type(optimizer).__name__}.align gave a {type(proposed).__name__}"
+        raise ArgumentError(f"optimizer: {given}, where a judge is needed.")
     if type(proposed) is InstructionsJudge:
         return with_instructions(judge, proposed.instructions)
     found = compat.rename_models(proposed, meter.real, like=judge)

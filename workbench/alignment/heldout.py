@@ -20,6 +20,7 @@ from workbench.errors import (
     check_whole,
 )
 from workbench.formatting import counted
+from workbench.judging.assessment import check_single
 from workbench.judging.judge import fingerprint, fingerprints_of
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
@@ -55,6 +56,8 @@ def read_data(
     n_labels: int | None = None,
 ) -> AlignmentData:
     """Read and split the pairs of a judge that is made from instructions."""
+    check_single(judge)
+    options(judge)  # raises for judges that are not made from instructions
     if n_labels is not None:
         check_whole("n_labels", n_labels, MINIMUM_LABELS)
     if not 0 < size < 1:
@@ -67,10 +70,9 @@ def read_data(
             f"These pairs hold verdicts of another judge than {judge.name!r} as it is now. Run "
             "workbench.assess(judge, traces) and workbench.pair(judge, traces) with this one."
         )
-    options(judge)  # raises for other judges
     if len(pairs) < MINIMUM_LABELS:
         reasons = pairs.reasons.itertuples(index=False)
-        lost = "; ".join(f"{counted(many, 'trace')}: {why}" for why, many in reasons)
+        lost = "; ".join(f"{counted(many, 'trace')}: {why.rstrip('.')}" for why, many in reasons)
         raise TooFewPairsError(
             f"{len(pairs)} usable pairs under {pairs.name!r}; alignment needs at least "
             f"{MINIMUM_LABELS}, and 50 to 100 make a difference that can be trusted. Left out: "

@@ -260,11 +260,13 @@ def _row(version: ScorerVersion) -> dict[str, Any]:
 def diff(name: str, a: int, b: int, *, experiment: str | None = None) -> str:
     """The instructions of version ``b`` against those of version ``a``, as a unified diff.
 
-    Empty where they are the same. Raises `RegistryError` for an unknown name or version.
+    Those of MLflow's `Guidelines` are the guidelines. Empty where they are the same. Raises
+    `RegistryError` for an unknown name or version.
     """
     where = find_experiment_id(experiment, create=False)
     found = [_Stored.of(_version(where, name, each)).judge for each in (a, b)]
-    first, second = (judge.instructions.splitlines() for judge in found)
+    told = (getattr(judge, "guidelines", None) or judge.instructions for judge in found)
+    first, second = (text if isinstance(text, list) else text.splitlines() for text in told)
     headings = f"{name} version {a}", f"{name} version {b}"
     return "\n".join(difflib.unified_diff(first, second, *headings, lineterm=""))
 

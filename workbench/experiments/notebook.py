@@ -111,8 +111,11 @@ def run_notebook(
     finally:
         if recorder is not None:
             recorder.save()
-    found = json.loads(summary.read_text("utf-8")) if summary.exists() else {}
-    return Ran(copy.target, passed, time.monotonic() - started, found)
+    found: Any = {}
+    with suppress(OSError, ValueError):  # as of another file by this name, which cells wrote
+        found = json.loads(summary.read_text("utf-8"))
+    seconds = time.monotonic() - started
+    return Ran(copy.target, passed, seconds, found if isinstance(found, dict) else {})
 
 
 @contextmanager
@@ -139,8 +142,7 @@ SHORTEST_SECRET: Final = 6  # characters; shorter ones are often words
 def resolve_parameters(source: Path, given: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """Check the values given; add the output folder and files beside the notebook."""
     declared = notebook_parameters(source)
-    check_parameters(declared, given)
-    values = dict(given)
+    values = check_parameters(declared, given)
     # Where data are given in place of the sample, defaults that name its columns are None.
     if "data" in given and any(Path(str(p.default)).name == SAMPLE for p in declared):
         values |= {p.name: None for p in declared if p.name in COLUMNS and p.name not in given}

@@ -138,9 +138,12 @@ def _comment(lines: list[str], node: ast.stmt) -> str:
     return " ".join(line.lstrip("#").strip() for line in found)
 
 
-def check_parameters(parameters: Iterable[Parameter], values: Mapping[str, Any]) -> None:
-    """Raise `NotebookError` unless each value is one of a known parameter and of its kind."""
-    known = {parameter.name: parameter for parameter in parameters}
+def check_parameters(parameters: Iterable[Parameter], values: Mapping[str, Any]) -> Point:
+    """Return the values, 20 for 20.0 where a whole number is due.
+
+    Raises `NotebookError` unless each is one of a known parameter and of its kind.
+    """
+    known, checked = {parameter.name: parameter for parameter in parameters}, dict(values)
     for name, value in values.items():
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
@@ -154,6 +157,9 @@ def check_parameters(parameters: Iterable[Parameter], values: Mapping[str, Any])
             raise NotebookError(
                 f"{name}={value!r} is {problem}; the default is {known[name].source}."
             )
+        if known[name].kind is int and value is not None:
+            checked[name] = int(value)
+    return checked
 
 
 def hashes_of(value: Any, start: Path) -> list[str]:
@@ -188,8 +194,7 @@ def parse_parameters(
     """Convert texts from a command line into values, and check them (`check_parameters`)."""
     kinds = {p.name: p.kind for p in parameters}
     values = {name: _value(text, kinds.get(name)) for name, text in given}
-    check_parameters(parameters, values)
-    return values
+    return check_parameters(parameters, values)
 
 
 def _value(text: str, kind: type | None) -> Any:

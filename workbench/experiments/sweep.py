@@ -125,10 +125,10 @@ def sweep(
     for limit, value in {"jobs": jobs, "cell_timeout": cell_timeout}.items():
         if value is not None:
             check_whole(limit, value)
-    source, points = find_notebook(notebook), expand(grid)
+    source, given = find_notebook(notebook), expand(grid)
     declared = notebook_parameters(source)
+    points = expand([check_parameters(declared, point) for point in given])
     for point in points:
-        check_parameters(declared, point)
         if taken := point.keys() & {*TAKEN, "output_dir"}:
             raise ArgumentError(
                 f"grid: {', '.join(taken)} is set by the sweep itself, for each run. Rename it."

@@ -12,10 +12,11 @@ import pandas as pd
 from mlflow.entities import AssessmentSource, Feedback, Trace, TraceInfo
 from mlflow.entities.assessment_error import AssessmentError
 from mlflow.genai.judges import Judge
+from mlflow.genai.scorers import Scorer
 from mlflow.tracing.constant import AssessmentMetadataKey
 
 from workbench.errors import ArgumentError, check_whole
-from workbench.formatting import counted, html_result, with_content
+from workbench.formatting import counted, excerpt, html_result, with_content
 from workbench.judging.judge import fingerprints_of
 from workbench.judging.requests import Asker, check_budget, judge_many, say_where
 from workbench.judging.verdicts import (
@@ -189,7 +190,12 @@ def assess(
 
 
 def check_single(judge: Judge) -> None:
-    """Raise `ArgumentError` unless the judge has a name and rates single items."""
+    """Raise `ArgumentError` unless it is a judge that has a name and rates single items."""
+    if not isinstance(judge, Scorer):
+        raise ArgumentError(
+            f"{excerpt(judge, 60)!r} ({type(judge).__name__}) is no judge. Make one with "
+            "workbench.make_judge, or load a registered one with workbench.load_judge(name)."
+        )
     if not judge.name:
         raise ArgumentError("The judge has no name. Make it with workbench.make_judge(name, ...).")
     if getattr(judge, "is_session_level_scorer", False):

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -81,7 +82,7 @@ def make_judge(
     register(uri)
     if mlflow_options.get("base_url") is not None:
         api = mlflow_options.get("model_api")
-        address = str(mlflow_options["base_url"]).strip()
+        address = str(mlflow_options["base_url"])
         mlflow_options["base_url"] = chat_endpoint(uri, address, api)
         if uri == MODEL:
             raise ArgumentError(
@@ -103,17 +104,26 @@ def chat_endpoint(model: str, base_url: str, model_api: Any = None) -> str:
     >>> chat_endpoint("openai:/llama", "http://localhost:8000/v1/")
     'http://localhost:8000/v1/chat/completions'
     """
+    base_url = checked_url(base_url)
     parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ArgumentError(
-            f"base_url={without_credentials(base_url)!r} is no http(s) URL. Give the root of an "
-            "OpenAI-compatible server, for instance http://localhost:8000/v1."
-        )
     chat = str(getattr(model_api, "value", model_api)) in ("None", "default", "chat_completions")
     complete = parts.path.rstrip("/").endswith("/completions")
     if not model.startswith("openai:/") or not chat or complete:
         return base_url
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/chat/completions"))
+
+
+def checked_url(base_url: str) -> str:
+    """Return the address of a server without blanks around it; `ArgumentError` if it is none."""
+    address = base_url.strip()
+    with suppress(ValueError):  # of an IPv6 address without its end, or no port
+        parts = urlsplit(address)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return address
+    raise ArgumentError(
+        f"base_url={without_credentials(address)!r} is no http(s) URL. Give the root of an "
+        "OpenAI-compatible server, for instance http://localhost:8000/v1."
+    )
 
 
 def from_options(judge_options: dict[str, Any]) -> Judge:
@@ -180,8 +190,9 @@ def fingerprints_of(judge_or_name: Judge | str) -> tuple[str, str]:
 
 
 def is_cacheable(judge: Judge) -> bool:
-    """Whether equal fingerprints mean equal judges: a user's own class may hold a hidden state."""
-    return _dumped(judge) is not None and not _own_code(judge)
+    """Whether equal fingerprints mean equal judges: a user's own code may use a hidden state."""
+    form = _dumped(judge)
+    return form is not None and not form.get("call_source") and not _own_code(judge)
 
 
 _LIBRARIES = ("mlflow", "workbench", "pydantic", "builtins", "abc", "typing")

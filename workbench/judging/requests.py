@@ -31,6 +31,7 @@ from workbench.models.offline import VERSION
 from workbench.models.recording import replayed
 from workbench.models.runner import Runner
 from workbench.scale import ABSTAIN, Scale, scale_of
+from workbench.store.tables import plain
 from workbench.store.traces import Example, item_digest
 from workbench.vocabulary import is_missing
 
@@ -117,7 +118,10 @@ class Asker:
             raise AnswerError(f"the judge gave {given!r:.200}, where one Feedback is needed")
         if feedback.error is not None:
             raise AnswerError(feedback.error.error_message or feedback.error.error_code)
-        value = feedback.value
+        try:
+            value = plain(feedback.value)  # numpy's numbers, say, are not stored by MLflow
+        except ValueError as error:
+            raise AnswerError(f"the judge gave {error}") from None
         value = storable(value) if isinstance(value, str) else value
         return {"value": value, "rationale": storable(feedback.rationale or "")}
 

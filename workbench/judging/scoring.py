@@ -180,7 +180,9 @@ def _check(judge: Judge, layout: Layout, sample: Any) -> None:
             f"Judge {judge.name!r} needs {{{{ trace }}}}, and the rows of a table are no traces. "
             "Import them (workbench.import_traces) and use workbench.assess."
         )
-    if "expectations" in needed and not layout.sides["expectations"]:
+    # A user's own class accepts what all judges may be given, and may do without.
+    is_own = not type(judge).__module__.startswith("mlflow.")
+    if "expectations" in needed and not (layout.sides["expectations"] or is_own):
         raise ArgumentError(f"Judge {judge.name!r} needs expectations=: columns that hold them.")
 
 

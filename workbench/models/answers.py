@@ -134,12 +134,17 @@ def _read_content(message: Mapping[str, Any], finish_reason: str) -> str:
             return json.dumps(found)
     if refusal:
         raise AnswerError(f"the model refused: {str(refusal)[:300]}")
-    if finish_reason in _ENDED:
-        if _ENDED[finish_reason] is _CUT and (stated := _STATED.match(answer)):
-            # A small model may run on in its rationale: the rating stands whole before it.
-            return json.dumps({RESULT: json.loads(stated[1]), RATIONALE: _cut_text(stated[2])})
+    # A small model may run on in its rationale, or not escape its quotes: the rating stands whole
+    # before it.
+    stated, ended = _STATED.match(answer), _ENDED.get(finish_reason)
+    if stated and ended is _CUT:
+        return json.dumps({RESULT: json.loads(stated[1]), RATIONALE: _cut_text(stated[2])})
+    if stated and ended is None and stated[2] and answer.count(f'"{RESULT}"') == 1:
+        why = re.sub(r'"?\s*\}?[\s`]*$', "", answer[stated.start(2) :])
+        return json.dumps({RESULT: json.loads(stated[1]), RATIONALE: storable(why)})
+    if ended:
         said_so_far = f" after {answer[:100]!r}" if answer else ""
-        raise AnswerError(f"{_ENDED[finish_reason]} (finish_reason {finish_reason}){said_so_far}")
+        raise AnswerError(f"{ended} (finish_reason {finish_reason}){said_so_far}")
     if calls := message.get("tool_calls"):
         name = (calls[0].get("function") or {}).get("name")
         raise AnswerError(f"the model called a tool that was not offered: {name}")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from numbers import Real
 from pathlib import Path
 from typing import Any, Final
 
@@ -162,7 +163,7 @@ class Budget:
         self, calls: int | None = None, *, tokens: int | None = None, usd: float | None = None
     ) -> None:
         for name, limit in (("calls", calls), ("tokens", tokens), ("usd", usd)):
-            number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+            number = isinstance(limit, Real) and not isinstance(limit, bool)
             if limit is not None and not (number and limit >= 0):
                 raise ArgumentError(f"budget={limit!r} ({name}) must be a number of 0 or more.")
         self.limit, self.tokens, self.usd = calls, tokens, usd

@@ -14,7 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import mlflow
 import requests
+from requests.exceptions import InvalidHeader
 
 from workbench.compat import HTTPStatusError, current_sender, intercepted
 from workbench.credentials import environment_keys, redact
@@ -39,6 +41,11 @@ CONNECT_SECONDS: Final = 10.0
 LONGEST_MESSAGE: Final = 2000  # characters of a provider's message that are kept
 
 _QUERY: Final = re.compile(r"(?<=\S)\?[^\s'\")]+")  # of a URL, or of its path alone
+
+_NO_HEADER: Final = (
+    "the key or another header cannot be sent, since it holds a line break, a space at its "
+    "beginning, or a character such as a typographic quote"
+)
 
 # What ends a run and is no fault of a model.
 _ENDINGS: Final = (CancelledError, ReplayError, StoreError, StoppedError)
@@ -156,7 +163,11 @@ class Client:
             full = {"Content-Type": "application/json", **headers}
             asked = requests.Request("POST", endpoint, headers=full)
             proxies = dict(requests.utils.get_environ_proxies(endpoint))
-            self._prepared[key] = self._session.prepare_request(asked), proxies
+            with suppress(InvalidHeader, UnicodeEncodeError):
+                "".join(headers.values()).encode("latin-1")  # as they are sent
+                self._prepared[key] = self._session.prepare_request(asked), proxies
+        if key not in self._prepared:
+            raise HTTPStatusError(401, _NO_HEADER)
         template, proxies = self._prepared[key]
         prepared = template.copy()
         prepared.prepare_body(json.dumps(payload).encode(), None)
@@ -211,7 +222,8 @@ class _UnderWay:
         if not self.request.metered:  # it counts as one, which its first request seen here may be
             self._unmetered = self._reserve({})
         try:
-            with intercepted(self):
+            # Autologging would add a trace to those that people label.
+            with intercepted(self), mlflow.tracing.context(enabled=False):
                 read = self.request.read(self.request.call())
                 # An answer is stored and shown, and a gateway may repeat in it what it was sent.
                 answer: dict[str, Any] = _redacted(read, self.credentials)

@@ -57,7 +57,7 @@ from workbench.errors import (
     check_whole,
 )
 from workbench.formatting import bar, say
-from workbench.judging.judge import with_instructions
+from workbench.judging.judge import checked_url, with_instructions
 from workbench.judging.requests import judge_many, say_where
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Budget, Usage
@@ -71,7 +71,7 @@ from workbench.simba.reflector import Reflector
 from workbench.simba.search import Search
 from workbench.simba.settings import MINIMUM_LABELS, Settings, forecast
 from workbench.store.schemas import known_scale
-from workbench.store.traces import as_example, item_digest
+from workbench.store.traces import as_example, fetch_traces, item_digest
 
 
 class SIMBA(AlignmentOptimizer):
@@ -162,8 +162,11 @@ class SIMBA(AlignmentOptimizer):
             raise ArgumentError(f"dev_size={dev_size} must lie in (0, 1).")
         if reflection_context is not None:
             check_whole("reflection_context", reflection_context)
-        self.model, self.budget, self.seed = model, budget, seed
-        self.base_url = base_url.strip() if base_url else None
+        if model is not None and ":/" not in model:
+            raise ArgumentError(f"model={model!r} must be a URI such as openai:/gpt-4.1-mini.")
+        self.model, self.budget = model, budget
+        self.seed = check_whole("seed", seed, None)
+        self.base_url = checked_url(base_url) if base_url else None
         self.inference_params = dict(inference_params or {})
         self.reflection_context = reflection_context
         self.concurrency, self.cache, self.dev_size = concurrency, cache, dev_size
@@ -194,7 +197,7 @@ class SIMBA(AlignmentOptimizer):
         ArgumentError
             When the judge is not made from instructions.
         """
-        items, scale = labelled_items(judge, traces)
+        items, scale = labelled_items(judge, fetch_traces(traces))
         parts = stratified(
             {item.trace_id: str(item.label) for item in items},
             default_groups([item.example for item in items]),
