@@ -116,9 +116,9 @@ def make_schema(
                     experiment_id=where,
                 )
             except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                schema = find_schema(name, experiment=where)  # which somebody has just made
+                if error.error_code != "RESOURCE_ALREADY_EXISTS" or schema is None:
                     raise
-                return make_schema(name, scale, instruction=text, experiment=where)
         old = Scale.from_schema(schema)
         there, wanted = (one and sorted(map(fold, one.values)) for one in (old, scale))
         if there != wanted or not asks_for_feedback(schema):  # none for free text
