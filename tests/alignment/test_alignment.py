@@ -413,6 +413,7 @@ def test_what_is_no_judge_optimizer_or_seed_is_told_before_anything_is_read(judg
         ({"judge": judge, "optimizer": "SIMBA"}, "optimizer=SIMBA is no AlignmentOptimizer"),
         ({"judge": judge, "optimizer": workbench.SIMBA}, "is no AlignmentOptimizer"),
         ({"judge": judge, "seed": None}, "seed=None must be a whole number"),
+        ({"judge": judge, "test_size": "0.4"}, "test_size='0.4' must lie"),
     ):
         with pytest.raises(ArgumentError, match=said):
             workbench.align(**wrong, progress=False)

@@ -94,7 +94,7 @@ def test_it_says_why_not_and_what_it_is_not() -> None:
 
 def test_wrong_demands_are_errors_that_say_what_to_demand() -> None:
     pairs = from_confusion(GOOD)
-    for wrong in ({"accuracy": 1.0}, {"sensitivity": -0.1}, {"kappa": 80}):
+    for wrong in ({"accuracy": 1.0}, {"sensitivity": -0.1}, {"kappa": 80}, {"kappa": "0.6"}):
         with pytest.raises(ArgumentError, match=next(iter(wrong))):
             workbench.certify(pairs, **wrong)
     colours = make_pairs(["red", "green", "blue"] * 30, ["red", "green", "blue"] * 30, COLOURS)

@@ -155,8 +155,17 @@ def test_intervals_contain_the_estimate_and_follow_the_seed() -> None:
     assert agreement(pairs, seed=4).kappa_interval != found.kappa_interval
     assert agreement(pairs, seed=-3).kappa_interval != found.kappa_interval
     assert agreement(pairs, confidence=0.99).kappa_interval.low < found.kappa_interval.low
-    with pytest.raises(ArgumentError, match="confidence"):
-        agreement(pairs, confidence=95)
+    wrong: Any
+    for wrong, said in (
+        ({"confidence": 95}, "confidence=95"),
+        ({"confidence": "0.95"}, "confidence='0.95'"),
+        ({"seed": None}, "seed=None"),
+    ):
+        with pytest.raises(ArgumentError, match=said):
+            agreement(pairs, **wrong)
+    for wrong in (pairs.table, None):
+        with pytest.raises(ArgumentError, match="agreement takes what"):
+            agreement(wrong)
 
 
 def test_kappa_interval_agrees_with_the_asymptotic_one_on_many_items() -> None:

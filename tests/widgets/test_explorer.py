@@ -10,6 +10,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
+from clarity import CURED, Proposing, biased_judge, labelled
 from made_pairs import GRADES, make_pairs
 
 import workbench
@@ -230,6 +231,15 @@ def test_what_cannot_be_done_is_told(traces: list[str]) -> None:
     for wrong in ("q", None):
         with pytest.raises(ArgumentError, match="pairs or an alignment"):
             workbench.Explorer(wrong)
+
+
+def test_an_alignment_holds_both_judges(store: str) -> None:
+    judge = biased_judge()
+    labelled(24, judge)
+    alignment = workbench.align(judge, None, Proposing(CURED), progress=False)
+    assert workbench.Explorer(alignment).session.found.names == ["before", "after"]
+    with pytest.raises(ArgumentError, match="after= goes with pairs"):
+        workbench.Explorer(alignment, alignment.test_after)
 
 
 def test_ten_thousand_pairs_go_out_a_page_at_a_time(store: str) -> None:

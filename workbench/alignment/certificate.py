@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import pandas as pd
@@ -220,7 +221,7 @@ def _demands(scale: Scale | None, **thresholds: float | None) -> dict[str, float
     least = least or dict.fromkeys(OF_BINARY, 0.8)
     for name, value in least.items():
         low = -1 if name.endswith("kappa") else 0
-        if not low <= value < 1:
+        if not isinstance(value, Real) or not low <= value < 1:
             raise ArgumentError(f"{name}={value!r} must lie in [{low}, 1): no interval is above 1.")
     if scale is None:
         return least

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 from mlflow.genai.judges import Judge
@@ -60,7 +61,7 @@ def read_data(
     options(judge)  # raises for judges that are not made from instructions
     if n_labels is not None:
         check_whole("n_labels", n_labels, MINIMUM_LABELS)
-    if not 0 < size < 1:
+    if not isinstance(size, Real) or not 0 < size < 1:
         raise ArgumentError(f"test_size={size!r} must lie in (0, 1).")
     pairs = pairs_or_traces
     if not isinstance(pairs, Pairs):

@@ -287,18 +287,10 @@ def agreement(
         For unknown weights, weights on a scale without an order or with ``by``, a confidence out
         of range.
     """
-    one_of("weights", weights, [None, "linear", "quadratic"])
+    _check(pairs, by, weights)
     check_confidence(confidence)
-    if weights and not pairs.scale.ordered:
-        raise ArgumentError(
-            f"weights={weights!r} need a scale with an order; {pairs.name!r} has a "
-            f"{pairs.scale.kind} one ({pairs.scale.describe()}), on which no miss is nearer than "
-            "another. Leave weights out."
-        )
     options: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
     pairs = pairs.grouped(groups)
-    if by is not None and weights:
-        raise ArgumentError("weights can't be given with by: slices have no weighted kappa.")
     if by is not None:
         return sliced(pairs, by, **options)
     coded = Coded.of(pairs)
@@ -337,6 +329,22 @@ def agreement(
         undefined=why_undefined(coded, {**found, **whole}) | _undefined_classes(per_class, n),
         notes=(*_kappa_paradox(coded, found, baseline[0]), *without_contested(pairs)),
     )
+
+
+def _check(pairs: Pairs, by: By | None, weights: Weights | None) -> None:
+    if not isinstance(pairs, Pairs):
+        raise ArgumentError(
+            f"agreement takes what workbench.pair(judge) gives, got {type(pairs).__name__}."
+        )
+    one_of("weights", weights, [None, "linear", "quadratic"])
+    if weights and not pairs.scale.ordered:
+        raise ArgumentError(
+            f"weights={weights!r} need a scale with an order; {pairs.name!r} has a "
+            f"{pairs.scale.kind} one ({pairs.scale.describe()}), on which no miss is nearer than "
+            "another. Leave weights out."
+        )
+    if by is not None and weights:
+        raise ArgumentError("weights can't be given with by: slices have no weighted kappa.")
 
 
 def _baseline_distance(coded: Coded) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -13,7 +14,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.stats import t
 
-from workbench.errors import ArgumentError
+from workbench.errors import ArgumentError, check_whole
 from workbench.formatting import html_lines, html_table, plain
 
 Array = npt.NDArray[Any]
@@ -60,7 +61,7 @@ class Result:
 
 def check_confidence(confidence: float, name: str = "confidence") -> None:
     """Raise `ArgumentError` unless ``confidence`` lies in (0, 1)."""
-    if not 0 < confidence < 1:
+    if not isinstance(confidence, Real) or not 0 < confidence < 1:
         raise ArgumentError(f"{name}={confidence!r} must lie in (0, 1), for instance 0.95.")
 
 
@@ -264,7 +265,7 @@ class Bootstrap:
         rows: tuple[Array, Array] | None = None,
         prior: float = 0.0,
     ) -> None:
-        self.confidence = confidence
+        self.confidence, seed = confidence, check_whole("seed", seed, None)
         self.n = int(counts.sum()) if rows is None else len(np.unique(rows[0]))
         self.draws: Array = np.empty((0, len(counts)))
         if not counts.sum():

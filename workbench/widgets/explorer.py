@@ -66,6 +66,8 @@ class Explorer(SessionPanel):
     ) -> None:
         if isinstance(pairs_or_alignment, Alignment):
             given = [pairs_or_alignment.test_before, pairs_or_alignment.test_after]
+            if after is not None:
+                raise ArgumentError("after= goes with pairs: an alignment holds both judges'.")
         else:
             given = [pairs_or_alignment, *([] if after is None else [after])]
         if wrong := [one for one in given if not isinstance(one, Pairs)]:

@@ -6,6 +6,7 @@ page) a table stands in a panel's place.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from workbench.labeling.questions import LabelQuestion
 from workbench.labeling.session import Session
 from workbench.labeling.sessions import AdjudicationSession, LabelSession
 from workbench.scale import ABSTAIN, Scale
-from workbench.widgets.content import prepared, prepared_setup
+from workbench.widgets.content import in_pieces, prepared_setup
 
 VIEW: Final = "application/vnd.jupyter.widget-view+json"
 HERE: Final = Path(__file__).parent
@@ -122,12 +123,13 @@ class SessionPanel(View):
 
     def _send_all(self, *messages: dict[str, Any]) -> None:
         kinds = {message.get("type") for message in messages}
-        ready = [prepared(message) for message in messages]  # slow for long texts: not in the lock
+        # Long texts take a while, and are not prepared in the lock.
+        for ready in itertools.chain.from_iterable(map(in_pieces, messages)):
+            with self._sending:
+                if ready.get("type") == "queue":
+                    self.setup = prepared_setup(self.session.setup())
+                self.send(ready)
         with self._sending:
-            if "queue" in kinds:
-                self.setup = prepared_setup(self.session.setup())
-            for message in ready:
-                self.send(message)
             self.state = self.session.state()
             if self._table and not self._timer and kinds & {"saved", "queue"}:
                 self._timer = threading.Timer(SECONDS_UNTIL_SHOWN, self._renew_table)

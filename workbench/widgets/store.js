@@ -177,8 +177,8 @@ class Store {
     }
   }
 
-  onItems({ items, stamp }) {
-    this.sent.delete("want");
+  onItems({ items, stamp, more }) {
+    if (!more) this.sent.delete("want"); // else the rest is on its way
     const current = this.item;
     for (const item of items ?? []) {
       // Read before it was said to be saved, though it comes after.
@@ -191,7 +191,7 @@ class Store {
     }
     if (this.search) this.forward(this.position, this.search);
     else if (!same(current, this.item)) this.paint();
-    this.ask();
+    if (!more) this.ask();
   }
 
   onSaved({ ids, statuses, stamp }) {
