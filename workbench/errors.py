@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from numbers import Integral
+from numbers import Integral, Real
 
 
 class WorkbenchError(Exception):
@@ -84,6 +84,13 @@ def one_of(argument: str, value: object, allowed: Iterable[object]) -> None:
     if value not in options:
         known = ", ".join(map(repr, options))
         raise ArgumentError(f"{argument}={value!r} is not known. Use one of: {known}.")
+
+
+def check_share(argument: str, value: object) -> float:
+    """Return a number in [0, 1] as a float; `ArgumentError` unless it is one."""
+    if isinstance(value, Real) and 0 <= float(value) <= 1:
+        return float(value)
+    raise ArgumentError(f"{argument}={value!r} must lie in [0, 1].")
 
 
 def check_whole(argument: str, value: object, least: int | None = 1) -> int:

@@ -215,7 +215,7 @@ def test_uses_of_recorded_verdicts_are_counted_by_their_source(store: str) -> No
             found = workbench.certify(pairs, accuracy=0.1)
             assert (found.looks, found.fingerprint) == (looks, "")
         said = " ".join(found.notes)
-        assert "items which it learned from may be among these." in said
+        assert f"all verdicts of {source!r} count as those of one judge" in said
         assert "is not counted" not in said
 
 

@@ -24,7 +24,7 @@ TABLE = pd.DataFrame(
 )
 
 
-def test_a_server_with_users_takes_all_by_password_and_nothing_without(
+def test_a_server_with_users_is_read_and_written_by_password_alone(
     guarded_server: str,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any, Literal
 
 import mlflow
@@ -396,6 +397,9 @@ def test_a_queue_takes_what_numpy_and_pandas_hold(store: str) -> None:
     queue = workbench.review_queue("pilot", [judge()], **given)
     assert workbench.review_queue("pilot") == queue
     assert (queue.annotators, queue.each, queue.seed) == (("ana", "ben"), 2, 3)
+    assert workbench.review_queue("pilot", share=Fraction(1, 4)).share == 0.25
+    with pytest.raises(ArgumentError, match="seed='x'"):
+        workbench.review_queue("pilot", seed="x")  # type: ignore[arg-type]
 
 
 def test_a_queue_found_again_is_in_its_own_experiment(store: str) -> None:

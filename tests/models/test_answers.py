@@ -130,7 +130,12 @@ def test_a_rating_before_quotes_that_are_not_escaped_is_read(end: str) -> None:
     """As small models write them; not where more than one rating is stated."""
     content = '{"result": "good", "rationale": "He said "hi" to me.'
     assert read(content=content + end) == {"result": "good", "rationale": 'He said "hi" to me.'}
-    for other in (f'{content} "result": "poor"{end}', '{"result": "good", "poor", "so": "}'):
+    upper = content.replace("result", "Result")
+    assert read(content=upper + end)["result"] == "good"
+    spaces = " \n" * 50_000  # as a model that runs on writes them
+    assert read(content=content + spaces + "So." + end)["rationale"].endswith("So.")
+    others = [f'{content}", "note": "b "c" d{end}', f'{content}{end} {{"Result": "poor"{end}']
+    for other in (*others, '{"result": "good", "poor", "so": "}'):
         with pytest.raises(AnswerError, match="no JSON object"):
             read(content=other)
 

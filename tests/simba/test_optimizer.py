@@ -51,7 +51,10 @@ def test_a_setting_out_of_range_is_named() -> None:
     for wrong, said in (
         ({"max_examples": -1}, "max_examples=-1 must be a whole number of 0 or more"),
         ({"max_failure_share": -1}, "max_failure_share=-1 must lie in"),
+        ({"max_failure_share": None}, "max_failure_share=None must lie in"),
         ({"model": "gpt-4.1"}, "model='gpt-4.1' must be a URI such as openai:/"),
+        ({"model": 3}, "model=3 must be a URI"),
+        ({"base_url": 3}, "base_url='3' is no"),
     ):
         with pytest.raises(ArgumentError, match=said):
             workbench.SIMBA(**wrong)

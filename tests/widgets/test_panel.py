@@ -141,7 +141,7 @@ def test_a_rating_does_not_wait_for_texts_that_are_made_ready(trace_ids: list[st
     assert not sender.is_alive()
 
 
-def test_the_first_items_do_not_wait_for_those_ahead(trace_ids: list[str]) -> None:
+def test_the_first_items_do_not_wait_for_those_after_them(trace_ids: list[str]) -> None:
     """Each is sent with few others, and the view is told whether there are more to come."""
     shown = panel()
     told: list[dict[str, Any]] = []

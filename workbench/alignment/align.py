@@ -25,7 +25,7 @@ from workbench.alignment.heldout import (
 from workbench.alignment.preflight import labelled_cases, preflight, probed, to_keep
 from workbench.alignment.result import Alignment, log_result
 from workbench.alignment.runs import AlignmentData, Gate, Watch, count_looks, logged_run
-from workbench.errors import ArgumentError, check_whole, one_of
+from workbench.errors import ArgumentError, check_share, check_whole, one_of
 from workbench.formatting import counted, excerpt, say
 from workbench.judging.assessment import check_single
 from workbench.judging.judge import fingerprint
@@ -41,7 +41,7 @@ from workbench.simba.candidate import Learned
 from workbench.simba.optimizer import SIMBA, labelled_items
 from workbench.simba.reflector import load_dspy
 from workbench.simba.selection import usable
-from workbench.simba.settings import Settings, check_share
+from workbench.simba.settings import Settings
 from workbench.store.traces import fetch_traces
 
 
@@ -117,7 +117,7 @@ def align(
         When ``watch`` ended it; no held-out test was made.
     """
     one_of("gate", gate, ["better", "significant", "none"])
-    check_share(max_failure_share or 0.0)
+    check_share("max_failure_share", max_failure_share or 0.0)
     started, seed = time.monotonic(), check_whole("seed", seed, None)
     optimizer = SIMBA(seed=seed, progress=progress) if optimizer is None else optimizer
     if not isinstance(optimizer, AlignmentOptimizer):

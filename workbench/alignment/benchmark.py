@@ -21,7 +21,14 @@ from workbench.alignment.result import COUNTS, OptimizerComparison
 from workbench.alignment.runs import AlignmentData, Gate, count_looks, log_outcome, logged_run
 from workbench.compat import embedder_of, endpoint, options
 from workbench.credentials import credentials_of, environment_keys, redact
-from workbench.errors import ArgumentError, ReplayError, StoreError, check_whole, one_of
+from workbench.errors import (
+    ArgumentError,
+    ReplayError,
+    StoreError,
+    check_share,
+    check_whole,
+    one_of,
+)
 from workbench.formatting import plain, say
 from workbench.judging.judge import fingerprint, with_instructions
 from workbench.metrics.comparison import Comparison, compare
@@ -30,7 +37,7 @@ from workbench.models.budget import UNPAID, Budget
 from workbench.pairing.pairs import Groups
 from workbench.simba.candidate import Candidate, Learned, judge_fields, sample
 from workbench.simba.optimizer import SIMBA
-from workbench.simba.settings import Settings, check_share
+from workbench.simba.settings import Settings
 from workbench.store.traces import item_digest
 
 _COLUMNS: Final = (
@@ -95,7 +102,7 @@ def compare_optimizers(
         When the original judge does not answer.
     """
     one_of("gate", gate, ["better", "significant", "none"])
-    check_share(max_failure_share or 0.0)
+    check_share("max_failure_share", max_failure_share or 0.0)
     started, seed = time.monotonic(), check_whole("seed", seed, None)
     data = read_data(judge, pairs_or_traces, groups, test_size, seed)
     reflection = reflection_model, reflection_base_url

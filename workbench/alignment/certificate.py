@@ -50,7 +50,8 @@ class Certificate(Result):
         Items, none of which the judge is known to have learned from, and that of the intervals.
     looks
         The largest number of judges that one item has scored so far, this one included; None where
-        it is not known which judge gave the verdicts. Recorded ones of a source are those of one.
+        nothing is known of who gave the verdicts. Recorded verdicts of one source count as those of
+        one judge.
     fingerprint, dataset_digest
         Of the judge, "" where not known, and of the items with their labels.
     notes
@@ -238,9 +239,13 @@ def _demands(scale: Scale | None, **thresholds: float | None) -> dict[str, float
 def _not_learned(pairs: Pairs, by_id: Mapping[str, Example]) -> tuple[Pairs, list[str]]:
     """The pairs that no alignment on the way to this judge has learned from, and notes."""
     if not pairs.fingerprint:
-        said = "Which judge gave the verdicts is not known, so that items which it learned from may"
-        uncounted = ", and this use of them is not counted: of many tries one passes by luck"
-        return pairs, [f"{said} be among these{'' if pairs.source else uncounted}."]
+        used = "this use of them is not counted"
+        if pairs.source:
+            used = f"all verdicts of {pairs.source!r} count as those of one judge"
+        return pairs, [
+            "Which judge gave the verdicts is not known, so that items which it learned from may "
+            f"be among these, and {used}: of many tries one passes by luck."
+        ]
     known_as = (pairs.fingerprint, pairs.earlier_fingerprint)
     learned = read_lineage(known_as, {}, by_id).learned & by_id.keys()
     note = f"Left out, since the judge learned from them: {counted(len(learned), 'trace')}."

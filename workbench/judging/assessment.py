@@ -192,9 +192,11 @@ def assess(
 def check_single(judge: Judge) -> None:
     """Raise `ArgumentError` unless it is a judge that has a name and rates single items."""
     if not isinstance(judge, Scorer):
+        kind = type(judge).__name__
+        given = f"{excerpt(judge, 60)!r} ({kind})" if isinstance(judge, str) else f"A {kind}"
         raise ArgumentError(
-            f"{excerpt(judge, 60)!r} ({type(judge).__name__}) is no judge. Make one with "
-            "workbench.make_judge, or load a registered one with workbench.load_judge(name)."
+            f"{given} is no judge. Make one with workbench.make_judge, or load a registered one "
+            "with workbench.load_judge(name)."
         )
     if not judge.name:
         raise ArgumentError("The judge has no name. Make it with workbench.make_judge(name, ...).")

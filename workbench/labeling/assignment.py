@@ -15,12 +15,11 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Real
 from typing import Any
 
 import pandas as pd
 
-from workbench.errors import ArgumentError, check_whole, one_of
+from workbench.errors import ArgumentError, check_share, check_whole, one_of
 from workbench.formatting import counted, html_table, html_text
 from workbench.store.labels import same_person
 from workbench.store.traces import fetch_traces
@@ -150,8 +149,8 @@ def assign(
     if not names or any(not isinstance(name, str) or not name.strip() for name in names):
         raise ArgumentError(f"annotators={list(names)!r} must be names, at least one.")
     check_people(f"annotators={list(names)!r}", names)
-    check_sharing(each, share, batch_size)
-    if each > len(names):
+    numbers = numbers_of_sharing(each, share, batch_size, seed)
+    if numbers["each"] > len(names):
         raise ArgumentError(
             f"each={each!r} must be a whole number from 1 to {len(names)}, the number of "
             "annotators. For a part of the traces by all, use share=."
@@ -160,18 +159,20 @@ def assign(
         ids = tuple(dict.fromkeys(traces))  # nothing of them is needed from the store
     else:
         ids = tuple(trace.info.trace_id for trace in fetch_traces(traces, spans=False))
-    return Assignment(ids, names, each, float(share), batch_size, seed)
+    return Assignment(ids, names, **numbers)
 
 
-def check_sharing(each: int, share: float, batch_size: int | None) -> None:
-    """Raise `ArgumentError` for numbers by which nothing can be shared out."""
-    check_whole("each", each)
-    if not isinstance(share, Real) or not 0 <= share <= 1:
-        raise ArgumentError(f"share={share!r} must lie in [0, 1].")
-    if batch_size is not None:
-        check_whole("batch_size", batch_size)
+def numbers_of_sharing(
+    each: int, share: float, batch_size: int | None, seed: int
+) -> dict[str, Any]:
+    """Return the numbers as Python's; `ArgumentError` where nothing can be shared out by them."""
+    return {
+        "each": check_whole("each", each),
+        "share": check_share("share", share),
+        "batch_size": batch_size if batch_size is None else check_whole("batch_size", batch_size),
+        "seed": check_whole("seed", seed, None),
+    }
 
 
 def _hash(*parts: object) -> bytes:
-    text = json.dumps(parts, default=int)  # a seed may be one of numpy's integers
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()

@@ -28,7 +28,7 @@ from workbench.compat import add_review_queue_items
 from workbench.errors import ArgumentError, StoreError, one_of
 from workbench.formatting import check_text
 from workbench.labeling.annotations import without_spans
-from workbench.labeling.assignment import Assignment, assign, check_sharing
+from workbench.labeling.assignment import Assignment, assign, numbers_of_sharing
 from workbench.labeling.questions import LabelQuestion, as_question, with_rubric
 from workbench.scale import Scale
 from workbench.store.database import all_pages, find_experiment_id, store_errors
@@ -342,12 +342,13 @@ def review_queue(
     stored = _stored(found, where) if found else ReviewQueue(name, "", where)
     given: dict[str, Any] = dict(zip(_SETTINGS, (team, each, share, batch_size, seed), strict=True))
     queue = replace(stored, **{key: value for key, value in given.items() if value is not None})
+    # All is checked before anything is written.
+    numbers = numbers_of_sharing(queue.each, queue.share, queue.batch_size, queue.seed)
+    queue = replace(queue, **numbers)
     if queue.annotators:
-        queue.shares_of([])  # checks the numbers before anything is written
-    else:
-        check_sharing(queue.each, queue.share, queue.batch_size)
-        if queue.share:
-            raise ArgumentError(f"share={queue.share!r} needs annotators.")
+        queue.shares_of([])
+    elif queue.share:
+        raise ArgumentError(f"share={queue.share!r} needs annotators.")
     several = [questions] if isinstance(questions, (str, LabelQuestion, Judge)) else questions
     order = tuple(_schema_id(one, where) for one in several or ())
     with supported("review queues"):
@@ -356,8 +357,7 @@ def review_queue(
     queue = replace(queue, name=found.name, queue_id=found.queue_id, order=order or stored.order)
     if queue != stored:
         settings = {key: getattr(queue, key) for key in (*_SETTINGS, "order")}
-        # Numbers of numpy are stored as Python's.
-        text = json.dumps(settings, sort_keys=True, default=lambda number: number.item())
+        text = json.dumps(settings, sort_keys=True)
         mlflow.MlflowClient().set_experiment_tag(where, _tag(found), text)
     return queue
 

@@ -32,9 +32,10 @@ def mcnemar_power(
     """Return the probability that McNemar's exact test on n items shows an improvement.
 
     ``improvement`` is the share of items fixed minus the share broken, ``differing`` their sum.
-    Exact, where Connor (1987, Biometrics 43, 207-211) has the normal approximation.
+    Exact, where Connor (1987, Biometrics 43, 207-211) has the normal approximation; where more
+    than `MOST_SUMMED` counts on a side of their mean are likely, only every so many is summed.
     """
-    # Counts farther from their mean have no probability to speak of, and of thousands some will do.
+    # Counts farther from their mean have no probability to speak of.
     mean, reach = n * differing, 10 + 10 * math.sqrt(n * differing * (1 - differing))
     step = 1 + int(reach) // MOST_SUMMED
     changed = np.arange(max(0, math.floor(mean - reach)), min(n, math.ceil(mean + reach)) + 1, step)

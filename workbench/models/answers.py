@@ -134,14 +134,9 @@ def _read_content(message: Mapping[str, Any], finish_reason: str) -> str:
             return json.dumps(found)
     if refusal:
         raise AnswerError(f"the model refused: {str(refusal)[:300]}")
-    # A small model may run on in its rationale, or not escape its quotes: the rating stands whole
-    # before it.
-    stated, ended = _STATED.match(answer), _ENDED.get(finish_reason)
-    if stated and ended is _CUT:
-        return json.dumps({RESULT: json.loads(stated[1]), RATIONALE: _cut_text(stated[2])})
-    if stated and ended is None and stated[2] and answer.count(f'"{RESULT}"') == 1:
-        why = re.sub(r'"?\s*\}?[\s`]*$', "", answer[stated.start(2) :])
-        return json.dumps({RESULT: json.loads(stated[1]), RATIONALE: storable(why)})
+    ended = _ENDED.get(finish_reason)
+    if ended in (None, _CUT) and (found := _stated(answer, is_cut=ended is _CUT)):
+        return json.dumps(found)
     if ended:
         said_so_far = f" after {answer[:100]!r}" if answer else ""
         raise AnswerError(f"{ended} (finish_reason {finish_reason}){said_so_far}")
@@ -156,18 +151,32 @@ def _read_content(message: Mapping[str, Any], finish_reason: str) -> str:
 
 _STATED = re.compile(
     r"(?:```\w*\s*)?\{\s*"
-    rf'"{RESULT}"\s*:\s*("(?:[^"\\\n]|\\["\\/bfnrt])*"|-?\d+(?:\.\d+)?|true|false)\s*,\s*'
-    rf'(?:"{RATIONALE}"\s*:\s*"((?:[^"\\]|\\.)*))?',
+    rf'(?i:"{RESULT}")\s*:\s*("(?:[^"\\\n]|\\["\\/bfnrt])*"|-?\d+(?:\.\d+)?|true|false)\s*,\s*'
+    rf'(?:(?i:"{RATIONALE}")\s*:\s*"((?:[^"\\]|\\.)*))?',
     re.DOTALL,
 )
 """The beginning of an answer that has stated its result, and what there is of a rationale."""
 
+_NEXT_KEY = re.compile(r'"\w+"\s*:')
 
-def _cut_text(quoted: str | None) -> str:
-    text = ""
-    with suppress(ValueError):  # of an escape sequence that was cut
-        text = storable(json.loads(f'"{quoted or ""}"', strict=False))
-    return f"{text} [{_CUT}]".strip()
+
+def _stated(answer: str, *, is_cut: bool) -> dict[str, Any] | None:
+    """Return the rating that stands whole before a rationale that cannot be read as JSON.
+
+    A small model may run on in its rationale, or not escape its quotes.
+    """
+    found = _STATED.match(answer)
+    if found is None or not (is_cut or found[2]):
+        return None
+    result, why = json.loads(found[1]), ""
+    if is_cut:
+        with suppress(ValueError):  # of an escape sequence that was cut
+            why = json.loads(f'"{found[2] or ""}"', strict=False)
+        return {RESULT: result, RATIONALE: f"{storable(why)} [{_CUT}]".strip()}
+    why = answer[found.start(2) :].rstrip("` \r\n\t").removesuffix("}").rstrip()
+    if _NEXT_KEY.search(why):  # perhaps another rating
+        return None
+    return {RESULT: result, RATIONALE: storable(why.removesuffix('"'))}
 
 
 def _text(content: Any) -> str:

@@ -162,11 +162,11 @@ class SIMBA(AlignmentOptimizer):
             raise ArgumentError(f"dev_size={dev_size} must lie in (0, 1).")
         if reflection_context is not None:
             check_whole("reflection_context", reflection_context)
-        if model is not None and ":/" not in model:
+        if model is not None and ":/" not in str(model):
             raise ArgumentError(f"model={model!r} must be a URI such as openai:/gpt-4.1-mini.")
         self.model, self.budget = model, budget
         self.seed = check_whole("seed", seed, None)
-        self.base_url = checked_url(base_url) if base_url else None
+        self.base_url = checked_url(str(base_url)) if base_url else None
         self.inference_params = dict(inference_params or {})
         self.reflection_context = reflection_context
         self.concurrency, self.cache, self.dev_size = concurrency, cache, dev_size

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from mlflow.genai.judges import Judge
 
-from workbench.errors import ArgumentError, check_whole, one_of
+from workbench.errors import check_share, check_whole, one_of
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget, cost
 from workbench.scale import Scale
@@ -33,12 +33,6 @@ MAX_RACING: Final = 7  # candidates that a step makes at most
 MAX_PRUNED: Final = 3  # times that the best candidate is pruned at most
 
 
-def check_share(max_failure_share: float) -> None:
-    """Raise `ArgumentError` unless it is a share."""
-    if not 0 <= max_failure_share <= 1:
-        raise ArgumentError(f"max_failure_share={max_failure_share} must lie in [0, 1].")
-
-
 @dataclass(frozen=True)
 class Settings:
     """Settings of the search; see `workbench.SIMBA`."""
@@ -55,7 +49,7 @@ class Settings:
         for name in ("max_steps", "batch_size", "patience", "max_dev"):
             check_whole(name, getattr(self, name))
         check_whole("max_examples", self.max_examples, 0)
-        check_share(self.max_failure_share)
+        check_share("max_failure_share", self.max_failure_share)
         one_of("class_weight", self.class_weight, [None, "balanced"])
 
 

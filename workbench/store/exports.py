@@ -102,9 +102,9 @@ def read_labels(
     file = Path(path).expanduser()
     if file.suffix.lower() in (".csv", ".tsv", ".parquet"):
         raise TableError(
-            f"{str(path)!r} is a table, and exports are read as JSON. Export that, or give the "
-            "table to workbench.read_dataset: annotators='each ANNOTATOR: RATING' where a row is a "
-            "label."
+            f"{str(path)!r} is a table, and exports are read as JSON. Export the labels as JSON, "
+            "or give the table to workbench.read_dataset: annotators='each ANNOTATOR: RATING' if "
+            "a row is a label."
         )
     with file_errors(file):
         records = read_records(file, encoding)

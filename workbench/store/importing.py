@@ -59,8 +59,8 @@ class Imported:
     created, labels
         Numbers of traces and labels written now, in the experiment ``experiment_id``.
     notes
-        What was left out or replaced: empty rows, cells that hold no rating, characters that
-        cannot be stored; and annotators named as a column is.
+        What was left out or replaced: empty rows, cells that hold no rating, rationales without
+        one, characters that cannot be stored; and annotators named as a column is.
     differing
         Labels that were left out since the annotator has another one, or another rationale, in
         the store: ``row``, ``trace_id``, ``annotator``, ``label`` (the table's), ``stored``.

@@ -36,8 +36,7 @@ def name_of(judge_or_name: Judge | str) -> str:
     name = getattr(judge_or_name, "name", judge_or_name)
     if not isinstance(name, str):
         raise ArgumentError(
-            f"A {type(judge_or_name).__name__} is neither a judge nor the name of one, which comes "
-            "first: workbench.pair(judge, traces)."
+            f"judge_or_name is a {type(judge_or_name).__name__}. Give a judge or its name."
         )
     return name
 

@@ -373,7 +373,7 @@ def check_division(argument: str, given: object) -> None:
     if not (given is None or isinstance(given, (str, Mapping))):
         raise ArgumentError(
             f"{argument} is a {type(given).__name__}. Give the name of a column, tag or input, or "
-            f"a dict by trace id, such as {argument}=dict(zip(imported.trace_ids, table['topic']))."
+            f"a dict by trace id, such as {argument}=dict(zip(imported.by_row, table['topic']))."
         )
 
 

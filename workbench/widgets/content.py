@@ -68,7 +68,7 @@ def prepared(message: dict[str, Any]) -> dict[str, Any]:
 def in_pieces(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield a session's message, prepared; a few items at a time, all but the last with ``more``.
 
-    Long texts take a while, and the first item is not to wait for those ahead of it.
+    Long texts take a while, and the first item should not wait for those after it.
     """
     if message.get("type") != "items":
         yield prepared(message)

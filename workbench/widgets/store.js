@@ -178,7 +178,8 @@ class Store {
   }
 
   onItems({ items, stamp, more }) {
-    if (!more) this.sent.delete("want"); // else the rest is on its way
+    if (more) this.sent.set("want", performance.now()); // the rest is on its way
+    else this.sent.delete("want");
     const current = this.item;
     for (const item of items ?? []) {
       // Read before it was said to be saved, though it comes after.
