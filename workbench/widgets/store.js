@@ -187,8 +187,9 @@ class Store {
       if (later && stamp < later.stamp) Object.assign(item, later.status);
       this.items.set(item.position, item);
     }
-    for (const position of this.items.keys()) {
-      if (position < this.position - 2 * BEHIND || position > this.position + 3 * AHEAD) this.items.delete(position);
+    for (const [position, item] of this.items) {
+      const isFar = position < this.position - 2 * BEHIND || position > this.position + 3 * AHEAD;
+      if (isFar && !this.isWaiting(item)) this.items.delete(position); // what waits is counted by its item
     }
     if (this.search) this.forward(this.position, this.search);
     else if (!same(current, this.item)) this.paint();
