@@ -122,7 +122,7 @@ def test_a_model_that_cannot_answer_ends_the_run_everywhere(
     server = loopback(key="sk-another")
     with pytest.raises(ModelError, match="Incorrect API key"):
         score(judge_at(server.url), answers(300), tmp_path / "v", client=cluster)
-    assert server.requests < 10
+    assert server.requests < 30  # several of each worker are under way by then, of 300
 
 
 def test_rate_limits_on_a_cluster_lose_no_row(
