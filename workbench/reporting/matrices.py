@@ -201,7 +201,7 @@ def title_with_intervals(found: Agreement, name: str) -> str:
 
 
 def _title(order: Sequence[Any], *parts: str) -> str:
-    """A title with a line a part, two where a small matrix is too narrow for one."""
+    """Put each part of a title on its own line, or on two where the matrix is narrow."""
     return "\n".join(literal(part, 32 if len(order) < 4 else 60) for part in parts)
 
 
