@@ -69,7 +69,7 @@ def test_confusion_shows_counts_shares_and_sides() -> None:
     shares = plot_confusion(BEFORE, normalise=True, title="mine", ax=axes())
     sizes = {t.get_text(): t.get_fontsize() for t in shares.texts}
     assert (shares.get_title(), sizes["80%"] > sizes["8"]) == ("mine", True)
-    with pytest.raises(ArgumentError, match=r"workbench\.agreement"):
+    with pytest.raises(ArgumentError, match=r"workbench\.pair"):
         plot_confusion("q")  # type: ignore[arg-type]
 
 

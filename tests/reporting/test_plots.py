@@ -123,7 +123,7 @@ def test_metrics_of_pairs_are_those_of_their_agreement() -> None:
     drawn = [plot_metrics(each, ax=axes()) for each in (BEFORE, agreement(BEFORE))]
     first, second = ([np.array(line.get_xydata()).tolist() for line in ax.lines] for ax in drawn)
     assert first == second
-    with pytest.raises(ArgumentError, match=r"Got DataFrame where an agreement or pairs"):
+    with pytest.raises(ArgumentError, match=r"workbench\.pair\(judge\) gives, got DataFrame"):
         plot_metrics(SLICES)  # type: ignore[arg-type]
 
 

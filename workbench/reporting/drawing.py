@@ -77,8 +77,7 @@ def _lab_is_dark() -> bool:
     path = folder / "@jupyterlab/apputils-extension/themes.jupyterlab-settings"
     settings = path.read_text(encoding="utf-8") if path.is_file() else ""
     # JSON with comments.
-    theme = re.search(r'^\s*(?:\{\s*)?"theme"\s*:\s*"([^"]*)"', settings, re.MULTILINE)
-    return theme is not None and "dark" in theme[1].lower()
+    return bool(re.search(r'(?im)^[\s{]*"theme"\s*:.*dark', settings))
 
 
 def paper() -> Any:
@@ -105,10 +104,9 @@ def new_axes(width: float, height: float, count: int = 1) -> npt.NDArray[Any]:
 def literal(value: Any, width: int, lines: int = 2) -> str:
     """Return a label as it is drawn: few lines at most, no control characters, ``$`` as itself."""
     text = "".join(c if c.isprintable() else " " for c in written(value))
-    found = textwrap.wrap(text, width, max_lines=lines, placeholder=" …")
-    if found and found[-1].strip() == "…":  # where the next word is longer than a line
-        cut = f"{text[: width * lines - 1]}…"
-        found = [cut[at : at + width] for at in range(0, len(cut), width)]
+    found = textwrap.wrap(text, width)
+    if len(found) > lines:
+        found = [*found[: lines - 1], f"{found[lines - 1][: width - 2]} …"]
     return "\n".join(found).replace("$", r"\$")
 
 
@@ -117,17 +115,15 @@ def order_of(found: Any) -> list[Any]:
     return list(found.scale.shown or found.confusion.index)
 
 
-def tilt_where_long(ax: Axes, labels: Sequence[str], values: Sequence[Any] = ()) -> None:
-    """Tilt the labels of columns that would run into each other, each then in one line.
-
-    ``values`` are what the labels say, where these may break a word into two lines.
-    """
+def name_columns(ax: Axes, places: Any, values: Sequence[Any], width: int, lines: int = 2) -> None:
+    """Label columns; tilted, each in one line, where they would run into each other."""
+    labels = [literal(value, width, lines) for value in values]
     longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
+    tilted: dict[str, Any] = {}
     if longest * len(labels) > 38 and len(labels) > 2:
-        for label in ax.get_xticklabels():
-            label.set(rotation=40, horizontalalignment="right", rotation_mode="anchor")
-        whole = [literal(value, 2 * longest, lines=1) for value in values]
-        ax.set_xticklabels(whole or [label.replace("\n", " ") for label in labels])
+        labels = [literal(value, 2 * longest, lines=1) for value in values]
+        tilted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(places, labels, **tilted)
 
 
 def legend_above(ax: Axes, handles: Mapping[str, Any], ncols: int = 2) -> None:
@@ -162,15 +158,14 @@ def draw_estimate(
 ) -> Any:  # fmt: skip
     """Draw a value and the ends of its interval; where it is nan, write so at the left."""
     value, low, high = estimate
-    look: dict[str, Any]
     if math.isnan(value):
-        look = {"color": BELOW, "va": "center", "transform": ax.get_yaxis_transform()}
-        ax.text(0.01, row, undefined, size="small", **look)
+        at_left = ax.get_yaxis_transform()
+        ax.text(0.01, row, undefined, size="small", color=BELOW, va="center", transform=at_left)
         return None
     if not math.isnan(low):
         ax.plot([low, high], [row, row], color=color, lw=2, solid_capstyle="butt")
-    look = {"color": color, "mfc": paper() if hollow else color, "mew": 1.5}
-    return ax.plot(value, row, marker, ms=6, **look)[0]
+    face = paper() if hollow else color
+    return ax.plot(value, row, marker, ms=6, color=color, mfc=face, mew=1.5)[0]
 
 
 # -- pictures in pages ----------------------------------------------------------------------

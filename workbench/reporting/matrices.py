@@ -24,10 +24,10 @@ from workbench.reporting.drawing import (
     TINT,
     ink,
     literal,
+    name_columns,
     new_axes,
     order_of,
     styled,
-    tilt_where_long,
 )
 
 
@@ -47,10 +47,6 @@ def plot_confusion(
 
     Parameters
     ----------
-    agreement_or_pairs
-        What `workbench.agreement` gave, or pairs.
-    ax
-        Axes to draw on; new ones by default.
     normalise
         Write the share large and the count small instead of the other way round.
     title
@@ -88,10 +84,8 @@ def plot_before_after(
 
     Parameters
     ----------
-    comparison_or_before
-        What `workbench.compare` gave, or the agreement (or pairs) before.
-    after
-        The agreement (or pairs) after, unless a comparison is given.
+    comparison_or_before, after
+        A comparison alone, or agreements (or pairs) before and after.
     axes, ax
         Two Axes to draw on; new ones by default. Both names mean the same.
     normalise
@@ -133,8 +127,6 @@ def plot_difference(
     ----------
     comparison_or_before, after
         As in `plot_before_after`.
-    ax
-        Axes to draw on; new ones by default.
     title
         Above the matrix; name and number of pairs by default.
     """
@@ -170,13 +162,6 @@ def plot_annotators(annotators: AnnotatorAgreement, *, ax: Axes | None = None) -
     """Cohen's kappa between each two annotators, with the number of items both labelled.
 
     Values below 0, worse than chance, are tinted in another colour.
-
-    Parameters
-    ----------
-    annotators
-        What `workbench.annotator_agreement` gave.
-    ax
-        Axes to draw on; new ones by default.
     """
     kappa, n = annotators.matrix("kappa").to_numpy(), annotators.matrix("n").to_numpy()
 
@@ -220,15 +205,8 @@ def _both(
 
 
 def agreement_of(given: Agreement | Pairs) -> Agreement:
-    """Return the agreement of what is to be drawn; raise `ArgumentError` for anything else."""
-    if isinstance(given, Agreement):
-        return given
-    if hasattr(given, "table") and hasattr(given, "scale"):
-        return agreement(given)
-    raise ArgumentError(
-        f"Got {type(given).__name__} where an agreement or pairs are drawn. "
-        "workbench.pair(judge) gives pairs, workbench.agreement(pairs) an agreement."
-    )
+    """Return the agreement of what is to be drawn."""
+    return given if isinstance(given, Agreement) else agreement(given)
 
 
 # -- drawing --------------------------------------------------------------------------------
@@ -257,27 +235,26 @@ def _draw_matrix(
     ax = ax or new_axes(*matrix_size(size))[0]
     # In two lines where there is room for them.
     rows = [literal(name, *((18, 2) if size <= 14 else (30, 1))) for name in names]
-    columns = [literal(name, *((14, 2) if is_small else (28, 1))) for name in names]
     if totals is not None:
         between = "\n" if size <= 7 else " "
         rows = [f"{row}{between}({n:,})" for row, n in zip(rows, totals, strict=True)]
     step = math.ceil(size / 60) or 1
     ax.set(xlim=(-0.52, size - 0.48), ylim=(size - 0.48, -0.52), aspect="equal")
     ax.set_yticks(range(0, size, step), rows[::step])
-    ax.set_xticks(range(0, size, step), columns[::step])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     faces = to_rgba_array(np.where(shares < 0, BELOW, TINT).ravel())
     faces[:, 3] = np.abs(shares).ravel()
     if is_small:
-        tilt_where_long(ax, columns, names)
+        name_columns(ax, range(size), names, width=14)
         for at in np.ndindex(size, size):
             # Above 0.78 white has more contrast on the tint than black, by WCAG 2.2.
             look = {"color": "white" if shares[at] > 0.78 else ink()}
             look |= {} if shares[at] else {"alpha": 0.6}
             _write_cell(ax, at, *text(at), size=size, **look)
     else:
-        ax.tick_params(axis="x", rotation=90)
+        columns = [literal(name, 28, lines=1) for name in names[::step]]
+        ax.set_xticks(range(0, size, step), columns, rotation=90)
         ax.tick_params(labelsize=7)
     # A hairline keeps empty cells visible on any background.
     grid: Any = np.arange(size + 1) - 0.5

@@ -33,12 +33,12 @@ from workbench.reporting.drawing import (
     ink,
     legend_above,
     literal,
+    name_columns,
     new_axes,
     order_of,
     paper,
     reference_levels,
     styled,
-    tilt_where_long,
 )
 from workbench.reporting.matrices import agreement_of
 from workbench.store.tables import require_columns
@@ -63,8 +63,6 @@ def plot_metrics(
     comparison_or_agreement
         What `workbench.compare` or `workbench.agreement` gave, or pairs; or what
         `workbench.self_agreement` gave, all of whose figures are drawn.
-    ax
-        Axes to draw on; new ones by default.
     ceiling
         What `workbench.annotator_agreement` gave, or its ceiling.
     """
@@ -115,13 +113,6 @@ def plot_comparison(comparison: OptimizerComparison, *, ax: Axes | None = None) 
     On numeric scales it is the mean distance. A row a judge, in the order of the comparison. The
     dashed line is the original judge. Judges that differ from it by McNemar's test, adjusted for
     the number of judges, are drawn filled, the others hollow; those that failed say so.
-
-    Parameters
-    ----------
-    comparison
-        What `workbench.compare_optimizers` gave.
-    ax
-        Axes to draw on; new ones by default.
     """
     table, measure, ends = comparison.table, "accuracy", ["low", "high"]
     if comparison.pairs.scale.kind == "numeric":
@@ -193,8 +184,6 @@ def plot_slices(
         it is there, as on numeric scales, else ``"accuracy"``.
     overall
         The metric on all pairs; that of ``slices`` by default, and no line for a table.
-    ax
-        Axes to draw on; new ones by default.
     """
     if isinstance(slices, AlternativeAnnotatorTest):
         return _draw_annotators(slices, ax)
@@ -236,13 +225,6 @@ def plot_monitor(monitored: Monitored, *, ax: Axes | None = None) -> Axes:
     Points are accuracy, or the mean distance of numbers, with its interval, filled where the week
     differs from the others by more than luck. Bars are how far the verdicts of the week are from
     those of all other weeks.
-
-    Parameters
-    ----------
-    monitored
-        What ``workbench.monitor(judge, scored)`` gave.
-    ax
-        Axes to draw on; new ones by default.
     """
     table = monitored.table
     ax = ax or new_axes(min(max(4.5, 2.2 + 0.8 * len(table)), 14.0), 3.4)[0]
@@ -260,9 +242,8 @@ def plot_monitor(monitored: Monitored, *, ax: Axes | None = None) -> Axes:
         overall = monitored.agreement.accuracy
         handles["all weeks"] = ax.axhline(overall, color=ink(), lw=1, ls="--", zorder=0)
     step = math.ceil(len(table) / 40) or 1
-    names = [f"{week}\n({n:,})" for week, n in table["labelled"].items()][::step]
-    ax.set_xticks(places[::step], names)
-    tilt_where_long(ax, names)
+    names = [f"{week} ({n:,})" for week, n in table["labelled"].items()]
+    name_columns(ax, places[::step], names[::step], width=11)
     ax.set(ylim=(0, 1.02), xlabel="week (labels)")
     legend_above(ax, handles, ncols=3)
     return ax
@@ -274,13 +255,6 @@ def plot_balance(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
 
     Of two classes at least 30 % each are advised; of more, as much of an even share (60 % of it).
     Classes below that are drawn in another colour.
-
-    Parameters
-    ----------
-    pairs
-        Verdicts and labels.
-    ax
-        Axes to draw on; new ones by default.
     """
     found = agreement(pairs, resamples=2)
     counts = found.confusion.reindex(order_of(found)).sum(axis=1)
@@ -311,13 +285,6 @@ def plot_ratings(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     Up to 20 levels each are circles, whose area is the number of pairs. On finer scales each pair
     is a point, and more than 500 pairs are counted in hexagons. Verdicts above the line are higher
     than people's.
-
-    Parameters
-    ----------
-    pairs
-        Verdicts and labels.
-    ax
-        Axes to draw on; new ones by default.
     """
     scale = pairs.scale
     one_of("the scale of pairs", scale.kind, ["ordinal", "numeric"])
@@ -339,10 +306,8 @@ def plot_ratings(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
         _draw_density(ax, both)
     if is_ordinal:
         room = (18, 2) if levels.size <= 14 else (30, 1)
-        names = [literal(value, *room) for value in scale.values]
-        ax.set_xticks(levels, names)
-        ax.set_yticks(levels, names)
-        tilt_where_long(ax, names, scale.values)
+        name_columns(ax, levels, scale.values, *room)
+        ax.set_yticks(levels, [literal(value, *room) for value in scale.values])
     elif are_few:
         ax.locator_params(integer=True)
     ends = (low - margin, high + margin)

@@ -17,10 +17,10 @@ from workbench.reporting.drawing import (
     ink,
     legend_above,
     literal,
+    name_columns,
     new_axes,
     reference_levels,
     styled,
-    tilt_where_long,
 )
 from workbench.store.tables import require_columns
 
@@ -61,8 +61,6 @@ def plot_learning_curve(
     metric
         What the values are; of a sweep the column, by default ``after``, the held-out accuracy, or
         on numeric scales ``after_mean_distance``.
-    ax
-        Axes to draw on; new ones by default.
     """
     wanted = [metric, "value"] if metric else ["value", "after_mean_distance", "after"]
     column = next((name for name in wanted if name in table), metric or "after")
@@ -116,8 +114,6 @@ def plot_sweep(
         The parameter along the axis, and of two the one whose values are lines, six at most.
     over
         The parameter to aggregate over (see `workbench.over_seeds`).
-    ax
-        Axes to draw on; new ones by default.
     """
     names = [by] if isinstance(by, str) else list(by)
     if not 1 <= len(names) <= 2:
@@ -145,10 +141,8 @@ def plot_sweep(
         drawn = ax.errorbar(places, line["mean"], ends, fmt=f"-{mark}", color=colour, **look)
         handles[f"{literal(names[-1], 30)} = {literal(_all(value), 40)}"] = drawn
     if not numeric:
-        labels = [literal(x, 24) for x in x_values]
-        ax.set_xticks(range(len(labels)), labels)
-        ax.set_xlim(-0.5, len(labels) - 0.5)
-        tilt_where_long(ax, labels, x_values)
+        name_columns(ax, range(len(x_values)), x_values, width=24)
+        ax.set_xlim(-0.5, len(x_values) - 0.5)
     lost = len(table) - len(known)
     return _finished(ax, literal(names[0], 40), metric, lost, handles if names[1:] else {})
 
@@ -177,8 +171,6 @@ def plot_frontier(
         Column with US dollars for 1,000 judgements; runs without are left out and counted.
     by
         The parameter whose values are the points.
-    ax
-        Axes to draw on; new ones by default.
     """
     require_columns(table, "table", [metric, cost, by])
     known = _known(table, metric, cost)
