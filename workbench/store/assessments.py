@@ -110,6 +110,17 @@ def place(assessment: Assessment) -> tuple[str, str, str, str]:
     return kind, name, by, folded(who) if by == "HUMAN" else who
 
 
+def standing(new: Assessment, stored: Iterable[Assessment]) -> list[Assessment]:
+    """Return what was given before in the place of a new assessment, the latest last."""
+    return [
+        one
+        for one in in_order(stored)
+        if place(one) == place(new)
+        and (one.feedback is None or one.feedback.error is None)
+        and not has_mark(one, DECISION_KEY)  # which is no label
+    ]
+
+
 def says_no_more(new: Assessment, stored: Assessment) -> bool:
     """Whether the value is the stored one, and the rationale too or none is given."""
     (value, why), (before, why_before) = signature(new)[4:], signature(stored)[4:]
@@ -282,7 +293,7 @@ def log_feedback_table(
     for info in [trace.info for trace in fetch_traces(list(ratings), spans=False)]:
         rating, why = ratings[info.trace_id]
         made = make_feedback(info.trace_id, name, rating, source, why, metadata=metadata)
-        stored = [a for a in in_order(info.assessments) if _is_replaced_by(made, a)]
+        stored = [a for a in standing(made, info.assessments) if _is_replaced_by(made, a)]
         if stored and says_no_more(made, stored[-1]):
             continue
         if made.assessment_id in {a.assessment_id for a in info.assessments}:
@@ -303,14 +314,14 @@ def _read_ratings(
     table: pd.DataFrame, value: str, rationale: str | None, values: Iterable[Any]
 ) -> tuple[dict[str, tuple[Any, str | None]], list[tuple[int, str]]]:
     """Return (value, rationale) by trace id, and the rows that are not to be written."""
-    roles = {"trace_id": "trace_id", "value": str(value)}
-    roles |= {} if rationale is None else {"rationale": str(rationale)}
-    for role, column in roles.items():
+    roles = {"trace_id": "trace_id", "value": value, "rationale": rationale}
+    given = {role: str(column) for role, column in roles.items() if column is not None}
+    for role, column in given.items():
         require_columns(table, role, [column])
     ratings: dict[str, tuple[Any, str | None]] = {}
     skipped: list[tuple[int, str]] = []
     bad: list[tuple[int, str]] = []
-    columns = [table[column].tolist() for column in roles.values()]
+    columns = [table[column].tolist() for column in given.values()]
     words = no_ratings({fold(raw) for raw in columns[1]}) - set(map(fold, values))
     for row, (trace_id, raw, *why) in reversed(list(enumerate(zip(*columns, strict=True)))):
         if is_missing(trace_id):
@@ -329,14 +340,11 @@ def _read_ratings(
 
 
 def _is_replaced_by(new: Feedback, stored: Assessment) -> bool:
-    """Whether a stored assessment is valid feedback that ``new`` would replace."""
+    """Whether an assessment in the same place is one that ``new`` replaces."""
     before = stored.metadata or {}
     return (
-        place(stored) == place(new)
-        and stored.valid is not False
-        and stored.feedback.error is None
-        # A decision of the same person is no label of theirs, and a label given after its author
-        # saw the verdict never replaces one given blind.
-        and all(has_mark(stored, k) == has_mark(new, k) for k in (DECISION_KEY, AFTER_VERDICT_KEY))
+        stored.valid is not False
+        # A label given after its author saw the verdict never replaces one given blind.
+        and has_mark(stored, AFTER_VERDICT_KEY) == has_mark(new, AFTER_VERDICT_KEY)
         and all(before.get(key) == value for key, value in (new.metadata or {}).items())
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -123,7 +122,6 @@ def check_data(
         *_about_columns(data),
         *_about_rows(data, content),
         *_about_scale(data, cells),
-        *_about_kinds(data, cells),
         *_about_ratings(data, cells),
         *_about_ratings(recorded, _cells(recorded, content), "verdict"),
         *_about_groups(data),
@@ -220,19 +218,6 @@ def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
         yield Finding("duplicates", text, advice)
 
 
-def _about_kinds(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
-    """A scale without an order for the sake of a few words, or numbers, among the others."""
-    values = () if data.scale.ordered else data.scale.values
-    words = [value for value in values if number(value) is None]
-    if words and any(re.match(r"[+-]?\d", str(value)) for value in values):
-        numerals = [value for value in values if value not in words]
-        few = min(words, numerals or words, key=lambda side: cells["value"].isin(side).sum())
-        rows = cells.loc[cells["value"].isin(few), "row"].tolist()
-        text = f"Numbers are mixed with words: {', '.join(map(_REPR.repr, few[:5]))}, rows"
-        advice = "So they have no order. Mend these, or give values without them."
-        yield Finding("numbers and words", f"{text} {_listed(rows)}.", advice)
-
-
 def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     scale, rated = data.scale, cells[cells["value"].notna()]
     counts = Counter(rated["value"])
@@ -247,13 +232,8 @@ def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
         advice = "Taken, since the words do not tell. values=... names it first."
         yield Finding("positive side", text, advice * (not scale.positive_is_known))
     if data.translations:
-        told = [f"{word!r} -> {value!r} ({n})" for word, (value, n) in data.translations.items()]
-        unused = (
-            ""
-            if all(n for _, n in data.translations.values())
-            else "Check those that occur nowhere."
-        )
-        yield Finding("translated", f"As asked for: {', '.join(told)}.", unused)
+        told = [f"{word!r} -> {value!r}" for word, value in data.translations.items()]
+        yield Finding("translated", f"As asked for: {', '.join(told)}.")
     typed = Scale.from_type(data.value_type)
     if typed and typed.values != scale.values:
         text = "The order of the ratings is that of the column's categories."
@@ -268,17 +248,8 @@ def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
 
 
 def _about_odd_ones(scale: Scale, rated: pd.DataFrame, counts: Counter[Any]) -> Iterable[Finding]:
-    """Ratings that are rare, far from the others, or lacking between them."""
+    """Ratings that are rare, or far from the others."""
     sizes = {v: size for v in counts if scale.ordered and (size := number(v)) is not None}
-    known = [number(value) for value in scale.values if scale.ordered]
-    whole = {int(size) for size in known if size is not None and size.is_integer()}
-    span = range(min(whole, default=0), max(whole, default=-1) + 1)
-    if 0 < span.stop - span.start - len(whole) < len(whole) - 1:
-        never, given, both = (
-            ", ".join(map(str, sorted(those))) for those in ({*span} - whole, whole, span)
-        )
-        advice = f"So the judge can't give it either. If it is a rating: values='{both}'."
-        yield Finding("no such rating", f"Ratings are {given}, and never {never}.", advice)
     numbers = [sizes[v] for v in rated["value"] if v in sizes]
     top, bottom = _far_above(numbers), -_far_above(-size for size in numbers)
     without = ", or give values without it" * bool(scale.values)
@@ -334,12 +305,11 @@ def _about_groups(data: Dataset) -> Iterable[Finding]:
     largest = max(keys.values(), default=0)
     text = f"{counted(len(keys), 'group')} by {data.groups!r}, the largest of "
     text += f"{counted(largest, 'row')}."
-    advice, without = "", data.table.index[[is_unnamed(key) for key in raw]].tolist()
-    lacking = 2 * len(without) >= len(raw)
-    if without:
+    advice = ""
+    if without := data.table.index[[is_unnamed(key) for key in raw]].tolist():
         text += f" {counted(len(without), 'row')} without one: {_listed(without)}."
-        advice = "Most rows need one." if lacking else "Each of these is a group of its own."
-    yield Finding("groups", text, advice, lacking)
+        advice = "Each of these is a group of its own."
+    yield Finding("groups", text, advice)
     by_input = pd.Series(map(group_key, raw), dtype=object).groupby(
         row_digests(data.table, data.inputs)
     )

@@ -13,7 +13,6 @@ Names that hold a comma, colon or plus are given as a list or dict, or as JSON o
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,7 +57,7 @@ class Dataset:
     groups
         The column whose equal rows stay on one side of a split; None for none.
     translations
-        What people wrote, and ``values`` translates -> (rating, how many cells of the source).
+        What people wrote -> rating, as ``values`` says.
     """
 
     table: pd.DataFrame
@@ -71,7 +70,7 @@ class Dataset:
     groups: str | None
     scale: Scale
     empty: tuple[int, ...] = ()
-    translations: Mapping[str, tuple[Any, int]] = field(default_factory=dict)
+    translations: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def value_type(self) -> Any:
@@ -174,13 +173,6 @@ def read_dataset(
         table, labels = _one_row_an_item(table, each, labels, content)
     rated = [column for column, _ in (*labels.values(), *recorded.values())]
     words = parts("values", values)
-    words = words if isinstance(words, Mapping) else {}
-    written = Counter(
-        fold(cell)
-        for column in ({*rated} if words else ())
-        for cell in table[column]
-        if not is_missing(cell)
-    )
     table, names = translated(table, rated, values)
     return Dataset(
         table=table,
@@ -193,7 +185,7 @@ def read_dataset(
         groups=groups or None,
         scale=_scale(table, labels, names),
         empty=tuple(number for number, blank in enumerate(empty) if blank),
-        translations={word: (value, written[fold(word)]) for word, value in words.items()},
+        translations=dict(words) if isinstance(words, Mapping) else {},
     )
 
 
@@ -263,10 +255,8 @@ def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[Any]) -> Scale:
     try:
         found = Scale.from_values(raw for _, raw in cells)
     except ScaleError as error:
-        odd = [str(row) for row, raw in cells if not (no_rating(raw, None) or as_numbers([raw]))]
-        rows = f"No number: row {', '.join(odd[:10])}. " * (0 < len(odd) < len(cells) / 2)
         raise ScaleError(
-            f"The ratings in {', '.join(map(repr, columns))} make no scale: {error} {rows}Check "
+            f"The ratings in {', '.join(map(repr, columns))} make no scale: {error} Check "
             "annotators, or give values."
         ) from None
     if found.kind == "numeric":

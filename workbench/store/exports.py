@@ -146,17 +146,18 @@ def _table(
     """Return a row an item, the roles of the columns, and the answers that a later one replaced."""
     rows: dict[str, dict[str, Any]] = {key: {} for key in items}
     people, names = Raters(), dict[str, str]()
-    replaced = []
+    ratings = [(a.item, folded(a.annotator), a) for a in given if a.question == question]
     reasons = {(a.item, folded(a.annotator)): a.value for a in given if a.question == rationale}
-    for a in [a for a in given if a.question == question]:
-        who = names.setdefault(folded(a.annotator), a.annotator)
+    latest = {(item, person): a for item, person, a in ratings}
+    for (item, person), a in latest.items():
+        who = names.setdefault(person, a.annotator)
         people[who] = value, why = (f"label: {who}", f"rationale: {who}")
-        row = rows[a.item]
-        if value in row and row[value] != a.value:
-            reason = f"{row[value]!r} was replaced by the later answer {a.value!r}"
-            replaced.append(a._replace(reason=reason))
-        row[value] = a.value
-        row[why] = a.rationale or reasons.get((a.item, folded(who)))
+        rows[item] |= {value: a.value, why: a.rationale or reasons.get((item, person))}
+    replaced = [
+        a._replace(reason=f"{a.value!r} was replaced by the later answer {later.value!r}")
+        for item, person, a in ratings
+        if (later := latest[item, person]).value != a.value
+    ]
     fields = list(dict.fromkeys(name for item in items.values() for name in item.fields))
     answered = _outputs(items.values(), fields, outputs)
     table = pd.DataFrame(

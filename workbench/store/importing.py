@@ -24,12 +24,11 @@ from workbench.store.assessments import (
     log_assessments,
     make_feedback,
     now_ms,
-    place,
     says_no_more,
+    standing,
 )
 from workbench.store.database import check_not_deleted, find_experiment_id, write
 from workbench.store.files import read_table
-from workbench.store.labels import DECISION_KEY, has_mark, in_order
 from workbench.store.tables import (
     ColumnSpec,
     LabelSpec,
@@ -202,9 +201,8 @@ def _find(rows: Sequence[Row], where: str) -> tuple[dict[str, Row], dict[str, Tr
     for row in rows:
         parts = [row.inputs, row.outputs, row.expectations]
         contents = [
-            digest([where, *parts, {}]),  # as in earlier stores, where 4 and 4.0 differed
+            digest([where, *parts, row.tags]),  # as in version 0.1
             digest([where, *map(_whole, parts), {}]),  # pandas makes 4.0 of 4 where one is missing
-            digest([where, *parts, row.tags]),  # as in the first days
         ]
         ids.append([f"tr-{digest([c, seen[k, c]])[:32]}" for k, c in enumerate(contents)])
         seen.update(enumerate(contents))
@@ -241,14 +239,7 @@ def _compare(
     missing: list[Assessment] = []
     differing: list[tuple[str, Any, Any]] = []
     for one in given:
-        there = [
-            a
-            for a in in_order(stored)
-            if place(a) == place(one)
-            and (a.feedback is None or a.feedback.error is None)
-            and not has_mark(a, DECISION_KEY)  # which is no label
-        ]
-        if not there:
+        if not (there := standing(one, stored)):
             missing.append(one)
         elif one.feedback is not None:
             current = ([a for a in there if a.valid is not False] or there)[-1]

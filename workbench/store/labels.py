@@ -41,7 +41,7 @@ def name_of(judge_or_name: Judge | str) -> str:
     return name
 
 
-def in_order(assessments: Sequence[Assessment]) -> list[Assessment]:
+def in_order(assessments: Iterable[Assessment]) -> list[Assessment]:
     """Return assessments in the order in which they were given, whatever that of their arrival."""
     return sorted(assessments, key=lambda one: (one.create_time_ms or 0, one.assessment_id or ""))
 
