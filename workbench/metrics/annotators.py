@@ -21,7 +21,6 @@ from workbench.metrics.coefficients import (
     fleiss_kappa,
     interval_alpha,
     krippendorff_alpha,
-    numbered,
 )
 from workbench.metrics.figures import Coded, Sample
 from workbench.metrics.intervals import (
@@ -43,6 +42,10 @@ from workbench.pairing.pairs import Groups, Pairs
 from workbench.scale import MOST_CATEGORIES, Scale
 
 UNDEFINED_ALPHA = "Alpha and kappa are undefined: they take items with two labels, not all equal."
+UNDEFINED_FLEISS = (
+    "Fleiss' kappa is undefined: it takes the same number of labels on each item, and "
+    f"{MOST_CATEGORIES} different values at most."
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,10 +73,9 @@ class AnnotatorAgreement(Result):
     alpha, alpha_interval, level
         Krippendorff's alpha over all labels (bootstrap over items; undefined where all agree);
         ``level`` of measurement follows the scale: nominal, ordinal or interval.
-    fleiss, fleiss_interval, fleiss_items, fleiss_raters
-        Fleiss' kappa (bootstrap over items), defined only for items with the same number of labels.
-        Where not all have that, it covers the items that each of the ``fleiss_raters`` most active
-        annotators labelled, as many annotators as leave most labels.
+    fleiss, fleiss_interval
+        Fleiss' kappa (bootstrap over items), defined where all shared items have the same number of
+        labels.
     ceiling, ceiling_interval
         Mean accuracy of one annotator's label against the majority of the others on the same item
         (Wilson); among tied majority values each counts as its share. A judge that agrees with
@@ -96,8 +98,6 @@ class AnnotatorAgreement(Result):
     level: Level
     fleiss: float
     fleiss_interval: Interval
-    fleiss_items: int
-    fleiss_raters: int
     ceiling: float
     ceiling_interval: Interval
     scale: Scale
@@ -115,11 +115,11 @@ class AnnotatorAgreement(Result):
     @property
     def table(self) -> pd.DataFrame:
         """The figures over all annotators: ``value``, ``low``, ``high`` and ``n`` (items)."""
-        of_all, fleiss = self.shared_items, f"Fleiss' kappa ({self.fleiss_raters} labels an item)"
+        n = self.shared_items
         rows = {
-            f"Krippendorff's alpha ({self.level})": (self.alpha, *self.alpha_interval, of_all),
-            fleiss: (self.fleiss, *self.fleiss_interval, self.fleiss_items),
-            "ceiling (one against the others)": (self.ceiling, *self.ceiling_interval, of_all),
+            f"Krippendorff's alpha ({self.level})": (self.alpha, *self.alpha_interval, n),
+            "Fleiss' kappa": (self.fleiss, *self.fleiss_interval, n),
+            "ceiling (one against the others)": (self.ceiling, *self.ceiling_interval, n),
         }
         return figure_table(rows, "n")
 
@@ -178,16 +178,21 @@ def annotator_agreement(
     credits = _against_others(within)
     options: Any = {"resamples": resamples, "seed": seed, "confidence": confidence}
     # Of the items that several labelled; those with equal labels by the same annotators are a cell.
-    shared = votes.codes[several]
+    shared, few = votes.codes[several], len(votes.values) <= MOST_CATEGORIES
     first, times, kind = distinct_rows(shared)
+    bootstrap = Bootstrap(times, rows=(votes.groups[several], kind), **options)
     statistic = _alpha(shared[first], votes)
     alpha, alpha_interval = float(statistic(times)), UNDEFINED
-    if votes.level == "interval" or len(votes.positions) <= MOST_CATEGORIES:
-        # With more categories its resamples would take long.
-        bootstrap = Bootstrap(times, rows=(votes.groups[several], kind), **options)
+    if votes.level == "interval" or few:  # with more categories its resamples would take long
         alpha_interval = _around(alpha, statistic, bootstrap, shared)
-    fleiss, fleiss_interval, fleiss_items, fleiss_raters = _fleiss(votes, options)
+    fleiss, fleiss_interval = math.nan, UNDEFINED
+    if few and len(set(votes.labels[several].tolist())) == 1:  # of many numbers hardly two agree
+        statistic = partial(fleiss_kappa, _counts(shared[first], len(votes.values)))
+        fleiss = float(statistic(times))
+        fleiss_interval = _around(fleiss, statistic, bootstrap, shared)
     ceiling, ceiling_interval = _accuracy(credits, votes.groups, confidence)
+    notes = [UNDEFINED_FLEISS] if math.isnan(fleiss) else []
+    notes = [UNDEFINED_ALPHA] if math.isnan(alpha) else notes
     return AnnotatorAgreement(
         annotators=votes.annotators,
         items=int((votes.labels >= 1).sum()),
@@ -200,12 +205,10 @@ def annotator_agreement(
         level=votes.level,
         fleiss=fleiss,
         fleiss_interval=fleiss_interval,
-        fleiss_items=fleiss_items,
-        fleiss_raters=fleiss_raters,
         ceiling=ceiling,
         ceiling_interval=ceiling_interval,
         scale=votes.scale,
-        notes=(*[UNDEFINED_ALPHA] * math.isnan(alpha), *votes.notes),
+        notes=(*notes, *votes.notes),
     )
 
 
@@ -240,19 +243,6 @@ def _accuracy(credits: Array, groups: Array, confidence: float) -> tuple[float, 
     return proportion(credits[items, among], groups[items], confidence)
 
 
-def _fleiss(votes: Votes, options: dict[str, Any]) -> tuple[float, Interval, int, int]:
-    """Fleiss' kappa, its interval, and the items and labels an item that it covers."""
-    codes, items = _equally_rated(votes.codes)
-    raters = int((codes[0] >= 0).sum()) if len(codes) else 0
-    first, times, kind = distinct_rows(codes)
-    if not len(codes) or len(votes.values) > MOST_CATEGORIES:  # of many numbers hardly two agree
-        return math.nan, UNDEFINED, len(codes), raters
-    statistic = partial(fleiss_kappa, _counts(codes[first], len(votes.values)))
-    value = float(statistic(times))
-    bootstrap = Bootstrap(times, rows=(votes.groups[items], kind), **options)
-    return value, _around(value, statistic, bootstrap, codes), len(codes), raters
-
-
 def _around(value: float, statistic: Statistic, bootstrap: Bootstrap, codes: Array) -> Interval:
     """The bootstrap's interval; where all labels of each item are equal, which leaves no resample
     to differ, as far down as the most disagreements that Wilson's interval leaves plausible."""
@@ -261,19 +251,6 @@ def _around(value: float, statistic: Statistic, bootstrap: Bootstrap, codes: Arr
     shares = np.bincount(codes[codes >= 0]) / (codes >= 0).sum()
     by_chance, worst = 1 - float(shares @ shares), wilson(0, bootstrap.n, bootstrap.confidence).high
     return Interval(max(-1.0, 1 - worst / by_chance), 1.0)
-
-
-def _equally_rated(codes: Array) -> tuple[Array, Array]:
-    """Which items `AnnotatorAgreement.fleiss` covers, two labels at least: codes and a mask."""
-    given = codes >= 0
-    labels = given.sum(axis=1)
-    if len(set(labels.tolist()) - {0, 1}) <= 1:
-        return np.asarray(codes[labels >= 2]), labels >= 2
-    by_activity = np.argsort(-given.sum(axis=0), kind="stable")
-    groups = [by_activity[:k] for k in range(2, len(by_activity) + 1)]
-    group = max(groups, key=lambda g: (given[:, g].all(axis=1).sum() * len(g), len(g)))
-    items = np.asarray(given[:, group].all(axis=1))
-    return np.asarray(codes[np.ix_(items, group)]), items
 
 
 def _alpha(codes: Array, votes: Votes) -> Statistic:
@@ -288,19 +265,13 @@ def _alpha(codes: Array, votes: Votes) -> Statistic:
 def _pairwise(votes: Votes, options: dict[str, Any]) -> pd.DataFrame:
     """The table of `AnnotatorAgreement`, of each two as of a judge and people."""
     names, rows = votes.annotators, []
-    known: dict[tuple[bytes, ...], Any] = {}  # of many people most two share few items, if any
     measures = ["accuracy", "kappa", *["kappa (quadratic)"] * votes.scale.ordered]
     for a, b in combinations(range(len(names)), 2):
         both = (votes.codes[:, [a, b]] >= 0).all(axis=1)
-        one, two = votes.codes[both][:, [a, b]].T
-        order = np.lexsort((two, one))
-        rated = one[order], two[order], numbered(votes.groups[both][order])
-        labels = tuple(each.tobytes() for each in rated)
-        if labels not in known:
-            coded = Coded(votes.scale, votes.values, *rated, votes.positions)
-            known[labels] = Sample(coded, **options).figures(*measures)
-        row = {"annotator_a": names[a], "annotator_b": names[b], "n": len(one)}
-        for name, found in known[labels].items():
+        rated = *votes.codes[both][:, [a, b]].T, votes.groups[both]
+        coded = Coded(votes.scale, votes.values, *rated, votes.positions)
+        row = {"annotator_a": names[a], "annotator_b": names[b], "n": int(both.sum())}
+        for name, found in Sample(coded, **options).figures(*measures).items():
             row |= with_ends(name.replace("kappa (quadratic)", "weighted_kappa"), *found)
         rows.append(row)
     columns = ["annotator_a", "annotator_b", "n", "accuracy", "kappa"]
