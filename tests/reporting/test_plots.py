@@ -283,7 +283,6 @@ def test_slices_of_numbers_show_how_far_the_verdicts_are() -> None:
     dots = [line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata())]
     assert [line.get_xdata()[0] for line in dots] == pytest.approx([0.01, 0.01])
     assert legend(ax)[0] == "all pairs"
-    assert legend(plot_slices(found, metric="difference", ax=axes()))[0] == "no difference"
 
 
 def test_ratings_are_circles_with_their_counts_on_few_levels() -> None:

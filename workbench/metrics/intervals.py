@@ -219,19 +219,6 @@ def paired_difference(
     )
 
 
-def difference_interval(
-    first: float, first_interval: Interval, second: float, second_interval: Interval
-) -> Interval:
-    """Return the interval of ``first - second``, two independent figures with intervals.
-
-    Source: Zou and Donner (2008), Statistics in Medicine 27, 1693-1702; of Wilson's intervals it
-    is Newcombe's method 10 for proportions (1998), Statistics in Medicine 17, 873-890.
-    """
-    (low1, high1), (low2, high2) = first_interval, second_interval
-    low, high = math.hypot(first - low1, high2 - second), math.hypot(high1 - first, second - low2)
-    return Interval(first - second - low, first - second + high)
-
-
 def correlation_interval(value: float, n: float, confidence: float, factor: float) -> Interval:
     """Return Fisher's interval of a correlation of ``n`` items, ``factor`` times as wide.
 

@@ -41,10 +41,10 @@ class Monitored(Result):
     ----------
     table
         Index week (ISO, UTC); ``verdicts``, ``labelled`` (pairs of verdict and label),
-        ``accuracy`` with its interval, ``difference`` to all other weeks and ``p_adjusted``, which
-        are those of the ``mean_distance`` on numeric scales; ``shift``, the share of verdicts that
-        would have to be others for this week to be like all others, and ``shift_p``, whether that
-        is more than luck (chi-square; Holm). Numbers are counted by tenths of all verdicts.
+        ``accuracy`` with its interval, on numeric scales ``mean_distance`` as well, and
+        ``p_adjusted`` as in `Slices`; ``shift``, the share of verdicts that would have to be others
+        for this week to be like all others, and ``shift_p``, whether that is more than luck
+        (chi-square; Holm). Numbers are counted by tenths of all verdicts.
     agreement
         All of that by week, as `workbench.agreement` gives it; None without labels.
     agreement_p, trend, verdict_p
@@ -140,7 +140,7 @@ def monitor(
     smallest = pd.Series([trend_p, *table["p_adjusted"]], dtype=float).min()  # nan of none
     agreement_p = float(np.minimum(1.0, 2 * smallest))
     falling = trend if trend < 0 and 2 * trend_p < 1 - confidence else 0.0
-    action, advice = _advised(table, falling, 1 - confidence)
+    action, advice = _advised(table, by_week, falling, 1 - confidence)
     return Monitored(
         folders[0].name, folders[0].fingerprint, table, by_week, agreement_p, trend,
         float(table["shift_p"].min()), action, advice, notes, confidence,
@@ -217,7 +217,7 @@ def _with_agreement(shifts: pd.DataFrame, by_week: Slices | None) -> pd.DataFram
     found = pd.DataFrame(dtype=float) if by_week is None else by_week.table
     figures = ["accuracy", *["mean_distance"] * ("mean_distance" in found)]
     names = [f"{name}{end}" for name in figures for end in ("", "_low", "_high")]
-    names += ["difference", "p_adjusted"]
+    names += ["p_adjusted"]
     table = shifts.join(found.reindex(columns=["n", *names]))
     table["labelled"] = table["n"].fillna(0).astype(int)
     return table[["verdicts", "labelled", *names, "shift", "shift_p", "note"]]
@@ -279,11 +279,13 @@ def _trend(pairs: Pairs) -> tuple[float, float]:
 
 
 def _advised(
-    table: pd.DataFrame, falling: float, alpha: float
+    table: pd.DataFrame, by_week: Slices | None, falling: float, alpha: float
 ) -> tuple[Literal["realign", "label", "none"], str]:
     last, labelled = table.iloc[-1], int(table["labelled"].iloc[-1])
-    falls = -1 if "mean_distance" in table else 1  # which way the difference of the last week is
-    if last["p_adjusted"] < alpha and falls * last["difference"] < 0:
+    worse = by_week is not None and last["accuracy"] < by_week.accuracy
+    if by_week is not None and by_week.mean_distance is not None:
+        worse = last["mean_distance"] > by_week.mean_distance
+    if worse and last["p_adjusted"] < alpha:
         return "realign", (
             f"Agreement with people is worse in {last.name} than in the other weeks (p = "
             f"{last['p_adjusted']:.2g}). Align the judge again on labels of the latest weeks."

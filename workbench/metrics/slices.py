@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,16 +18,12 @@ from workbench.formatting import counted
 from workbench.metrics.coefficients import mcnemar, numbered
 from workbench.metrics.figures import Coded, Figures, Sample
 from workbench.metrics.intervals import (
-    UNDEFINED,
     Array,
     Interval,
     Result,
     adjusted,
-    difference_interval,
     effective_share,
     figure,
-    mean_interval,
-    proportion,
     with_ends,
 )
 from workbench.pairing.pairs import Pairs, field_text
@@ -55,12 +50,11 @@ class Slices(Result):
         The judge's name, what the items are divided by, and the number of pairs.
     table
         Index slice; ``n``, ``accuracy`` and ``kappa`` with the ends of their intervals
-        (``accuracy_low``, ...), ``difference`` (accuracy here minus accuracy on all other pairs)
-        with its interval, ``p_value`` of that, ``p_adjusted`` (Holm; two slices are one test) and
-        ``note``. Slices of fewer than 10 pairs are pooled in one row, ``other (k slices)``, but
-        weeks are not. On a numeric scale ``mean_distance`` is there as well, and the difference and
-        its test are in that. By annotator the difference is from the others on the same items
-        (McNemar's test; of numbers none).
+        (``accuracy_low``, ...), ``p_value`` of the test against all other pairs (Fisher's exact
+        test), ``p_adjusted`` (Holm; two slices are one test) and ``note``. Slices of fewer than 10
+        pairs are pooled in one row, ``other (k slices)``, but weeks are not. On a numeric scale
+        ``mean_distance`` is there as well, and is what is tested (Welch). An annotator is tested
+        against the others on the same items (McNemar; numbers are not tested).
     accuracy, accuracy_interval, kappa, kappa_interval, mean_distance, mean_distance_interval
         Over all pairs; the last two are None unless the scale is numeric.
     """
@@ -210,10 +204,7 @@ def _bands(lengths: dict[str, int]) -> dict[str, str]:
     series = pd.Series(lengths, dtype=float)
     band = pd.qcut(series, 4, labels=False, duplicates="drop").fillna(0)
     ends = series.groupby(band).agg(["min", "max"])
-    names = {
-        k: f"{low:,.0f} to {high:,.0f} characters" if low < high else counted(int(low), "character")
-        for k, low, high in ends.itertuples()
-    }
+    names = {k: f"{low:,.0f} to {high:,.0f} characters" for k, low, high in ends.itertuples()}
     return dict(band.map(names))
 
 
@@ -250,63 +241,48 @@ def _row(coded: Coded, here: Array, items: Array | None, options: dict[str, Any]
     part = replace(coded, human=human, judge=judge, groups=groups)
     for name, (value, interval) in _figures(part, options).items():
         row |= with_ends(name.replace(" ", "_"), value, interval)
+    if items is None:
+        p_value = _against_rest(coded, here, options["confidence"])
+    else:
+        p_value = _against_others(coded, here, items)
     numeric = coded.scale.kind == "numeric"
-    values = coded.distances(coded.human, coded.judge) if numeric else coded.human == coded.judge
-    away = _from_rest if items is None else partial(_from_others, items=items)
-    difference, interval, p_value = away(coded, values * 1.0, here, options["confidence"])
     notes = [f"fewer than {FEW} pairs"] * (n < FEW)
     notes += ["kappa undefined"] * (math.isnan(row["kappa"]) and not numeric)
     notes += ["no test: too little to compare"] * math.isnan(p_value)
-    low, high = interval
-    row |= with_ends("difference", difference, Interval(max(low, -1.0), min(high, 1.0)))
     return {"n": n} | row | {"p_value": p_value, "note": "; ".join(notes)}
 
 
-def _from_others(
-    coded: Coded, values: Array, here: Array, confidence: float, *, items: Array
-) -> tuple[float, Interval, float]:
-    """Mean of an annotator minus that of the others on the same items, and McNemar's p-value.
+def _against_others(coded: Coded, here: Array, items: Array) -> float:
+    """McNemar's p-value of an annotator against the others on the same items; nan of numbers."""
+    if coded.scale.kind == "numeric":
+        return math.nan
+    right = (coded.human == coded.judge).astype(float)
+    gains = right * np.bincount(items)[items] - np.bincount(items, right)[items]
+    return mcnemar(np.rint(np.bincount(coded.groups[here], gains[here])))
 
-    An item counts by how many others it sets against the annotator; of numbers there is no test.
+
+def _against_rest(coded: Coded, here: Array, confidence: float) -> float:
+    """p-value of a slice against all other rows, of as many as are independent.
+
+    By Fisher's exact test, or Welch's t-test of numbers.
     """
-    times, total = np.bincount(items), np.bincount(items, values)
-    own = here & (times[items] > 1)
-    at, mine, others, groups = items[own], values[own], times[items[own]] - 1, coded.groups[own]
-    gains = mine * others - (total[at] - mine)
-    if not len(gains):
-        return math.nan, UNDEFINED, math.nan
-    by_group = np.rint(np.bincount(groups, gains))
-    p_value = math.nan if coded.scale.kind == "numeric" else mcnemar(by_group)
-    shares = gains / others
-    return float(shares.mean()), mean_interval(shares, confidence, groups, (-1, 1)), p_value
-
-
-def _from_rest(
-    coded: Coded, values: Array, here: Array, confidence: float
-) -> tuple[float, Interval, float]:
-    """Mean of a slice minus that of all other rows, and its p-value.
-
-    By Fisher's exact test, or Welch's t-test of numbers, of as many as are independent.
-    """
-    sides = [(own, coded.groups[part]) for part in (here, ~here) if len(own := values[part])]
-    if len(sides) < 2:
-        return math.nan, UNDEFINED, math.nan
-    means = [float(own.mean()) for own, _ in sides]
-    sizes = [len(own) * effective_share(own, of, confidence) for own, of in sides]
-    if coded.scale.kind != "numeric":
-        right = [(round(mean * n), round(n)) for mean, n in zip(means, sizes, strict=True)]
-        p_value = fisher_exact([[hits, size - hits] for hits, size in right]).pvalue
-        ends = [proportion(*side, confidence)[1] for side in sides]
-    else:
-        p_value, ranges = math.nan, [(0.0, 1.0)] * 2
-        if min(sizes) >= 2 and any(np.ptp(own) for own, _ in sides):
-            ranges = [(mean, mean) for mean in means]  # a side that does not vary is taken as known
-            spreads = [float(own.std(ddof=1)) for own, _ in sides]
-            one, two = zip(means, spreads, sizes, strict=True)
-            p_value = ttest_ind_from_stats(*one, *two, equal_var=False).pvalue
-        ends = [
-            mean_interval(own, confidence, of, within)
-            for (own, of), within in zip(sides, ranges, strict=True)
-        ]
-    interval = difference_interval(means[0], ends[0], means[1], ends[1])
-    return means[0] - means[1], interval, float(p_value)
+    numeric = coded.scale.kind == "numeric"
+    values = coded.distances(coded.human, coded.judge) if numeric else coded.human == coded.judge
+    sides = [values[part] * 1.0 for part in (here, ~here)]
+    if not all(map(len, sides)):
+        return math.nan
+    groups = coded.groups[here], coded.groups[~here]
+    means = [float(own.mean()) for own in sides]
+    sizes = [
+        len(own) * effective_share(own, of, confidence)
+        for own, of in zip(sides, groups, strict=True)
+    ]
+    if not numeric:
+        hits = [round(mean * n) for mean, n in zip(means, sizes, strict=True)]
+        misses = [round(n) - k for k, n in zip(hits, sizes, strict=True)]
+        return float(fisher_exact([hits, misses]).pvalue)
+    if min(sizes) < 2 or not any(map(np.ptp, sides)):
+        return math.nan
+    spreads = [float(own.std(ddof=1)) for own in sides]
+    one, two = zip(means, spreads, sizes, strict=True)
+    return float(ttest_ind_from_stats(*one, *two, equal_var=False).pvalue)

@@ -168,9 +168,9 @@ def plot_slices(
 ) -> Axes:
     """Agreement by slice, or how a judge does against each annotator, with intervals.
 
-    The dashed line is the agreement on all pairs, or 0 for the difference from the others. Where
-    the table tells it (``p_adjusted``), slices that differ from the others are drawn filled, and
-    those whose difference may be luck, or is not known, hollow.
+    The dashed line is the agreement on all pairs. Where the table tells it (``p_adjusted``), slices
+    that differ from the others are drawn filled, and those whose difference may be luck, or is not
+    known, hollow.
 
     Parameters
     ----------
@@ -196,9 +196,8 @@ def plot_slices(
     _draw_rows(ax, table, columns, table["p_adjusted"] < alpha if tested else True)
     if overall is None and table is not slices:
         overall = getattr(slices, metric, None)
-    reference = ("no difference", 0.0) if metric == "difference" else ("all pairs", overall)
     told = (f"differs (p < {alpha:.2g}, adjusted)", "may be luck") if tested else ()
-    _add_legend(ax, told, reference)
+    _add_legend(ax, told, ("all pairs", overall))
     ax.margins(x=0.05)
     of = f" by {literal(slices.by, 40)}" if table is not slices else ""
     ax.set_xlabel(f"{metric.replace('_', ' ')}{of}, with interval")

@@ -294,7 +294,7 @@ def _slices(alignment: Alignment) -> dict[str, Any]:
         measures = ["accuracy", "kappa"]
         if "mean_distance" in found.table:
             measures = ["mean_distance"]
-        table = _with_intervals(found.table, "n", *measures, "difference", "p_adjusted", "note")
+        table = _with_intervals(found.table, "n", *measures, "p_adjusted", "note")
         size, what = (6.2, 1.3 + 0.34 * len(found.table)), f"Agreement by {name}, with intervals"
         picture = as_svg(partial(plot_slices, found), size, what)
         shown.append({"by": name, "picture": picture, "table": table})
