@@ -268,8 +268,8 @@ def _pairwise(votes: Votes, options: dict[str, Any]) -> pd.DataFrame:
     measures = ["accuracy", "kappa", *["kappa (quadratic)"] * votes.scale.ordered]
     for a, b in combinations(range(len(names)), 2):
         both = (votes.codes[:, [a, b]] >= 0).all(axis=1)
-        rated = *votes.codes[both][:, [a, b]].T, votes.groups[both]
-        coded = Coded(votes.scale, votes.values, *rated, votes.positions)
+        one, two = votes.codes[both][:, [a, b]].T
+        coded = Coded(votes.scale, votes.values, one, two, votes.groups[both], votes.positions)
         row = {"annotator_a": names[a], "annotator_b": names[b], "n": int(both.sum())}
         for name, found in Sample(coded, **options).figures(*measures).items():
             row |= with_ends(name.replace("kappa (quadratic)", "weighted_kappa"), *found)
