@@ -6,13 +6,11 @@ import multiprocessing
 import os
 import re
 import secrets
-import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
@@ -53,7 +51,6 @@ from workbench.store.database import find_experiment_id, prepare_database, store
 from workbench.store.tables import digest
 
 MOST_GIVEN: Final = 256  # runs that an executor is given at a time: a thread waits for each
-LONGEST_END: Final = 15.0  # seconds in which runs are stopped whatever is pressed
 
 
 def sweep(
@@ -174,9 +171,9 @@ def _plan(
     tasks: dict[str, Task] = {}
     data = set[str]()
     # MLflow tells its processes the active experiment, but not always the store that it is in.
-    own = {"MLFLOW_EXPERIMENT_ID": "0"} if "MLFLOW_EXPERIMENT_ID" in os.environ else {}
     active = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
     active["MLFLOW_EXPERIMENT_ID"] = find_experiment_id()
+    default = {"MLFLOW_EXPERIMENT_ID": "0"}
     for position, point in enumerate(points):
         files = {
             f"{name}.{k}" if k else name: known
@@ -188,7 +185,7 @@ def _plan(
         if key in tasks:  # another secret makes no other run, unless points differ in nothing else
             key = digest([key, position])[:16]
         own_store = takes_store and "tracking_uri" not in point
-        store = shared | (own if own_store else {} if takes_store else active)
+        store = shared | (default if own_store else {} if takes_store else active)
         tasks[key] = Task(
             str(source), content, point, key, position, str(place / key), str(here), stop,
             empty_store=str(place / ".empty.db") if own_store else "", store=store, **options,
@@ -238,7 +235,7 @@ class _Sweep:
     def _run_all(self, waiting: list[Task], executor: Executor | None, jobs: int | None) -> None:
         most = jobs or (MOST_GIVEN if executor else os.cpu_count() or 1)
         threads = max(1, min(most, len(waiting)))
-        with ExitStack() as patient, self.pools, ThreadPoolExecutor(threads) as pool:
+        with self.pools, ThreadPoolExecutor(threads) as pool:
             try:
                 ready = self.logging.submit(self._prepare, waiting)
                 left = {pool.submit(self._run, task, executor, ready) for task in waiting}
@@ -248,7 +245,6 @@ class _Sweep:
                     # Ctrl-C while this thread draws would leave tqdm's lock taken for good.
                     self.logging.submit(self._show, waiting)
             except BaseException:
-                patient.enter_context(_uninterrupted())
                 self._end("the sweep was stopped", kill=True)
                 raise
 
@@ -360,22 +356,3 @@ class _Sweep:
         complete = sum(result.status == "complete" for result in self.found.values())
         total = counted(len(self.tasks), "run")
         return f"{complete} of {total} are complete and kept; the same call goes on with the rest."
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ignore Ctrl-C, pressed once more, while the runs are being stopped, but not for long."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    until = time.monotonic() + LONGEST_END
-
-    def interrupt(signum: int, frame: Any) -> None:
-        if time.monotonic() > until and callable(before):
-            before(signum, frame)
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)  # None: not set by Python
