@@ -16,7 +16,7 @@ from mlflow.genai.scorers import Scorer
 from mlflow.tracing.constant import AssessmentMetadataKey
 
 from workbench.errors import ArgumentError, check_whole
-from workbench.formatting import counted, excerpt, html_result, with_content
+from workbench.formatting import counted, html_result, with_content
 from workbench.judging.judge import fingerprints_of
 from workbench.judging.requests import Asker, check_budget, judge_many, say_where
 from workbench.judging.verdicts import (
@@ -81,11 +81,8 @@ class Assessed:
         )
 
     def _repr_html_(self) -> str:
-        failed = self.failures.head(10)
-        # Columns in which nothing is said are left out.
-        columns = ["trace_id", "value", "rationale", *["error"] * bool(len(failed))]
-        tables = [self.table.head(10)[columns], failed]
-        return html_result(self, *(with_content(one, self.previews) for one in tables))
+        tables = [self.table[["trace_id", "value", "rationale"]], self.failures]
+        return html_result(self, *(with_content(one.head(10), self.previews) for one in tables))
 
 
 def assess(
@@ -101,9 +98,9 @@ def assess(
 ) -> Assessed:
     """Let the judge rate traces and log its verdicts to MLflow.
 
-    A trace on which this version of the judge has a verdict already is not judged again, so an
-    interrupted or partly failed run is completed by running it again. Failed calls are logged as
-    feedback with an error, listed in ``.failures``, and never count as a verdict.
+    What this version of the judge has rated is not judged again, so an interrupted or partly
+    failed run is completed by running it again. Failed calls are logged as feedback with an error,
+    listed in ``.failures``, and never count as a verdict.
 
     Parameters
     ----------
@@ -122,8 +119,7 @@ def assess(
         Where it ends before all is judged, what was judged is logged. The cache is free.
     samples
         Times that each trace is judged, at least 1 (see `self_agreement`). The first answer is the
-        verdict and logged; the others are in ``.samples`` and in the cache. At temperature 0 all
-        may be alike.
+        verdict and logged; the others are in ``.samples`` and in the cache.
     progress
         Show a progress bar.
 
@@ -133,10 +129,8 @@ def assess(
         For fewer samples than 1, and a judge without a name or of whole conversations.
     UnreachableModelError, CredentialError, ModelError
         When the model cannot answer at all. What was judged before is kept.
-    BudgetError
-        When the budget is too small.
-    ReplayError
-        While a file of answers is replayed (`workbench.replaying`) that lacks one.
+    BudgetError, ReplayError
+        When the budget is too small, or the file that is replayed lacks an answer.
     """
     started = time.monotonic()
     check_whole("samples", samples)
@@ -192,11 +186,9 @@ def assess(
 def check_single(judge: Judge) -> None:
     """Raise `ArgumentError` unless it is a judge that has a name and rates single items."""
     if not isinstance(judge, Scorer):
-        kind = type(judge).__name__
-        given = f"{excerpt(judge, 60)!r} ({kind})" if isinstance(judge, str) else f"A {kind}"
         raise ArgumentError(
-            f"{given} is no judge. Make one with workbench.make_judge, or load a registered one "
-            "with workbench.load_judge(name)."
+            f"{judge!r:.60} ({type(judge).__name__}) is no judge. Make one with "
+            "workbench.make_judge, or load a registered one with workbench.load_judge(name)."
         )
     if not judge.name:
         raise ArgumentError("The judge has no name. Make it with workbench.make_judge(name, ...).")

@@ -257,7 +257,7 @@ def _address(named: str) -> str:
 
 
 def _accepted_fields(judge: Judge) -> tuple[str, ...]:
-    """What other judges are given: a whole trace, of which few are equal, only where it must be."""
+    """What other judges are given: a whole trace, of which few are equal, only if needed."""
     accepted = inspect.signature(type(judge).__call__).parameters
     fields = [f for f in ("inputs", "outputs", "expectations") if f in accepted]
     required = "trace" in accepted and accepted["trace"].default is inspect.Parameter.empty

@@ -61,10 +61,9 @@ def score(
 ) -> Scored:
     """Let the judge rate a table of any length, and write the verdicts to a folder of Parquet.
 
-    The verdicts on a partition of the table are written as a whole or not at all, and one that is
-    there is not asked again, so that a run that was killed is completed by running it again; it
-    pays at most a partition a worker twice. No trace is made but for a ``sample``, and the answer
-    cache is not used.
+    A partition of the table is written as a whole or not at all, and is then not asked again, so
+    a run that was killed is completed by running it again; it pays at most a partition a worker
+    twice. No trace is made but for a ``sample``, and the answer cache is not used.
 
     Parameters
     ----------
@@ -98,8 +97,7 @@ def score(
     sample
         A share of the rows, in (0, 1), or a number of them: drawn at random by ``seed``, they are
         imported as traces with their verdicts, to be labelled (``LabelPanel(judge, scored, ...)``)
-        and monitored. A larger sample by the same seed holds the smaller one; another one takes
-        its place.
+        and monitored. A larger sample by the same seed holds the smaller one.
     encoding
         Of a CSV file that is not UTF-8, such as ``cp1252``.
     progress
@@ -108,16 +106,13 @@ def score(
     Raises
     ------
     ArgumentError
-        For a folder that holds verdicts of another judge or table, columns that do not exist, and a
-        judge of traces.
+        For a folder that holds verdicts of another judge or table, and a judge of traces.
     TableError, StoreError
-        When the table cannot be read, a time is no date, a cell to keep cannot be written, or the
-        folder cannot be written.
+        When table or folder cannot be read or written, or a time is no date.
     UnreachableModelError, CredentialError, ModelError
         When no call can be expected to succeed.
     BudgetError
-        When the budget is too small for the rest.
-        Whatever is raised, partitions that were written stay.
+        When the budget is too small for the rest. Partitions that were written stay.
     """
     started = clock.monotonic()
     roles = {"inputs": inputs, "outputs": outputs, "expectations": expectations}
@@ -150,8 +145,7 @@ def score(
         if run.refused:
             raise BudgetError(
                 f"The budget does not allow the next {counted(run.refused, 'row')}: {limit} are "
-                f"used. {counted(run.asked, 'row')} were judged now and are kept. Run again with a "
-                "larger budget for the rest."
+                f"used. {run.kept} Run again with a larger budget for the rest."
             )
         if sample is not None:
             _import_sample(judge, read, roles, folder, sample, seed)
@@ -206,6 +200,10 @@ class _Run:
     charged: Budget = field(default_factory=Budget)  # what is known of it
     refused: int = 0
     failed: int = 0
+
+    @property
+    def kept(self) -> str:
+        return f"{counted(self.asked, 'row')} were judged now and are kept."
 
     def tasks(self, read: Reader, retry_failed: bool) -> Iterator[Task]:
         """Read the table, and give the partitions of which something is to be asked."""
@@ -277,8 +275,7 @@ class _Run:
         if self.budget.measures and self.charged.spent and not self.charged.spent_tokens:
             raise BudgetError(
                 f"The model's server does not say how many tokens it used, so {self.budget!r} "
-                f"cannot be kept. {counted(self.asked, 'row')} were judged now and are kept. Run "
-                "again with a budget of calls: budget=1000."
+                f"cannot be kept. {self.kept} Run again with a budget of calls: budget=1000."
             )
         money = f", ${self.paid.cost:.4f}" if self.paid.cost else ""
         self.shown.set_postfix_str(f"{self.failed} failed{money}", refresh=False)
@@ -334,26 +331,21 @@ def _import_sample(
         return
     wanted, every = set(drawn), enumerate(itertools.chain.from_iterable(read(1000)))
     table = pd.DataFrame([record for row, record in every if row in wanted], dtype=object)
-    imported = import_traces(
-        table.assign(**{PROBABILITY_TAG: str(probability)}),
-        **roles,
-        tags=PROBABILITY_TAG,
-        progress=False,
-    )
-    trace_of = dict(zip(drawn, imported.trace_ids, strict=True))
-    traces = {trace.info.trace_id: trace for trace in fetch_traces(imported, spans=False)}
+    table[PROBABILITY_TAG] = str(probability)
+    imported = import_traces(table, **roles, tags=PROBABILITY_TAG, progress=False)
+    traces = fetch_traces(imported, spans=False)
+    rows = folder.read(ds.field("row").isin(drawn)).to_pylist()
     new = []
-    for row in folder.read(ds.field("row").isin(drawn)).to_pylist():
-        trace = traces[trace_of[row["row"]]]
+    for trace, row in zip(traces, rows, strict=True):
         used = Usage(row["calls"], row["input_tokens"], row["output_tokens"], row["cost"])
         abstained = row["verdict"] is None and row["error"] is None
         value = "N/A" if abstained else row["verdict"]
         before = earlier_verdict(trace, judge.name, row["fingerprint"])
         # A row that was asked again may have a verdict in place of an error.
-        if before is None or (before.error is not None and before.error != row["error"]):
+        if before is None or before.error not in (None, row["error"]):
             said = value, row["rationale"], row["error"], row["fingerprint"]
             verdict = Verdict(trace.info.trace_id, *said, usage=used)
             new.append(as_feedback(verdict, judge, trace.info))
     log_assessments(new, progress=False)
-    now = pd.DataFrame(list(trace_of.items()), columns=["row", "trace_id"])
-    folder.write_sample(now.assign(probability=probability))
+    now = pd.DataFrame({"row": drawn, "trace_id": imported.trace_ids, "probability": probability})
+    folder.write_sample(now)

@@ -209,11 +209,7 @@ class VerdictFolder:
 
     def write_sample(self, sample: pd.DataFrame) -> None:
         """Keep which rows were imported as which traces."""
-        path = self.path / "_sample.json"
-        try:
-            write_whole(path, sample.to_json(orient="records"))
-        except OSError as error:
-            raise StoreError(f"{path} cannot be written: {error}.") from error
+        write_whole(self.path / "_sample.json", sample.to_json(orient="records"))
 
     def sample(self) -> pd.DataFrame:
         """Return the rows imported as traces: ``row``, ``trace_id``, ``probability``."""

@@ -127,8 +127,8 @@ def choose_version(
         own = [v for v in unmarked if v.source == model] or unmarked
         source = max(own, key=lambda v: v.order).source
         chosen = where(recorded, lambda v: v.unmarked and v.source == source)
-    latest = [usable[-1] for verdicts in chosen.values() if (usable := _usable(verdicts))]
-    count = sum(not verdict.fingerprint for verdict in latest)
+    usable = where(chosen, lambda v: v.usable)
+    count = sum(not verdicts[-1].fingerprint for verdicts in usable.values() if verdicts)
     note = (
         f"Taken as this version's: {counted(count, 'verdict')} without its mark, logged by MLflow "
         "or by hand. workbench.assess marks its verdicts."
@@ -147,13 +147,12 @@ def _latest_version(
         return chosen, "", []
     last = max(every, key=lambda v: v.order)
     versions = Counter(v.version for v in every)
-    notes = []
-    if len(versions) > 1:
-        notes.append(
-            f"{len(versions)} versions of the judge gave verdicts; the one that judged last "
-            f"counts ({versions[last.version]} of {len(every)} verdicts)."
-        )
-    return where(chosen, lambda v: v.version == last.version), last.fingerprint, notes
+    note = (
+        f"{len(versions)} versions of the judge gave verdicts; the one that judged last counts "
+        f"({versions[last.version]} of {len(every)} verdicts)."
+    )
+    of_last = where(chosen, lambda v: v.version == last.version)
+    return of_last, last.fingerprint, [note] if len(versions) > 1 else []
 
 
 def where(
@@ -163,16 +162,11 @@ def where(
     return {i: [v for v in verdicts if keep(v)] for i, verdicts in recorded.items()}
 
 
-def _usable(verdicts: Sequence[Recorded]) -> list[Recorded]:
-    return [v for v in verdicts if v.usable]
-
-
 def why_unusable(reason: str) -> str | None:
     """Return the kind of a reason of `Pairs.excluded`; None where it concerns the labels."""
     if reason == "the judge abstained":
         return "abstained"
-    failed = ("the judge failed", "verdict outside the scale", "the judge gave no usable verdict")
-    if reason.startswith(failed):
+    if reason.startswith(("the judge failed", "verdict outside", "the judge gave no usable")):
         return "failed"
     not_judged = reason in ("no verdict", "verdict of another version of the judge only")
     return "not judged" if not_judged else None
@@ -184,7 +178,7 @@ def read_verdict(
     """((canonical value, rationale), None) or (None, why there is none)."""
     if not chosen:
         return None, "verdict of another version of the judge only" if every else "no verdict"
-    usable = _usable(chosen)
+    usable = [verdict for verdict in chosen if verdict.usable]
     if not usable:
         return None, f"the judge failed: {chosen[-1].error or 'empty answer'}"
     try:

@@ -91,9 +91,8 @@ def write_report(
         write_whole(target, text)
     except OSError as error:
         raise WorkbenchError(
-            f"The report could not be written to {target}: {error.strerror or error}. An earlier "
-            "report there is unchanged. Make room or give another path, and call write_report "
-            "again; nothing needs to be aligned anew."
+            f"The report could not be written to {target}: {error.strerror or error}. Make room or "
+            "give another path, and call write_report again; an earlier report is unchanged."
         ) from error
     return target
 
@@ -155,22 +154,20 @@ def _pictures(alignment: Alignment) -> dict[str, Markup | None]:
     """The pictures as SVG, by name; None where there is nothing to draw."""
     pairs, people = alignment.pairs, alignment.annotators
     metrics = partial(plot_metrics, alignment.comparison, ceiling=people)
-    height = 2.9 if alignment.before.scale.ordered else 2.3
-    what = "Agreement and its intervals, before and after"
+    size = (5.2, 2.9 if alignment.before.scale.ordered else 2.3)
     pictures: dict[str, Markup | None] = {"balance": None, "annotators": None}
-    pictures["metrics"] = as_svg(metrics, (5.2, height), what)
+    pictures["metrics"] = as_svg(metrics, size, "Agreement and its intervals, before and after")
     for when, found in (("before", alignment.before), ("after", alignment.after)):
         draw = partial(plot_confusion, found, title=title_with_intervals(found, when))
         what = f"Confusion matrix of human labels and verdicts {when} the alignment"
         pictures[when] = as_svg(draw, matrix_size(len(found.confusion)), what)
     if len(pairs):
-        height = 1.2 + 0.4 * (len(pairs.scale.values) or 10)
+        size = (5.2, 1.2 + 0.4 * (len(pairs.scale.values) or 10))
         what = "How often people gave each label, beside how often the judge did"
-        pictures["balance"] = as_svg(partial(plot_balance, pairs), (5.2, height), what)
+        pictures["balance"] = as_svg(partial(plot_balance, pairs), size, what)
     if people and len(people.annotators) > 1:
-        size = matrix_size(len(people.annotators))
-        what = "Cohen's kappa between each two annotators"
-        pictures["annotators"] = as_svg(partial(plot_annotators, people), size, what)
+        draw, size = partial(plot_annotators, people), matrix_size(len(people.annotators))
+        pictures["annotators"] = as_svg(draw, size, "Cohen's kappa between each two annotators")
     return pictures
 
 
