@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
 import pytest
-from loopback import LOST, Loopback
 from stubs import BASE, SCALE, case, items
 
 import workbench
@@ -72,25 +70,5 @@ def test_what_an_aligned_judge_shows_is_not_selected_on() -> None:
         model="offline:/rubric",
     )
     simba = workbench.SIMBA(max_steps=1, cache=False, progress=False)
-    simba.learn(judge, train, dev, scale=SCALE)
-    assert simba.last is not None
-    assert simba.last.history["calls"].iloc[0] == 30 - len(then)
-
-
-def test_a_call_that_got_lost_does_not_lift_the_limit(loopback: Callable[..., Loopback]) -> None:
-    """Its tokens are not known; no candidate is begun that others' say cannot be afforded."""
-    judge = workbench.make_judge(
-        "q",
-        BASE.text,
-        feedback_value_type=Literal["poor", "fair", "good"],
-        model="openai:/m",
-        base_url=loopback(script=f"{LOST}x1").url,
-        inference_params={"max_tokens": 20},
-    )
-    simba = workbench.SIMBA(
-        model="offline:/rubric", reflection_context=1000, cache=False, progress=False
-    )
-    budget = Budget(tokens=18_000)  # for the 95 first verdicts, and less than 80 more
-    simba.learn(judge, items(60), items(40, start=60), scale=SCALE, budget=budget)
-    assert simba.last is not None
-    assert (simba.last.judge_calls, simba.last.stopped) == (96, "the budget is spent")
+    found = simba.learn(judge, train, dev, scale=SCALE, budget=Budget())
+    assert found.history["calls"].iloc[0] == 30 - len(then)

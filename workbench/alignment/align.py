@@ -26,7 +26,7 @@ from workbench.alignment.preflight import labelled_cases, preflight, probed, to_
 from workbench.alignment.result import Alignment, log_result
 from workbench.alignment.runs import AlignmentData, Gate, Watch, count_looks, logged_run
 from workbench.errors import ArgumentError, check_share, check_whole, one_of
-from workbench.formatting import counted, excerpt, say
+from workbench.formatting import excerpt, say
 from workbench.judging.assessment import check_single
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_many
@@ -201,35 +201,21 @@ def learn(
         if watch is not None:
             simba.stop = watch.stop
             simba.on_step = partial(_tell, [watch.on_step, optimizer.on_step])
-        try:
-            return _by_simba(data, simba, budget)
-        finally:
-            optimizer.last = simba.last
+        train, dev = (labelled_cases(part, data) for part in (data.split.train, data.split.dev))
+        optimizer.last = simba.learn(
+            data.judge,
+            [case.item for case in train],
+            [case.item for case in dev],
+            scale=data.split.train.scale,
+            known=[case.verdict for case in (*train, *dev)],
+            budget=budget,
+        )
+        return optimizer.last
 
 
 def _tell(listeners: Sequence[Callable[[dict[str, Any]], None] | None], step: Any) -> None:
     for listener in filter(None, listeners):
         listener(step)
-
-
-def _by_simba(data: AlignmentData, simba: SIMBA, budget: Budget) -> Learned:
-    split = data.split
-    train, dev = labelled_cases(split.train, data), labelled_cases(split.dev, data)
-    proposed = simba.learn(
-        data.judge,
-        [case.item for case in train],
-        [case.item for case in dev],
-        scale=split.train.scale,
-        known=[case.verdict for case in (*train, *dev)],
-        budget=budget,
-    )
-    found: Any = simba.last
-    lost = f"{counted(found.failures, 'verdict')} and "
-    lost += f"{counted(found.reflection_failures, 'reflection')} failed or could not be read"
-    note = f"While learning, {lost}; they count neither for nor against any candidate."
-    any_lost = bool(found.failures or found.reflection_failures)
-    learned: Learned = replace(found, judge=proposed, notes=(*found.notes, *[note] * any_lost))
-    return learned
 
 
 def _result(

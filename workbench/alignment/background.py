@@ -85,17 +85,17 @@ class RunningAlignment(Watch):
             state, budget = self._state, self.budget
         if state.ended:
             return state
-        state = replace(state, seconds=time.monotonic() - self._began)
-        if budget is None:
-            return state
-        limits = (
-            (budget.spent, budget.limit),
-            (budget.spent_tokens, budget.tokens),
-            (budget.spent_usd, budget.usd),
-        )
-        share = max((min(1.0, spent / limit) for spent, limit in limits if limit), default=None)
-        known: Any = {"calls": budget.spent, "budget": budget.limit, "spent": str(budget)}
-        return replace(state, share_spent=share, **known)
+        known: dict[str, Any] = {"seconds": time.monotonic() - self._began}
+        if budget is not None:
+            limits = (
+                (budget.spent, budget.limit),
+                (budget.spent_tokens, budget.tokens),
+                (budget.spent_usd, budget.usd),
+            )
+            shares = (min(1.0, spent / limit) for spent, limit in limits if limit)
+            known |= {"calls": budget.spent, "budget": budget.limit, "spent": str(budget)}
+            known["share_spent"] = max(shares, default=None)
+        return replace(state, **known)
 
     @property
     def done(self) -> bool:
@@ -148,9 +148,10 @@ class RunningAlignment(Watch):
             end(stage="done", message=found.reason, instructions=found.proposed.instructions)
             self._outcome.set_result(found)
         except BaseException as error:
-            cancelled = isinstance(error, CancelledError)
-            name = "" if cancelled else f"{type(error).__name__}: "
-            end(stage="cancelled" if cancelled else "failed", message=f"{name}{error}")
+            if isinstance(error, CancelledError):
+                end(stage="cancelled", message=str(error))
+            else:
+                end(stage="failed", message=f"{type(error).__name__}: {error}")
             self._outcome.set_exception(error)
         self._read.set()
 

@@ -121,13 +121,13 @@ def limited(split: Split, n_labels: int | None) -> Split:
     """Return the split with so many labels to learn from at most; more include the fewer."""
     if n_labels is None:
         return split
-    label_of = [
-        (trace_id, (part, str(label)))
+    stratum_of = {
+        trace_id: (part, str(label))
         for part, pairs in (("train", split.train), ("dev", split.dev))
         for trace_id, label in zip(pairs.trace_ids, pairs.table["human"], strict=True)
-    ]
-    chosen = stratified_order(dict(label_of), split.seed)[:n_labels]
-    used = f"{len(chosen)} of {len(label_of)} labels that could be learned from were used"
+    }
+    chosen = stratified_order(stratum_of, split.seed)[:n_labels]
+    used = f"{len(chosen)} of {len(stratum_of)} labels that could be learned from were used"
     notes = (*split.notes, f"{used} (n_labels={n_labels}).")
     train, dev = split.train.subset(chosen), split.dev.subset(chosen)
     return replace(split, train=train, dev=dev, notes=notes)

@@ -49,8 +49,8 @@ class Registered:
     """A judge's version in the registry.
 
     ``new`` is False where the latest version was this very judge already. ``status`` and
-    ``headline`` are those of the alignment that gave the judge ("" for a judge registered by
-    itself), ``warning`` is what to know before MLflow's own `get_scorer` is used.
+    ``headline`` are the alignment's ("" without one); ``warning`` is what to know before MLflow's
+    own `get_scorer` is used.
     """
 
     name: str
@@ -106,7 +106,7 @@ def register(
         When an option would not come back or a secret would be stored.
     """
     given: Any = alignment_or_judge
-    judge: Any = given if isinstance(given, Judge) else getattr(given, "judge", None)
+    judge = given if isinstance(given, Judge) else getattr(given, "judge", None)
     if not isinstance(judge, Judge):
         raise ArgumentError(
             f"register takes an Alignment or an MLflow judge, got {type(given).__name__}."
@@ -118,9 +118,8 @@ def register(
     where = find_experiment_id(experiment)
     with suppress(MlflowException):  # what does not exist is told where it is written to
         check_not_deleted(where)
-    return replace(
-        _write(where, named, stored, made), _judge=judge if judge.name == named else None
-    )
+    at_hand = judge if judge.name == named else None
+    return replace(_write(where, named, stored, made), _judge=at_hand)
 
 
 _SCORES: Final = ("n", "accuracy", "accuracy_interval", "kappa", "kappa_interval")
@@ -291,8 +290,8 @@ class _Stored:
         return cls(asdict(version.serialized_scorer))
 
     @property
-    def judge(self) -> Judge:
-        return cast("Judge", Scorer.model_validate(self.form))
+    def judge(self) -> Any:
+        return Scorer.model_validate(self.form)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -319,7 +318,7 @@ def _to_store(judge: Judge, name: str) -> _Stored:
         stored = _Stored(json.loads(json.dumps({**judge.model_dump(), "name": name})))
         # MLflow loses options of a judge within another one (MemAlign's).
         if (base := base_judge(judge)) is not None:
-            kept = options(cast("Judge", base_judge(stored.judge)))
+            kept = options(base_judge(stored.judge))
             _refuse_lost(judge, [k for k, v in options(base).items() if v != kept.get(k)])
         return stored
     clean, withheld, secrets = withhold({**options(judge), "name": name})

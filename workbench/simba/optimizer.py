@@ -5,26 +5,23 @@ people. It reads back what an earlier alignment has added, so an aligned judge c
 
 Algorithm
 ---------
-The labelled items are split into train and dev. Candidates are scored on the *selection items*:
-dev, and train items as well if dev has fewer than ``max_dev`` (80). Each step
+Candidates are scored on the *selection items*: dev, and train items as well if dev has fewer than
+``max_dev``. Each step
 
 1. judges a minibatch of train items and collects the best candidate's disagreements with the
    labels,
 2. shows them to the reflection model with the rationales of judge and people, beside cases that
    are right. Up to seven *candidates* are made from its answers: new rules, the stronger half of
    them, the criteria that people name; after a step without improvement also a rewritten list,
-   worked examples, and the judge as it is and the step's best with the rationale before the
-   rating. For a judge that is right on less than 80 %, a sentence on each of up to six ratings is
-   asked for as well, from three draws of items, and tried with the rationale first beside two
-   examples of each rating,
+   worked examples, and the rationale before the rating. For a judge that is right on less than
+   80 %, a sentence on each rating is asked for as well, from three draws of items, and tried with
+   the rationale first beside two examples of each rating,
 3. races the candidates by successive halving in three rungs of 15 %, 30 % and the rest of the
    selection items. After a rung the worse half drops out, and those that cannot win any more. The
    winner becomes the best candidate if it scores higher by 0.75 standard errors.
 
-It ends after ``max_steps``, after ``patience`` steps without improvement, when nothing is wrong any
-more, or when the budget is spent. Then each rule is left out on up to six items that it may matter
-for. Harmful and idle rules are dropped if the candidate without them scores higher. For a judge
-that was aligned before this is done first as well, since newer labels may contradict its rules.
+At the end, and for a judge that was aligned before also at first, each rule is left out on up to
+six items that it may matter for. Harmful and idle rules are dropped if that scores higher.
 
 The score is the mean credit minus 0.01 for each 100 added words, on items that no candidate in
 question shows as an example. A verdict earns 1 if it equals the label, else (1 - d) / 2 on ordered
@@ -50,17 +47,12 @@ from mlflow.entities import Trace
 from mlflow.genai.judges.base import AlignmentOptimizer, Judge
 
 from workbench.compat import options
-from workbench.errors import (
-    ArgumentError,
-    NoLabelsError,
-    TooFewPairsError,
-    check_whole,
-)
+from workbench.errors import ArgumentError, NoLabelsError, TooFewPairsError, check_whole
 from workbench.formatting import bar, say
 from workbench.judging.judge import checked_url, with_instructions
 from workbench.judging.requests import judge_many, say_where
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import UNPAID, Budget, Usage
+from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.joining import labels_and_decisions, read_label
@@ -111,17 +103,14 @@ class SIMBA(AlignmentOptimizer):
     concurrency
         Calls under way at the same time.
     cache
-        Whether answers are taken from and kept in the disk cache, which is also what lets an
-        interrupted alignment resume.
+        Whether answers are kept in the disk cache, by which an interrupted alignment resumes.
     dev_size
         Share of the labels that `align` (MLflow's call) selects on, in (0, 1).
     max_failure_share
         Share of failed judge calls, in [0, 1], above which it gives up, and so of failed
-        reflections. Unusable answers count only where the judge is as it was, or where all first
-        reflections were; a candidate with many of them drops out.
+        reflections. A candidate with many unusable answers only drops out.
     class_weight
-        ``"balanced"`` lets every label count the same in the score, so that a rare one is not
-        ignored; None counts every item the same.
+        ``"balanced"`` lets every label count the same in the score; None every item.
     progress
         Show a progress bar.
 
@@ -133,8 +122,7 @@ class SIMBA(AlignmentOptimizer):
         Called after each step with a dict: ``step``, ``best_score``, ``calls``,
         ``reflections``, ``failures``, ``best`` (instructions). None for nothing.
     stop
-        A `threading.Event`; once set no call is begun any more, and learning ends with what is
-        best until then as soon as those under way have come in.
+        A `threading.Event`; once set no call is begun, and learning ends with what is best so far.
     """
 
     def __init__(
@@ -174,21 +162,14 @@ class SIMBA(AlignmentOptimizer):
         self.on_step: Callable[[dict[str, Any]], None] | None = None
         self.stop = threading.Event()
         self.settings = Settings(
-            max_steps=max_steps,
-            batch_size=batch_size,
-            patience=patience,
-            max_examples=max_examples,
-            max_dev=max_dev,
-            max_failure_share=max_failure_share,
-            class_weight=class_weight,
+            max_steps, batch_size, patience, max_examples, max_dev, class_weight, max_failure_share
         )
         self.last: Learned | None = None
 
     def align(self, judge: Judge, traces: list[Trace]) -> Judge:
-        """MLflow's entry: learn from the human labels on the traces and return a new judge.
+        """MLflow's entry: learn from all human labels on the traces and return a new judge.
 
-        Labels are those of people under exactly the judge's name, by majority. All of them are
-        used to learn and select; to know whether the judge got better, use `workbench.align`.
+        Labels are those of people under exactly the judge's name, by majority.
 
         Raises
         ------
@@ -211,7 +192,8 @@ class SIMBA(AlignmentOptimizer):
             most = forecast(judge, cases, len(dev), self.settings, scale, self.model)
             say(f"SIMBA: {most.told(budget)}")
             say_where(judge, (self.model, self.base_url))
-        return self.learn(judge, train, dev, scale=scale, budget=budget)
+        self.last = self.learn(judge, train, dev, scale=scale, budget=budget)
+        return self.last.judge
 
     def learn(
         self,
@@ -221,52 +203,47 @@ class SIMBA(AlignmentOptimizer):
         *,
         scale: Scale,
         known: Sequence[Verdict] = (),
-        budget: Budget | None = None,
-    ) -> Judge:
-        """Align on given items; ``known`` verdicts of the judge are not paid for again."""
+        budget: Budget,
+    ) -> Learned:
+        """Learn from given items; ``known`` verdicts of the judge are not paid for again."""
         # By content, since trace ids, and so their order, differ from store to store.
         train, dev = (sorted(part, key=_content) for part in (train, dev))
         original, model = _original(judge, [*train, *dev]), str(judge.model)
-        budget = Budget.of(self.budget) if budget is None else budget
         budget.check(model, self.model or model)
         with ExitStack() as stack:
-            steps, desc = self.settings.max_steps, "aligning with SIMBA"
-            shown = stack.enter_context(bar(total=steps, desc=desc, disable=not self.progress))
+            steps, off = self.settings.max_steps, not self.progress
+            shown = stack.enter_context(bar(total=steps, desc="aligning with SIMBA", disable=off))
             cache = stack.enter_context(AnswerCache()) if self.cache else None
             shared: dict[str, Any] = {"cache": cache, "budget": budget, "stop": self.stop}
             # Where verdicts are known, reflections or the first call of `align` come before.
             runner = Runner(concurrency=self.concurrency, answered=len(known), **shared)
             judges = _Judges(judge, original, scale, known, stack.enter_context(runner))
             reflecting = Runner(concurrency=min(8, self.concurrency), **shared)
-            reflector = self._reflector(judge, scale, stack.enter_context(reflecting))
+            reflector = Reflector(
+                judge,
+                scale,
+                stack.enter_context(reflecting),
+                model=self.model,
+                base_url=self.base_url,
+                inference_params=self.inference_params,
+                context=self.reflection_context,
+                max_failure_share=self.settings.max_failure_share,
+            )
             stack.callback(reflector.close)
             found = Search(
                 original, train, dev, scale, judge_fields(judge), judges.ask, reflector.propose,
                 seed=self.seed, settings=self.settings, on_step=partial(self._tell, shown),
-                calls_left=lambda: _calls_left(budget, judges.used),
+                calls_left=lambda: budget.left,
             ).run()  # fmt: skip
             steps_made = shown.n
             shown.reset(total=steps_made)  # done before the last step is done, and green
             shown.update(steps_made)
-        self.last = replace(
+        return replace(
             found,
             judge=judges.of(found.best),
             judge_calls=runner.used.requests,
             reflection_calls=reflecting.used.requests,
             usage=runner.used + reflecting.used,
-        )
-        return self.last.judge
-
-    def _reflector(self, judge: Judge, scale: Scale, runner: Runner) -> Reflector:
-        return Reflector(
-            judge,
-            scale,
-            runner,
-            model=self.model,
-            base_url=self.base_url,
-            inference_params=self.inference_params,
-            context=self.reflection_context,
-            max_failure_share=self.settings.max_failure_share,
         )
 
     def _tell(self, shown: Any, state: dict[str, Any]) -> None:
@@ -291,7 +268,6 @@ class _Judges:
         self.judge, self.scale, self.runner = judge, scale, runner
         self.made = {original.key: judge}
         self.known = {(original.key, verdict.trace_id): verdict for verdict in known}
-        self.used = UNPAID  # by answers whose tokens are known, else nothing could be told
 
     def of(self, candidate: Candidate) -> Judge:
         if candidate.key not in self.made:
@@ -309,19 +285,8 @@ class _Judges:
             if verdict is None
         ]
         verdicts = judge_many(asked, self.runner, scale=self.scale)
-        self.used = sum((one.usage for one in verdicts if one.usage.tokens), self.used)
         fresh = iter(verdicts)
         return [next(fresh) if verdict is None else verdict for verdict in known]
-
-
-def _calls_left(budget: Budget, used: Usage) -> float:
-    """Judge calls that the budget still allows, if they use as much as those until now."""
-    left = [budget.left]
-    if used.tokens:
-        left.append(budget.left_tokens * used.requests / used.tokens)
-    if used.cost:
-        left.append(budget.left_usd * used.requests / used.cost)
-    return min(left)
 
 
 def _original(judge: Judge, items: Sequence[Item]) -> Candidate:

@@ -63,6 +63,7 @@ _CUT: Final = (
 
 _OF_CONNECTION: Final = {"timeout", "api_key"}
 
+# The context in tokens that a server names when a prompt is too long for it.
 _CONTEXT: Final = re.compile(
     r"(?:(?:context|model|sequence) (?:length|size|window)\D{0,40}|n_ctx\D{0,4}|limit is |> ?|<= ?"
     r"|allowed \D{0,8})(\d[\d,]{2,9})",
@@ -114,29 +115,25 @@ class Reflector:
         Answers of another step are other answers. Unusable ones are not kept in the cache.
         """
         try:
-            outcomes = self._run(requests, step)
+            outcomes = self.runner.run([self._request(request, step) for request in requests])
         except ModelError as error:
+            if self._takes_less(str(error)):
+                return self.propose(requests, step)
             raise type(error)(f"{error} {_ADVICE}") from None
+        refused = [o.fault.message for o in outcomes if o.fault and o.fault.kind != "answer"]
+        if any(map(self._takes_less, refused)):
+            return self.propose(requests, step)
         self._check(outcomes)
         return outcomes
 
-    def _run(self, requests: Sequence[Request], step: int) -> list[Outcome]:
-        try:
-            outcomes = self.runner.run([self._request(request, step) for request in requests])
-        except ModelError as error:
-            if not self._fits_into(str(error)):
-                raise
-            return self._run(requests, step)
-        refused = [o.fault.message for o in outcomes if o.fault and o.fault.kind != "answer"]
-        return self._run(requests, step) if any(map(self._fits_into, refused)) else outcomes
-
-    def _fits_into(self, message: str) -> bool:
+    def _takes_less(self, message: str) -> bool:
         """Take a smaller context where a server calls a prompt too long; whether that is so."""
-        known, told = self.context or DEFAULT_CONTEXT, context_told(message)
-        if told is None and not _TOO_LONG.search(message):
+        known, named = self.context or DEFAULT_CONTEXT, _CONTEXT.search(message)
+        if named is None and not _TOO_LONG.search(message):
             return False
         # Tokens are estimated: what a server names may be more than was thought to be enough.
-        smaller = told if told and told < known else known // 2
+        told = int(named[1].replace(",", "")) if named else known
+        smaller = told if told < known else known // 2
         if smaller < MIN_CONTEXT:
             return False
         self.context = smaller
@@ -167,9 +164,9 @@ class Reflector:
         answer = int(self.params.get("max_tokens", ANSWER_TOKENS))
         inputs = request.as_inputs(self.scale, self.context, answer)
         params = without_secret_params(self.params)
-        key = (TASK_DIGEST, inputs, step, *([params] if params else []))
+        told = (self.model, TASK_DIGEST, inputs, step, *([params] if params else []))
         return client.Request(
-            key=question_key("reflection", self.model, *key),
+            key=question_key("reflection", *told),
             model=self.model,
             call=functools.partial(self._ask, inputs, request.task),
             read=functools.partial(self._read, request),
@@ -242,18 +239,6 @@ class Reflector:
     def close(self) -> None:
         if self._connected is not None:
             self._connected.close()
-
-
-def context_told(message: str) -> int | None:
-    """The context in tokens that a server names when a prompt is too long for it, else None.
-
-    >>> context_told("This model's maximum context length is 8192 tokens.")
-    8192
-    >>> context_told("prompt is too long: 210000 tokens > 200000 maximum")
-    200000
-    """
-    found = _CONTEXT.search(message)
-    return int(found[1].replace(",", "")) if found else None
 
 
 def whole_lines(text: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import pandas as pd
 
 from workbench.errors import BudgetError, CancelledError, ModelError
+from workbench.formatting import counted
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate, Case, Item, Learned, sample
 from workbench.simba.proposals import (
@@ -109,8 +110,19 @@ class Search:
             failures=self.board.failures,
             reflection_failures=self.reflection_failures,
             evidence={rule: self.evidence.get(rule, []) for rule in self.best.rules},
-            notes=(ORDER_NOTE,) * (self.best.rationale_first != self.original.rationale_first),
+            notes=self.notes(),
         )
+
+    def notes(self) -> tuple[str, ...]:
+        notes = [ORDER_NOTE] * (self.best.rationale_first != self.original.rationale_first)
+        if self.board.failures or self.reflection_failures:
+            verdicts = counted(self.board.failures, "verdict")
+            reflections = counted(self.reflection_failures, "reflection")
+            notes.append(
+                f"While learning, {verdicts} and {reflections} failed or could not be read; they "
+                "count neither for nor against any candidate."
+            )
+        return tuple(notes)
 
     def climb(self, batch: Sequence[Item]) -> str:
         """Make steps until one of them says why the search is over."""

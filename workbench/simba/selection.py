@@ -113,7 +113,7 @@ class Scoreboard:
         self.items = judged or self.items
 
     def verdict(self, candidate: Candidate, item: Item) -> Verdict | None:
-        return None if candidate.shows(item) else self.verdicts.get((candidate.key, item.trace_id))
+        return self.verdicts.get((candidate.key, item.trace_id))
 
     def opinion(self, candidate: Candidate, item: Item) -> Verdict | None:
         """The candidate's verdict; None if it is missing, failed or an abstention."""
