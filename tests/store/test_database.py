@@ -147,7 +147,7 @@ def test_a_server_that_does_not_answer_is_told_as_such(
 
 
 def test_an_id_is_not_taken_for_the_name_of_another_experiment(store: str) -> None:
-    """Experiments may be named by numbers; a name that is given goes before an id."""
+    """Experiments may be named by numbers; an id goes before a name."""
     pilot = mlflow.create_experiment("pilot")
     here = mlflow.create_experiment(pilot)
     there = mlflow.create_experiment(here)
@@ -159,9 +159,9 @@ def test_an_id_is_not_taken_for_the_name_of_another_experiment(store: str) -> No
     assert (again.trace_ids, again.created, again.experiment_id) == (made.trace_ids, 0, here)
     for text in ("Is it right?", "Is it true?"):
         workbench.set_rubric("quality", text)
-    workbench.set_rubric("quality", "Is it nice?", experiment=here)
+    workbench.set_rubric("quality", "Is it nice?", experiment=there)
     asked: dict[str, Any] = {"annotator": "cem", "scale": workbench.Scale.of(["poor", "good"])}
-    for name, items, rubric in ((pilot, 1, "Is it true?"), (here, 0, "Is it nice?")):
+    for name, items, rubric in ((here, 1, "Is it true?"), (there, 0, "Is it nice?")):
         with closing(workbench.LabelSession("quality", experiment=name, **asked)) as session:
             assert (len(session.items), session.questions[0].rubric) == (items, rubric)
     decision = workbench.adjudicate(made.trace_ids[0], "good", name="quality", by="dora")

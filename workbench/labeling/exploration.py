@@ -41,7 +41,7 @@ from workbench.metrics.figures import Coded
 from workbench.metrics.intervals import Array
 from workbench.metrics.slices import by_annotator, short_fields, slice_names
 from workbench.pairing.pairs import Pairs
-from workbench.store.database import ExperimentId, store_message
+from workbench.store.database import store_message
 from workbench.store.traces import Example, as_example, fetch_traces
 from workbench.vocabulary import folded
 
@@ -343,7 +343,7 @@ class Exploration(Session):
         label more than any trace has."""
         if not isinstance(self._queue, ReviewQueue):
             name = self._queue or self.pairs.name
-            where = ExperimentId(self.store.get(trace_id).experiment_id)
+            where = self.store.get(trace_id).experiment_id
             try:
                 self._queue = review_queue(name, experiment=where)
             except ArgumentError:  # there is none of this name

@@ -24,7 +24,6 @@ from workbench.store.assessments import (
     now_ms,
     signature,
 )
-from workbench.store.database import ExperimentId
 from workbench.store.labels import (
     AFTER_VERDICT_KEY,
     DECISION_KEY,
@@ -175,7 +174,7 @@ def adjudicate(
     if is_missing(value):
         raise ScaleError(f"value={value!r} is missing; 'N/A' says that it cannot be judged.")
     (trace,) = fetch_traces([trace_id], spans=False)
-    where = ExperimentId(trace.info.experiment_id)
+    where = trace.info.experiment_id
     scale = scale or schema_scale(name, experiment=where)
     try:
         value, rationale = read_rating(value, rationale)

@@ -155,28 +155,24 @@ def _is_half_made(path: Path) -> bool:
         ) from None
 
 
-class ExperimentId(str):
-    """The id of an experiment: given as an experiment, it is not looked up as a name."""
-
-
 @store_errors()
-def find_experiment_id(experiment: str | None = None, *, create: bool = True) -> ExperimentId:
-    """Return the id of the active experiment, or of one by its name or id, created if missing."""
+def find_experiment_id(experiment: str | None = None, *, create: bool = True) -> str:
+    """Return the id of the active experiment, or of one by its id or name, created if missing."""
     if experiment is None:
-        return ExperimentId(compat.active_experiment_id())
-    if isinstance(experiment, (ExperimentId, Experiment)):
-        return check_not_deleted(experiment)
-    check_text("experiment", name := str(experiment))
-    found = mlflow.get_experiment_by_name(name)
-    if found is None and re.fullmatch("[0-9]{1,18}", name):
+        return compat.active_experiment_id()
+    name = str(getattr(experiment, "experiment_id", experiment))
+    check_text("experiment", name)
+    found = None
+    if re.fullmatch("[0-9]{1,18}", name):
         try:
             found = mlflow.get_experiment(name)
         except MlflowException as error:  # there is no such id
             if _may_pass(error):
                 raise
+    found = found or mlflow.get_experiment_by_name(name)
     if found is None and create:
         with suppress(MlflowException):  # another process was faster to create it
-            return ExperimentId(mlflow.create_experiment(name))
+            return str(mlflow.create_experiment(name))
         found = mlflow.get_experiment_by_name(name)
     if found is None:
         raise StoreError(
@@ -187,7 +183,7 @@ def find_experiment_id(experiment: str | None = None, *, create: bool = True) ->
 
 
 @store_errors()
-def check_not_deleted(experiment: str | Experiment) -> ExperimentId:
+def check_not_deleted(experiment: str | Experiment) -> str:
     """Return the id of an experiment, given by its id; `StoreError` where it was deleted."""
     found = mlflow.get_experiment(str(experiment)) if isinstance(experiment, str) else experiment
     if found.lifecycle_stage != "active":
@@ -195,7 +191,7 @@ def check_not_deleted(experiment: str | Experiment) -> ExperimentId:
             f"Experiment {found.name!r} was deleted. Restore it "
             f"(mlflow.MlflowClient().restore_experiment({found.experiment_id!r})) or use another."
         )
-    return ExperimentId(found.experiment_id)
+    return str(found.experiment_id)
 
 
 def all_pages(read: Callable[[str | None], Any]) -> list[Any]:

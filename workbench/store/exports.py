@@ -100,12 +100,6 @@ def read_labels(
         When the question or the outputs must be named; the message lists them.
     """
     file = Path(path).expanduser()
-    if file.suffix.lower() in (".csv", ".tsv", ".parquet"):
-        raise TableError(
-            f"{str(path)!r} is a table, and exports are read as JSON. Export the labels as JSON, "
-            "or give the table to workbench.read_dataset: annotators='each ANNOTATOR: RATING' if "
-            "a row is a label."
-        )
     with file_errors(file):
         records = read_records(file, encoding)
     tool = _tool_of(records, file.name)

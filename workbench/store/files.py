@@ -108,7 +108,8 @@ def read_records(path: Path, encoding: str | None = None) -> list[dict[str, Any]
             except RecursionError:
                 raise ValueError(f"line {number} is nested too deeply; flatten it") from None
             except ValueError as error:
-                like = ", so it may be CSV: name it .csv" * (number == 1 and "{" not in line)
+                is_csv = number == 1 and "{" not in line
+                like = ", so it may be CSV, which workbench.read_dataset reads as .csv" * is_csv
                 raise ValueError(f"line {number} is no JSON object: {error}{like}") from None
             found += row if isinstance(row, list) else [row]
     if wrong := [n for n, record in enumerate(found, start=1) if not isinstance(record, dict)]:

@@ -31,7 +31,6 @@ from workbench.errors import ArgumentError, ScaleError, StoreError, one_of
 from workbench.formatting import check_text, counted, html_table
 from workbench.scale import Scale, scale_of
 from workbench.store.database import (
-    ExperimentId,
     address,
     all_pages,
     find_experiment_id,
@@ -176,7 +175,7 @@ def known_scale(
 ) -> Scale | None:
     """Return the scale of the judge's type, else of its label schema, else of the values seen."""
     name = name_of(judge_or_name)
-    experiments = {ExperimentId(trace.info.experiment_id) for trace in traces}
+    experiments = {trace.info.experiment_id for trace in traces}
     where = experiments.pop() if len(experiments) == 1 else None
     typed = None if isinstance(judge_or_name, str) else scale_of(judge_or_name)
     return typed or schema_scale(name, experiment=where) or observed_scale(name, traces, verdicts)
