@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,18 @@ from workbench.credentials import without_credentials
 from workbench.errors import NotebookError, WorkbenchError
 
 _NOTEBOOK = "notebooks/4_align.ipynb"
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_PARAMETER = ("-p", "--parameter", "given")
+_SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings=_SETTINGS)
 @click.version_option(package_name="judge-workbench", prog_name="workbench")
 def main() -> None:
     """Make an LLM judge agree with the people whose judgement counts."""
     # Else Python looks through all that is in memory once more before it ends, for seconds.
     atexit.register(gc.freeze)
-
-
-def _folder(option: str, default: str, what: str) -> Callable[[Any], Any]:
-    kind = click.Path(file_okay=False, path_type=Path)
-    return click.option(option, type=kind, default=default, show_default=True, help=what)
-
-
-def _parameters(metavar: str, what: str, **options: Any) -> Callable[[Any], Any]:
-    names = ("-p", "--parameter", "given")
-    return click.option(*names, multiple=True, metavar=metavar, help=what, **options)
 
 
 def _budget(command: Any) -> Any:
@@ -51,16 +45,16 @@ def _limit(options: dict[str, Any]) -> Any:
     return Budget(calls, tokens=tokens, usd=usd)
 
 
-def _answers(option: str, what: str) -> Callable[[Any], Any]:
-    return click.option(option, type=click.Path(dir_okay=False, path_type=Path), help=what)
-
-
 @main.command()
 @click.argument("notebook", required=False)
-@_parameters("NAME VALUE", "May be repeated. `workbench params` lists them.", nargs=2)
-@_folder("--output", "output", "Folder of the executed notebook and of what it writes.")
-@_answers("--record", "Write the run's model answers to this file, or add them; .gz compresses.")
-@_answers("--replay", "Take all model answers from this file: no model is called.")
+@click.option(
+    *_PARAMETER, multiple=True, nargs=2, metavar="NAME VALUE", help="See `workbench params`."
+)
+@click.option("--output", type=_FOLDER, default="output", help="Folder of all that the run writes.")
+@click.option(
+    "--record", type=_FILE, help="File to add the run's model answers to; .gz compresses."
+)
+@click.option("--replay", type=_FILE, help="Take all model answers from this file; call no model.")
 def run(notebook: str | None, given: Any, output: Path, **answers: Any) -> None:
     """Run NOTEBOOK, a path or a name in notebooks/ (4_align when none is given).
 
@@ -134,15 +128,17 @@ def params(notebook: str) -> None:
 
 @main.command()
 @click.argument("notebook")
-@_parameters(
-    "NAME=VALUES",
-    "Values of a parameter, separated by commas, or a range of whole numbers: seed=0..4. May be "
-    "repeated; every combination is run. Quotes keep a text with commas together.",
+@click.option(
+    *_PARAMETER,
+    multiple=True,
+    metavar="NAME=VALUES",
+    help="Values of a parameter, separated by commas, or a range of whole numbers: seed=0..4. May "
+    "be repeated; every combination is run. Quotes keep a text with commas together.",
 )
 @click.option("--jobs", type=click.IntRange(1), help="Runs at a time; the cores by default.")
 @click.option("--name", help="Of the sweep; that of the notebook by default.")
-@_folder("--output", "output", "Folder; each run has its own below OUTPUT/NAME.")
-@click.option("--experiment", default="sweeps", show_default=True, help="MLflow experiment.")
+@click.option("--output", type=_FOLDER, default="output", help="Each run is below OUTPUT/NAME.")
+@click.option("--experiment", default="sweeps", help="MLflow experiment.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Seconds a run may take.")
 @click.option("--cell-timeout", type=click.IntRange(1), help="Seconds that each cell may take.")
 @_budget
@@ -223,12 +219,12 @@ def _use_experiment(experiment: str | None) -> None:
 @click.option("--expectations", multiple=True, help="Column; may be repeated.")
 @click.option("--keep", multiple=True, help="Column to copy, such as an id; may be repeated.")
 @click.option("--time", help="Column of dates.")
-@_folder("--to", "verdicts", "Folder of the verdicts.")
+@click.option("--to", type=_FOLDER, default="verdicts", help="Folder of the verdicts.")
 @click.option("--version", type=int, help="Of the judge; the newest by default.")
 @click.option("--experiment", help="Name or id; the active one by default.")
 @_budget
-@click.option("--partition-rows", type=int, default=1000, show_default=True, help="Rows of a file.")
-@click.option("--concurrency", type=int, default=64, show_default=True, help="Calls at a time.")
+@click.option("--partition-rows", type=int, default=1000, help="Rows of a file.")
+@click.option("--concurrency", type=int, default=64, help="Calls at a time.")
 @click.option("--sample", type=float, help="Share or number of rows to import as traces.")
 @click.option("--retry-failed", is_flag=True, help="Ask again about rows that failed.")
 @click.option("--encoding", help="Of a CSV file that is not UTF-8, such as cp1252.")

@@ -244,8 +244,7 @@ def _compare(
         elif one.feedback is not None:
             current = ([a for a in there if a.valid is not False] or there)[-1]
             if not says_no_more(one, current):
-                label, found = one.feedback.value, current.feedback.value
-                differing.append((one.source.source_id, label, found))
+                differing.append((one.source.source_id, one.value, current.value))
     return missing, differing
 
 
