@@ -231,7 +231,7 @@ def test_other_files_are_refused_in_words(tmp_path: Path, text: str, message: st
 def test_a_table_is_no_export(tmp_path: Path) -> None:
     path = tmp_path / "project.csv"
     path.write_text("text,annotator,quality\na,ana,good\n", encoding="utf-8")
-    with pytest.raises(TableError, match="it may be CSV, which workbench.read_dataset reads"):
+    with pytest.raises(TableError, match="it may be CSV, which"):
         workbench.read_labels(path)
 
 
