@@ -333,11 +333,10 @@ def test_the_view_tells_the_outcome(judge: Any) -> None:
     assert running.view is view
     alignment = running.result(120)
     until(lambda: view.state["stage"] == "done")
-    figures, lines, before = view.parts
+    figures, lines = view.parts
     assert alignment._repr_html_() in figures
     assert "<ins" in lines
     assert [line for line, learned in running.learned() if not learned and line] == [TEXT]
-    assert "<table" in before
     assert alignment._repr_html_() in running._repr_mimebundle_()["text/html"]
 
 

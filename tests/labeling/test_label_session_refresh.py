@@ -62,8 +62,8 @@ def test_what_is_done_elsewhere_shows_up_by_itself(store: str) -> None:
     label(first, "ana")
     (told,) = by_the_clock(view)
     assert view.session.position == 1
-    assert (told["type"], told["ids"]) == ("saved", [])
-    answers = told["statuses"][first]["done"]["answers"]
+    assert told == {"type": "queue", "total": 4, "position": 1, "stay": True}
+    answers = view.items()[0]["done"]["answers"]
     assert answers["quality"] == {"value": "yes", "abstain": False}
     (made,) = fetch_traces([first], spans=False)[0].info.assessments
     mlflow.delete_assessment(trace_id=first, assessment_id=made.assessment_id)
@@ -405,7 +405,7 @@ def test_expectations_are_not_asked_and_that_is_said(store: str) -> None:
     review_queues.add_items_to_review_queue(made.queue_id, item_ids=ids)
     session = LabelSession(None, workbench.review_queue("mixed"), annotator="ana")
     assert [q.name for q in session.questions] == ["safe"]
-    assert "expectations: 'answer'" in session.state()["message"]
+    assert "for expectations or lists: 'answer'" in session.state()["message"]
     for given in ({"judge_or_name": "answer"}, {"questions": [schemas[1]]}):
         with pytest.raises(ArgumentError, match="asks for an expectation"):
             LabelSession(traces=ids, annotator="ana", **given)  # type: ignore[arg-type]

@@ -104,7 +104,7 @@ def test_a_rule_without_anything_to_go_by_is_said_so() -> None:
         drawn = put_in_order(items, order, seed=4)
         assert [one.how for one in drawn.queue] == ["random"] * 5
         assert len(drawn.notes) == (3 if order == "mix" else 1)
-        assert "so the order is random" in drawn.notes[0]
+        assert "it chooses none" in drawn.notes[0]
 
 
 def test_wrong_arguments_are_told() -> None:

@@ -141,23 +141,6 @@ def test_a_rating_does_not_wait_for_texts_that_are_made_ready(trace_ids: list[st
     assert not sender.is_alive()
 
 
-def test_the_first_items_do_not_wait_for_those_after_them(trace_ids: list[str]) -> None:
-    """Each is sent with few others, and the view is told whether there are more to come."""
-    shown = panel()
-    told: list[dict[str, Any]] = []
-
-    def items() -> Iterator[dict[str, Any]]:
-        for n in range(30):
-            assert sum(len(one["items"]) for one in told) >= n - 24
-            yield {"position": n}
-
-    shown.send = told.append
-    shown.session.on_message({"type": "items", "items": items(), "stamp": 3})
-    assert [item["position"] for one in told for item in one["items"]] == list(range(30))
-    assert [one.get("more", False) for one in told] == [True, True, False]
-    assert {one["stamp"] for one in told} == {3}
-
-
 @pytest.mark.parametrize("how", ["papermill", "nbconvert"])
 def test_a_notebook_that_is_run_unwatched_shows_the_table(
     how: str, trace_ids: list[str], store: str, tmp_path: Path

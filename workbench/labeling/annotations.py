@@ -231,11 +231,7 @@ class Item:
 def item_json(
     item: Item, spans: Mapping[str, TraceData], rubrics: Mapping[str, RubricHistory]
 ) -> dict[str, Any]:
-    """Return an item as the view needs it (see `workbench.labeling.session`).
-
-    What is longer than `_CUT` characters is cut, as text or JSON; ``cuts`` then maps its name to
-    its length.
-    """
+    """Return an item as the view needs it; ``cuts`` has the lengths of what is cut."""
     trace_id = item.info.trace_id
     example = as_example(Trace(item.info, spans.get(trace_id) or TraceData(spans=[])))
     cuts: dict[str, int] = {}
@@ -277,13 +273,12 @@ def _answer(label: Label) -> dict[str, Any]:
 
 def plain(value: Value) -> Value:
     """Return a value as JSON that a browser reads without loss: lone surrogates are replaced,
-    long integers and numbers that are not finite become text."""
+    integers beyond 2**53 and numbers that are not finite become text."""
+
+    def exact(digits: str) -> int | str:
+        return int(digits) if len(digits) < 18 and abs(int(digits)) < 2**53 else digits
+
     text = json.dumps(value, ensure_ascii=False, default=str)
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    made: Value = json.loads(text, parse_int=_exact, parse_constant=str)
+    made: Value = json.loads(text, parse_int=exact, parse_constant=str)
     return made
-
-
-def _exact(digits: str) -> int | str:
-    """A number as long as a browser reads it exactly."""
-    return int(digits) if len(digits) < 18 and abs(int(digits)) < 2**53 else digits

@@ -2,10 +2,9 @@
 
 Each trace ranks the annotators by a hash of the seed, the trace and the annotator (rendezvous
 hashing: Thaler and Ravishankar, "Using name-based mappings to increase hit rates", IEEE/ACM
-Transactions on Networking 6(1), 1998), and goes to those that rank first. So everyone computes
-the same shares on any machine, where all write the names alike. New traces move no other trace, and
-a new annotator takes over a share of each other's work. Shares are equal on average only: of 500
-traces one of five annotators gets 100 +- 8.9.
+Transactions on Networking 6(1), 1998), and goes to those that rank first. New traces move no other
+trace, and a new annotator takes over a share of each other's work. Shares are equal on average
+only: of 500 traces one of five annotators gets 100 +- 8.9.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -143,35 +142,46 @@ def assign(
     >>> sum(len(parts.of(who)) for who in parts.annotators)
     8
     """
-    if isinstance(annotators, str):
-        raise ArgumentError(f"annotators={annotators!r} is one text. Give a list of names.")
-    names = tuple(annotators)
-    if not names or any(not isinstance(name, str) or not name.strip() for name in names):
-        raise ArgumentError(f"annotators={list(names)!r} must be names, at least one.")
-    check_people(f"annotators={list(names)!r}", names)
-    numbers = numbers_of_sharing(each, share, batch_size, seed)
-    if numbers["each"] > len(names):
-        raise ArgumentError(
-            f"each={each!r} must be a whole number from 1 to {len(names)}, the number of "
-            "annotators. For a part of the traces by all, use share=."
-        )
+    made = shared_out((), annotators, each, share, batch_size, seed)
+    if not made.annotators:
+        raise ArgumentError("annotators=[] must be names, at least one.")
     if isinstance(traces, (list, tuple)) and all(isinstance(one, str) for one in traces):
         ids = tuple(dict.fromkeys(traces))  # nothing of them is needed from the store
     else:
         ids = tuple(trace.info.trace_id for trace in fetch_traces(traces, spans=False))
-    return Assignment(ids, names, **numbers)
+    return replace(made, trace_ids=ids)
 
 
-def numbers_of_sharing(
-    each: int, share: float, batch_size: int | None, seed: int
-) -> dict[str, Any]:
-    """Return the numbers as Python's; `ArgumentError` where nothing can be shared out by them."""
-    return {
-        "each": check_whole("each", each),
-        "share": check_share("share", share),
-        "batch_size": batch_size if batch_size is None else check_whole("batch_size", batch_size),
-        "seed": check_whole("seed", seed, None),
-    }
+def shared_out(
+    trace_ids: Iterable[str],
+    annotators: Iterable[str],
+    each: int,
+    share: float,
+    batch_size: int | None,
+    seed: int,
+) -> Assignment:
+    """Return a checked `Assignment`, which may be among no annotators (see `assign`)."""
+    if isinstance(annotators, str):
+        raise ArgumentError(f"annotators={annotators!r} is one text. Give a list of names.")
+    names = tuple(annotators)
+    if any(not isinstance(name, str) or not name.strip() for name in names):
+        raise ArgumentError(f"annotators={list(names)!r} must be names.")
+    check_people(f"annotators={list(names)!r}", names)
+    if names and check_whole("each", each) > len(names):
+        raise ArgumentError(
+            f"each={each!r} must be a whole number from 1 to {len(names)}, the number of "
+            "annotators. For a part of the traces by all, use share=."
+        )
+    if share and not names:
+        raise ArgumentError(f"share={share!r} needs annotators.")
+    return Assignment(
+        tuple(trace_ids),
+        names,
+        check_whole("each", each),
+        check_share("share", share),
+        batch_size if batch_size is None else check_whole("batch_size", batch_size),
+        check_whole("seed", seed, None),
+    )
 
 
 def _hash(*parts: object) -> bytes:

@@ -73,10 +73,9 @@ class Items:
     """The pairs of a judge, or of two judges on the same traces, sorted by trace id.
 
     ``table`` has ``trace_id``, ``human``, a column a judge (``names``), ``distance`` (of the last
-    judge's verdict and the label, in [0, 1]), of two judges ``change``, and ``annotator``. Below
-    the pairs, where that is "", come the same verdicts with each annotator's own label. ``values``
-    are rows and columns of the matrix. ``slices`` (name -> slice by item, "" for none) are empty
-    until `read` is called.
+    judge's verdict and the label), of two judges ``change``, and ``annotator``. Below the pairs,
+    where that is "", come the same verdicts with each annotator's own label. ``slices`` (name ->
+    slice by item, "" for none) are empty until `read` is called.
     """
 
     def __init__(self, before: Pairs, after: Pairs | None = None) -> None:
@@ -237,7 +236,7 @@ class Exploration(Session):
 
     def answer(self, kind: Any, message: Any) -> list[Message]:
         if kind == "hello":
-            return [self.slices(self._read_texts())]  # only where there is a view that searches
+            return [self.slices()]  # only where there is a view that searches
         if kind == "page":
             return [{**self.page(parsed(Query, message)), "ask": message.get("ask")}]
         if kind == "item":
@@ -262,28 +261,27 @@ class Exploration(Session):
         said = {side: self.questions[0].shown(row[side]) for side in ("human", *self.found.names)}
         return {**row, **said, "inputs": excerpt(inputs, 90), "outputs": excerpt(outputs, 160)}
 
-    def _read_texts(self) -> str:
-        """Read the texts of all items, and return why some could not be read."""
+    def slices(self) -> Message:
+        """Read the texts of all items, and return what these can be sliced by; ``problem`` says
+        why some could not be read."""
+        problem = ""
         try:
             self.check_store()
-            lost = len(self.found.place) - self.found.read(self._examples())
+            if lost := len(self.found.place) - self.found.read(self._examples()):
+                problem = f"{counted(lost, 'trace')} missing from the store"
         except Exception as error:
-            return store_message(error)
-        return f"{counted(lost, 'trace')} missing from the store" if lost else ""
+            problem = store_message(error)
+        fields = sorted(self.found.slices.items())
+        counts = {name: sorted(Counter(filter(None, each)).items()) for name, each in fields}
+        if len(self.found.annotators) > 1:
+            counts["annotator"] = sorted(self.found.annotators.items())
+        return {"type": "slices", "slices": counts, "problem": problem}
 
     def _examples(self) -> Iterator[Example]:
         ids, where = list(self.found.place), self.store.experiment
         for start in range(0, len(ids), _CHUNK):
             part = ids[start : start + _CHUNK]
             yield from map(as_example, fetch_traces(part, experiment=where, missing_ok=True))
-
-    def slices(self, problem: str) -> Message:
-        """Return what can be sliced by; ``problem`` says what could not be read."""
-        fields = sorted(self.found.slices.items())
-        counts = {name: sorted(Counter(filter(None, each)).items()) for name, each in fields}
-        if len(self.found.annotators) > 1:
-            counts["annotator"] = sorted(self.found.annotators.items())
-        return {"type": "slices", "slices": counts, "problem": problem}
 
     def item(self, trace_id: str) -> Message:
         """Return an item as the store has it, what was said about it, and one's own label."""

@@ -20,7 +20,7 @@ from mlflow.entities import TraceInfo
 from mlflow.genai.judges import Judge
 from numpy.typing import NDArray
 
-from workbench.errors import ArgumentError, ScaleError, one_of
+from workbench.errors import ScaleError, check_share, one_of
 from workbench.judging.judge import fingerprints_of
 from workbench.judging.verdicts import Recorded, choose_version, recorded_verdicts, where
 from workbench.labeling.annotations import without_spans
@@ -28,44 +28,30 @@ from workbench.labeling.questions import LabelQuestion
 from workbench.scale import ABSTAIN
 from workbench.store.labels import label_records, same_person
 
-ORDERS: Final = ("random", "disagreement", "balance", "unlike", "mix")
-
-# Why a rule chooses nothing. Annotators read this before they label, so it tells no verdict.
-_NOTHING_TO_GO_BY: Final = {
-    "disagreement": "no trace has verdicts or labels that differ",
-    "balance": "the verdicts tell no two classes apart",
-    "unlike": "no trace has a text to compare",
-}
+_RULES: Final = ("disagreement", "balance", "unlike")
+ORDERS: Final = ("random", *_RULES, "mix")
 
 _FARTHEST: Final = 1_000
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a trace before it is labelled.
-
-    ``text`` is what a person would read of it, a beginning being enough; ``verdicts`` are the
-    canonical verdicts of the judge, one a sample; ``labels`` those of other annotators.
-    """
+    """What is known of a trace before it is labelled; values are canonical."""
 
     trace_id: str
-    text: str = ""
-    verdicts: tuple[Any, ...] = ()
-    labels: tuple[Any, ...] = ()
+    text: str = ""  # the beginning of what a person reads
+    verdicts: tuple[Any, ...] = ()  # of the judge, one a sample
+    labels: tuple[Any, ...] = ()  # of other annotators
 
 
 class Chosen(NamedTuple):
-    """One item of an order: ``how`` is "random" or the name of the rule that chose it."""
-
     trace_id: str
-    how: str
+    how: str  # "random", or the name of the rule that chose it
 
 
 class Order(NamedTuple):
-    """Items in the order in which to label them; ``notes`` name rules with nothing to go by."""
-
     queue: tuple[Chosen, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # on rules that have nothing to go by
 
 
 def known_of(
@@ -120,17 +106,14 @@ def put_in_order(
 ) -> Order:
     """Put open items in order: by chance, by a rule (see below), or by the three rules in turn.
 
-    The same seed gives the same order of the same items, whatever the order they come in; it is
-    the annotator's own, or common to all if ``whose`` is "". The random share, by default 0 and
-    for a mix 0.3, is kept over all draws: ``drawn`` were made already, of the items ``before``,
-    which have these labels by trace id. ``pool`` is the size of the queue, of which the random
-    order depends.
+    The order of the same items depends on the seed and the annotator, or on the seed alone if
+    ``whose`` is "". The random share is kept over all draws: ``drawn`` were made already, of the
+    items ``before``, which are ``labelled`` by trace id. ``pool`` is the size of the queue.
     """
     one_of("order", order, ORDERS)
-    share = random_share if random_share is not None else 0.3 if order == "mix" else 0.0
-    if isinstance(share, bool) or not 0 <= share <= 1:
-        raise ArgumentError(f"random_share={share!r} must lie in [0, 1].")
-    names = [one for one in _NOTHING_TO_GO_BY if order in (one, "mix") and share < 1]
+    usual = 0.3 if order == "mix" else 0.0
+    share = check_share("random_share", usual if random_share is None else random_share)
+    names = [one for one in _RULES if order in (one, "mix") and share < 1]
     # The order among equals is not the random order, which must tell nothing of it.
     equals = _shuffled(items, f"{seed} rule {whose}")
     find = {
@@ -139,12 +122,9 @@ def put_in_order(
         "unlike": lambda: _farthest_first(equals, before),
     }
     rules = {name: iter(found) for name in names if (found := find[name]())}
-    notes = tuple(
-        f"order={order!r}: {_NOTHING_TO_GO_BY[name]}, so "
-        + (f"{name!r} chooses no trace." if rules else "the order is random.")
-        for name in names
-        if name not in rules
-    )
+    # Annotators read this before they label, so it tells no verdict.
+    unused = [name for name in names if name not in rules]
+    notes = tuple(f"Nothing tells traces apart by {name!r}: it chooses none." for name in unused)
     by_chance = [item.trace_id for item in _shuffled(items, f"{seed} random {pool} {whose}")]
     return Order(tuple(_draws(by_chance, rules, share, drawn)), notes)
 

@@ -27,13 +27,10 @@ Assign = Assignment | Callable[[list[str]], Iterable[str]]
 
 @dataclass(frozen=True)
 class Workload:
-    """One annotator's traces by id, and the batch of each; ``is_share`` if other traces are not,
-    or no longer, the annotator's; ``queued`` are all items of the review queue they come from."""
-
-    infos: Mapping[str, TraceInfo]
+    infos: Mapping[str, TraceInfo]  # the annotator's traces, by id
     batches: Mapping[str, int] = field(default_factory=dict)
-    is_share: bool = True
-    queued: Sequence[QueueItem] | None = None
+    is_share: bool = True  # whether other traces are not, or no longer, the annotator's
+    queued: Sequence[QueueItem] | None = None  # all items of the review queue they come from
 
 
 def read_workload(
@@ -42,8 +39,7 @@ def read_workload(
     """Read from the store what the annotator is to label.
 
     ``traces`` as `workbench.pair` takes them, or a `workbench.review_queue`, whose shares hold
-    where ``assign`` is None. With an `Assignment`, None takes its traces and no others of the
-    experiment; deleted ones are left out, with ``missing_ok`` also of traces named one by one.
+    where ``assign`` is None. With an `Assignment`, None takes its traces, but for deleted ones.
     """
     if assign is None and isinstance(traces, ReviewQueue):
         items = traces.read()
@@ -65,11 +61,8 @@ def read_workload(
 
 
 class LabelQueue:
-    """The queue, without threads (see `workbench.labeling.ordering` for the arguments).
-
-    The order is ``in_common``, or each annotator has one of their own, since people who label the
-    same traces in the same order get in each other's way.
-    """
+    """The queue, without threads, in an order ``in_common`` or the annotator's own (see
+    `workbench.labeling.ordering` for the options)."""
 
     def __init__(
         self,
@@ -87,15 +80,16 @@ class LabelQueue:
         self._judge, self._order = judge, order
         self._options = {"whose": "" if in_common else folded(annotator), **options}
 
-    def take_over(self, work: Workload) -> tuple[list[str], bool]:
-        """Take over all traces of the annotator as read from the store; return those whose labels
-        have changed, and whether the queue has.
+    def take_over(self, work: Workload) -> bool:
+        """Take over all traces of the annotator as read from the store; return whether the queue
+        or the labels have changed.
 
         Nothing moves that is there: what joins is drawn after it, and what leaves the share, such
         as what others have done, is passed over. What leaves a filter stays.
         """
-        labelled = [i for i, one in work.infos.items() if i in self.items and self.learn(one)]
         has_changed = False
+        for i, info in work.infos.items():
+            has_changed |= i in self.items and self.learn(info)
         for i, item in self.items.items():
             is_begun = item.annotations.answers or item.again
             taken = work.is_share and i not in work.infos and not is_begun
@@ -104,7 +98,7 @@ class LabelQueue:
         joined = [i for i in work.infos if i not in self.items]
         if joined or not self.items:
             self._add(joined, work)
-        return labelled, has_changed or bool(joined)
+        return has_changed or bool(joined)
 
     def _add(self, trace_ids: Sequence[str], work: Workload) -> None:
         """Append traces, first what is done, then what was skipped, then what is to be drawn."""
@@ -150,9 +144,8 @@ class LabelQueue:
     def record_draw(self, trace_id: str) -> Draw:
         """Return how the item that is labelled or skipped now was chosen.
 
-        One open item that was passed by on the way is drawn with it, as a skipped one is: people
-        pass items by for what they say, and estimates would be biased if their draws went to
-        others. Whoever passes by more has picked the item.
+        One open item that was passed by is drawn with it: people pass items by for what they say,
+        which would bias estimates. Whoever passes by more has picked the item.
         """
         item = self.items.get(trace_id)
         if item is not None and item.draw is not None:

@@ -28,7 +28,7 @@ from workbench.compat import add_review_queue_items
 from workbench.errors import ArgumentError, StoreError, one_of
 from workbench.formatting import check_text
 from workbench.labeling.annotations import without_spans
-from workbench.labeling.assignment import Assignment, assign, numbers_of_sharing
+from workbench.labeling.assignment import Assignment, shared_out
 from workbench.labeling.questions import LabelQuestion, as_question, with_rubric
 from workbench.scale import Scale
 from workbench.store.database import all_pages, find_experiment_id, store_errors
@@ -45,6 +45,7 @@ from workbench.vocabulary import folded
 
 _MAX_USERS: Final = 10  # as users of a queue in MLflow; larger teams are kept beside it only
 
+_TAG: Final = "workbench.queue."  # of an experiment, followed by the id of a queue
 _SETTINGS: Final = ("annotators", "each", "share", "batch_size", "seed")
 
 
@@ -87,9 +88,8 @@ class QueueItem:
 class ReviewQueue:
     """A review queue of MLflow's, and how its items are shared out (see `workbench.review_queue`).
 
-    Everything but the settings is read from the store whenever it is asked for. Without
-    ``annotators`` anyone may label the items. ``order`` holds the ids of the label schemas in
-    the order of the questions, which MLflow does not keep.
+    Everything but the settings is read from the store whenever it is asked for. ``order`` holds
+    the ids of the label schemas in the order of the questions, which MLflow does not keep.
     """
 
     name: str
@@ -162,15 +162,12 @@ class ReviewQueue:
     def assignment(self) -> Assignment:
         """Who of the team labels what; `ArgumentError` where the queue has no team."""
         if not self.annotators:
-            raise ArgumentError(
-                f"The queue {self.name!r} has no team. Name it: workbench.review_queue("
-                f"{self.name!r}, annotators=[...], each=...)."
-            )
+            raise ArgumentError(f"The queue {self.name!r} has no team: give it annotators=.")
         return self.shares_of(self.trace_ids)
 
-    def shares_of(self, trace_ids: Sequence[str]) -> Assignment:
-        options = {name: getattr(self, name) for name in ("each", "share", "batch_size", "seed")}
-        return assign(list(trace_ids), self.annotators, **options)
+    def shares_of(self, trace_ids: Iterable[str]) -> Assignment:
+        options = (self.each, self.share, self.batch_size, self.seed)
+        return shared_out(trace_ids, self.annotators, *options)
 
     def of(self, annotator: str, *, batch: int | None = None) -> list[str]:
         """Return the traces that one annotator labels or has labelled.
@@ -240,7 +237,7 @@ class ReviewQueue:
         entries = self._entries()
         infos = trace_infos([one.item_id for one in entries], experiment=self.experiment_id)
         done = self._labelled_by(infos)
-        shares = Assignment((), self.annotators, self.each, self.share, seed=self.seed)
+        shares = self.shares_of(one.item_id for one in entries)
         asked = {i: shares.annotators_of(i) for i in infos}  # () without a team
         return [
             QueueItem(
@@ -248,12 +245,12 @@ class ReviewQueue:
                 info=infos[i],
                 status=str(one.status),
                 finished_by=one.completed_by,
-                batch=place // (self.batch_size or len(entries)),
+                batch=shares.batch_of(i),
                 labelled_by=tuple(done[i]),
                 wanted=len(asked[i]) or self.each,
                 asked=asked[i],
             )
-            for place, one in enumerate(entries)
+            for one in entries
             if (i := one.item_id) in infos
         ]
 
@@ -298,7 +295,7 @@ def review_queue(
 ) -> ReviewQueue:
     """Return the review queue of a name, and make it where there is none.
 
-    What is given is stored, where every annotator finds it; what is not given stays as it is.
+    What is given is stored for all annotators; what is not given stays as it is.
 
     Parameters
     ----------
@@ -333,32 +330,24 @@ def review_queue(
     """
     check_text("name", name)
     where = find_experiment_id(experiment)
-    team: tuple[str, ...] | None = None
-    if annotators is not None:
-        named = annotators if isinstance(annotators, str) else tuple(annotators)
-        team = assign([], named).annotators if named else ()  # which checks the names
     with supported("review queues"):
         found = _find(name, where)
     stored = _stored(found, where) if found else ReviewQueue(name, "", where)
-    given: dict[str, Any] = dict(zip(_SETTINGS, (team, each, share, batch_size, seed), strict=True))
-    queue = replace(stored, **{key: value for key, value in given.items() if value is not None})
+    options = dict(zip(_SETTINGS, (annotators, each, share, batch_size, seed), strict=True))
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     # All is checked before anything is written.
-    numbers = numbers_of_sharing(queue.each, queue.share, queue.batch_size, queue.seed)
-    queue = replace(queue, **numbers)
-    if queue.annotators:
-        queue.shares_of([])
-    elif queue.share:
-        raise ArgumentError(f"share={queue.share!r} needs annotators.")
+    shares = replace(stored, **given).shares_of([])
+    queue = replace(stored, **{key: getattr(shares, key) for key in _SETTINGS})
     several = [questions] if isinstance(questions, (str, LabelQuestion, Judge)) else questions
     order = tuple(_schema_id(one, where) for one in several or ())
     with supported("review queues"):
         found = found or _make(name, where, order)
-        _update(found, order, team)
+        _update(found, order, None if annotators is None else queue.annotators)
     queue = replace(queue, name=found.name, queue_id=found.queue_id, order=order or stored.order)
     if queue != stored:
         settings = {key: getattr(queue, key) for key in (*_SETTINGS, "order")}
-        text = json.dumps(settings, sort_keys=True)
-        mlflow.MlflowClient().set_experiment_tag(where, _tag(found), text)
+        text, tag = json.dumps(settings, sort_keys=True), f"{_TAG}{found.queue_id}"
+        mlflow.MlflowClient().set_experiment_tag(where, tag, text)
     return queue
 
 
@@ -372,14 +361,10 @@ def _find(name: str, experiment_id: str) -> Any:
     return None
 
 
-def _tag(queue: Any) -> str:
-    return f"workbench.queue.{queue.queue_id}"
-
-
 def _stored(queue: Any, experiment_id: str) -> ReviewQueue:
     """MLflow's queue with its settings, which lie in a tag of the experiment."""
-    experiment = mlflow.MlflowClient().get_experiment(experiment_id)
-    settings = json.loads((experiment.tags or {}).get(_tag(queue), "{}"))
+    tags = mlflow.MlflowClient().get_experiment(experiment_id).tags
+    settings = json.loads(tags.get(f"{_TAG}{queue.queue_id}", "{}"))
     settings |= {key: tuple(settings.get(key, ())) for key in ("annotators", "order")}
     return ReviewQueue(queue.name, queue.queue_id, experiment_id, **settings)
 

@@ -183,7 +183,8 @@ class Session:
     def answer(self, kind: Any, message: Any) -> list[Message]:
         if kind == "hello":
             answers = self._act(message.get("pending") or [])
-            return [*self._items(max(0, self.position - 10), 60), *answers]
+            # A few: what takes a while to be prepared must not hold up the first item.
+            return [*self._items(max(0, self.position - 2), 12), *answers]
         if kind == "want":
             return self._items(message["start"], message.get("count", 1))
         if kind == "act":
@@ -245,12 +246,6 @@ class Session:
             total, position = len(self.items), self.position
         return {"type": "queue", "total": total, "position": position, **more}
 
-    def saved_message(self, ids: Iterable[str], trace_ids: Iterable[str]) -> Message:
-        self._stamp += 1
-        items = {i: self.items[i] for i in trace_ids if i in self.items}
-        statuses = {i: status_json(item, self.rubrics) for i, item in items.items()}
-        return {"type": "saved", "ids": [*ids], "statuses": statuses, "stamp": self._stamp}
-
     def _items(self, start: int, count: int) -> list[Message]:
         with self.lock:
             wanted = list(enumerate(self.items.values()))[start : start + count]
@@ -295,8 +290,10 @@ class Session:
                 # Also by the same answer, of which nothing may have been written.
                 item.again = item.again and action.kind != "save"
                 self.learn(info)
-            message = self.saved_message([action.id], [action.trace_id])
-        self.tell(message)
+            self._stamp += 1
+            statuses = {action.trace_id: status_json(item, self.rubrics)} if item else {}
+            said = {"ids": [action.id], "statuses": statuses, "stamp": self._stamp}
+        self.tell({"type": "saved", **said})
 
     def _failed(self, action: Action, error: Exception, final: bool) -> None:
         text = store_message(error)

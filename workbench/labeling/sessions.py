@@ -97,7 +97,8 @@ class LabelSession(Session):
         work = self._read()
         seen, where = [*map(without_spans, work.infos.values())], self.store.experiment
         self.ask(session_questions(judge_or_name, questions, scale, seen, where))
-        self.title = title or ", ".join(q.title or q.name for q in self.questions)
+        titles = [one.title or one.name for one in self.questions]
+        self.title = title or (titles[0] if len(titles) == 1 else f"{len(titles)} questions")
         given: dict[str, Any] = {"order": order, "seed": seed, "random_share": random_share}
         self._queue = LabelQueue(
             self.questions, annotator, judge=judge_or_name, in_common=in_common, **given
@@ -107,8 +108,7 @@ class LabelSession(Session):
         self.notes = list(self._queue.notes)
         if left_out:
             names = ", ".join(map(repr, left_out))
-            told = f"Not asked here, since they ask for several values or expectations: {names}."
-            self.notes.append(f"{told} Use MLflow's page.")
+            self.notes.append(f"Asked in MLflow's page only, for expectations or lists: {names}.")
 
     def answer(self, kind: Any, message: Any) -> list[Message]:
         if kind == "reveal":
@@ -175,13 +175,13 @@ class LabelSession(Session):
         (usable,) = usable_verdicts({info.trace_id: info}, question, self._judge).values()
         return _said(question, usable[-1]) if usable else None
 
-    def _take_over(self, work: Workload) -> tuple[list[str], bool]:
+    def _take_over(self, work: Workload) -> bool:
         with self.lock:
-            changed = self._queue.take_over(work)
+            has_changed = self._queue.take_over(work)
         if (items := work.queued) is not None:
             write = partial(self._traces.sync, items, by=self.annotator)
             self.writer.put(Job("status", write, lambda _: None, self._lag, tries=3))
-        return changed
+        return has_changed
 
     def _lag(self, error: Exception, final: bool) -> None:
         """What fails for good is done at the next reading."""
@@ -189,22 +189,19 @@ class LabelSession(Session):
             name, text = self._traces.name, store_message(error)
             _log.warning("The queue %r in MLflow's page lags behind: %s", name, text)
 
-    def reload(self) -> tuple[list[str], bool]:
+    def reload(self) -> bool:
         # Of traces that are named, some may have been deleted since.
         work = self._read(missing_ok=True)
         self.ask(self.questions)
         return self._take_over(work)
 
     def reread(self) -> None:
-        """Read the store again, and tell the view what has changed."""
+        """Read the store again, and tell the view if anything has changed."""
         with self.writer.busy:
             asked = self.questions
-            labelled, has_changed = self.reload()
-            with self.lock:
-                messages = [self.saved_message([], labelled)] if labelled else []
-                if has_changed or self.questions != asked:  # the setup goes with it
-                    messages.append(self.queue_message(stay=True))
-        self.tell(*messages)
+            has_changed = self.reload()
+        if has_changed or self.questions != asked:  # the setup goes with it
+            self.tell(self.queue_message(stay=True))
 
     def _read_in_time(self) -> Message:
         """Read the store again if that is possible; the answer says when to ask for it again."""

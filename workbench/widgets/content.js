@@ -65,17 +65,12 @@ function visible(text) {
   return parts.filter((part) => part !== "");
 }
 
-/** Text as it is; of a long one the beginning, and more when it is asked for. */
+/** Text as it is; of a long one the beginning, and the rest when it is asked for. */
 function plainText(text) {
-  const box = h("div", { class: "wb-text", dir: "auto" });
-  const show = (from, size) => {
-    let until = Math.min(from + size, text.length);
-    if (until < text.length && /[\ud800-\udbff]/.test(text[until - 1])) until -= 1; // no half of a character
-    append(box, visible(text.slice(from, until)));
-    const next = Math.min(5 * size, 200000, text.length - until);
-    if (next) box.append(moreButton(`Show ${count(next, "more character")}`, () => show(until, next)));
-  };
-  show(0, 20000);
+  const first = text.slice(0, 20000).replace(/[\ud800-\udbff]$/, ""); // no half of a character
+  const rest = text.slice(first.length);
+  const box = h("div", { class: "wb-text", dir: "auto" }, visible(first));
+  if (rest) box.append(moreButton(`Show ${count(rest.length, "more character")}`, () => append(box, visible(rest))));
   return box;
 }
 
@@ -195,6 +190,13 @@ const BLOCKS = {
 const drawn = (blocks) => (blocks ?? []).map((block) => BLOCKS[block.kind](block));
 /** The same in a box that scrolls where they are long, also by key. */
 const boxed = (blocks, name) => h("div", { class: "wb-boxed", tabindex: 0, role: "group", "aria-label": name }, drawn(blocks));
+
+/** What someone said of an item: who, the value as a chip, and why. */
+function voiceOf(kind, who, value, { rationale, rationale_blocks: blocks }, ...more) {
+  return h("div", { class: `wb-voice ${kind}` },
+    h("div", { class: "wb-voicehead" }, h("span", { class: "wb-who", dir: "auto" }, visible(String(who))), " ", value), more,
+    rationale ? boxed(blocks, "Reason") : null);
+}
 
 /** The parts of an item, each below its title. */
 function sections(item, { raw = false, level = 3 } = {}) {

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import mistune
@@ -23,9 +23,6 @@ from workbench.labeling.annotations import plain
 
 LONGEST_MARKDOWN: Final = 30_000
 """Characters; longer texts are shown as plain text."""
-
-PIECE: Final = 12
-"""Items that are sent together."""
 
 _DEEPEST = 20
 _MOST_TOKENS = 10_000
@@ -63,22 +60,6 @@ def prepared(message: dict[str, Any]) -> dict[str, Any]:
         others = [_with_reason(one) for one in message["others"]]
         return {**message, "judges": judges, "others": others}
     return message
-
-
-def in_pieces(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a session's message, prepared; a few items at a time, all but the last with ``more``.
-
-    Long texts take a while, and the first item should not wait for those after it.
-    """
-    if message.get("type") != "items":
-        yield prepared(message)
-        return
-    left = iter(message["items"])
-    piece = list(itertools.islice(left, PIECE))
-    while after := list(itertools.islice(left, PIECE)):
-        yield prepared({**message, "items": piece, "more": True})
-        piece = after
-    yield prepared({**message, "items": piece})
 
 
 def prepared_setup(setup: dict[str, Any]) -> dict[str, Any]:

@@ -297,11 +297,9 @@ class Explorer {
     this.detail.scrollIntoView({ block: "nearest" });
   }
 
-  voice({ who, value, votes, rationale, rationale_blocks: blocks }) {
+  voice({ who, value, votes, ...why }) {
     const others = votes.length ? h("div", { class: "wb-quiet" }, votes.map(([name, vote], n) => [n ? ", " : "", visible(name), ": ", visible(vote)])) : null;
-    return h("div", { class: `wb-voice ${who === "people" ? "wb-person" : "wb-judge"}` },
-      h("div", { class: "wb-voicehead" }, h("span", { class: "wb-who" }, who), " ", chip(value)), others,
-      rationale ? boxed(blocks, "Reason") : h("div", { class: "wb-quiet" }, "no reason given"));
+    return voiceOf(who === "people" ? "wb-person" : "wb-judge", who, chip(value), why, others);
   }
 
   // -- label, note and queue
@@ -377,10 +375,9 @@ class Explorer {
 
   copy(input) {
     input.select();
-    const copied = navigator.clipboard?.writeText(input.value) ?? Promise.reject(new Error("no clipboard"));
-    // Without the right to write there, or over plain HTTP, the selection is copied.
-    copied.then(() => true, () => document.execCommand("copy"))
-      .then((isCopied) => this.tell(isCopied ? "The id is copied." : "The id could not be copied. It is selected: copy it with the keyboard."));
+    // The clipboard's own interface is not there over plain HTTP.
+    const isCopied = document.execCommand("copy");
+    this.tell(isCopied ? "The id is copied." : "The id could not be copied. It is selected: copy it with the keyboard.");
   }
 
   tell(text) {

@@ -59,27 +59,22 @@ class Form {
       { class: "wb-choice", "aria-keyshortcuts": choice.keys.join(" "), style: hueStyle(choice) }, choiceFace(choice)));
     const abstain = choiceButton(null, true, { class: "wb-choice wb-abstain", "aria-keyshortcuts": "x" }, [key("x"), h("span", null, "Can't judge")]);
     const input = choices.length ? null : this.buildInput(question);
-    const reason = h("textarea", { class: "wb-rationale", dir: "auto", rows: this.hasMany ? 1 : 2, "aria-label": `Reason: ${name}`, placeholder: "reason (optional)", title: "Enter saves, Shift+Enter begins a new line", oninput: () => {
-      this.read();
-      panel.paintItemState();
-    } });
+    const reason = h("textarea", { class: "wb-rationale", dir: "auto", rows: this.hasMany ? 1 : 2, "aria-label": `Reason: ${name}`, placeholder: "reason (optional)", title: "Enter saves, Shift+Enter begins a new line", oninput: () => this.edit((draft) => { draft.rationale[question.name] = reason.value; }) });
     const why = h("button", { type: "button", class: "wb-small", "aria-keyshortcuts": "r", onclick: () => reason.focus() }, "Why? ", key("r"));
     // Numbers stand in a row, and so do many short answers.
     const isScale = choices.length && choices.every(({ label }) => label.length <= 3 && (choices.length > 5 || /^[-+]?\d+$/.test(label)));
     const answers = h("div", { class: "wb-choices" }, buttons, input, abstain);
     const optional = question.required === false ? quiet(" (may be left out)") : null;
     // Where the panel has the question's name above it, once is enough.
-    const head = !this.hasMany && panel.shownTitle() === name ? null : h("div", { class: "wb-asked", dir: "auto" }, visible(name), optional);
+    const head = !this.hasMany && panel.setup.title === name ? null : h("div", { class: "wb-asked", dir: "auto" }, visible(name), optional);
     const box = h("div", { class: `wb-question${isScale ? " wb-scale" : ""}`, role: "group", "aria-label": name, tabindex: -1, onfocusin: () => this.setActive(index) },
       head, this.buildRubric(question), answers, h("div", { class: "wb-why" }, why, reason));
     return { box, answers, buttons, abstain, input, reason };
   }
 
-  buildInput({ kind, low, high, integer, title }) {
-    const oninput = () => {
-      this.read();
-      this.paint(false);
-    };
+  buildInput(question) {
+    const { kind, low, high, integer, title } = question;
+    const oninput = ({ target }) => this.answerByText(question, target.value);
     const props = { class: "wb-input", dir: "auto", "aria-label": title, oninput };
     if (kind === "text") return h("textarea", { ...props, rows: 2, placeholder: "type your answer", title: "Enter saves, Shift+Enter begins a new line" });
     const range = [low, high].every((each) => typeof each === "number") ? `${low} to ${high}` : integer ? "a whole number" : "a number";
@@ -112,7 +107,6 @@ class Form {
       const show = (field, text) => {
         if (!field || !fields) return;
         if (field.value !== text) field.value = text;
-        field.known = field.value; // a textarea has line ends of its own
         field.disabled = locked;
       };
       // What is typed stays while it stands for the same number, or for none.
@@ -126,26 +120,20 @@ class Form {
     panel.paintItemState();
   }
 
-  /** Take over what stands in the fields, where it is something else than what was shown or read:
-   * a field that nobody has touched changes nothing, whatever can be made of its text. */
-  read() {
-    const { panel } = this;
-    // An item that has just come is not what the fields were filled for.
-    if (!panel.item || panel.item.trace_id !== this.shown) return;
-    const before = panel.draft();
-    const draft = structuredClone(before);
-    panel.questions.forEach((question, n) => {
-      const { reason, input } = this.rows[n];
-      const { name } = question;
-      if (reason.value !== reason.known) draft.rationale[name] = reason.known = reason.value;
-      if (!input || input.value === input.known) return;
-      input.known = input.value;
-      const isEmpty = !input.value.trim();
-      const value = question.kind === "text" ? input.value : this.readNumber(question, input.value);
-      if (!isEmpty && value !== null) draft.answers[name] = { value, abstain: false };
-      else if (!(isEmpty && draft.answers[name]?.abstain)) delete draft.answers[name];
+  /** Take over what was typed for the item that is shown. */
+  edit(change) {
+    const draft = this.panel.draft();
+    change(draft);
+    this.panel.drafts.set(this.panel.item.trace_id, draft);
+    this.paint(false);
+  }
+
+  answerByText(question, typed) {
+    const value = question.kind === "text" ? typed : this.readNumber(question, typed);
+    this.edit(({ answers }) => {
+      if (typed.trim() && value !== null) answers[question.name] = { value, abstain: false };
+      else if (typed.trim() || !answers[question.name]?.abstain) delete answers[question.name];
     });
-    if (!same(draft, before)) panel.drafts.set(panel.item.trace_id, draft);
   }
 
   /** A typed number, or null where it is none that the question takes. */
@@ -166,8 +154,7 @@ class Form {
     return () => {
       input.value = isText ? input.value + pressed : pressed;
       input.focus();
-      this.read();
-      this.paint(false);
+      this.answerByText(question, input.value);
     };
   }
 

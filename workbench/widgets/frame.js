@@ -7,13 +7,6 @@ class Frame extends Store {
     return { panel: "Label panel", done: "labelled", opensRubric: true, table: "panel.labels", holds: "your labels", summary: "panel.summary()", nothing: "There is nothing to label." };
   }
 
-  /** What stands above the panel: its title, unless that only lists the questions below. */
-  shownTitle() {
-    const names = this.questions.map((question) => question.title);
-    const isList = names.length > 1 && this.setup.title === names.join(", ");
-    return isList ? `${names.length} questions` : this.setup.title;
-  }
-
   // -- building
 
   button(label, keyName, act, props) {
@@ -192,7 +185,7 @@ class Frame extends Store {
       groups.filter(({ voices }) => voices.length).map(({ question, voices }) => h("div", { class: "wb-heard", role: "group", "aria-label": question.title },
         many ? h("div", { class: "wb-about", dir: "auto" }, visible(question.title)) : null,
         this.ownVoice(question, this.statusOf(item).done), voices)),
-      alone.length ? h("p", { class: "wb-quiet" }, many ? ["No one else has judged: ", visible(alone.join(", ")), "."] : "No one else has judged this item.") : null,
+      alone.length ? h("p", { class: "wb-quiet" }, "No one else has judged: ", visible(alone.join(", ")), ".") : null,
       h("p", { class: "wb-quiet" }, "Your first label is kept and is the one that counts. If you change your mind now, that is recorded beside it.")]);
     this.reveal.scrollTop = 0;
     this.form.keepInView();
@@ -201,8 +194,7 @@ class Frame extends Store {
   /** What the judge and others said to one question. */
   voices(question, { judges, others }) {
     const verdict = judges[question.name];
-    const voice = (kind, who, { value, rationale, rationale_blocks: blocks }) => h("div", { class: `wb-voice ${kind}${rationale ? "" : " wb-brief"}` },
-      h("div", null, h("span", { class: "wb-who", dir: "auto" }, visible(String(who))), " ", valueChip(question, value)), rationale ? boxed(blocks, "Reason") : null);
+    const voice = (kind, who, said) => voiceOf(kind, who, valueChip(question, said.value), said);
     const people = others.filter((other) => other.question === question.name).map((other) => voice("wb-person", other.annotator, other));
     return verdict ? [voice("wb-judge", "Judge", verdict), ...people] : people;
   }
@@ -219,7 +211,7 @@ class Frame extends Store {
   paintStatus() {
     const progress = this.state.progress ?? {};
     const { total = this.total, labelled = 0 } = progress;
-    this.title.replaceChildren(h("strong", { dir: "auto" }, visible(this.shownTitle())), " ",
+    this.title.replaceChildren(h("strong", { dir: "auto" }, visible(this.setup.title ?? "")), " ",
       quiet("as ", visible(String(this.setup.annotator ?? ""))));
     const waiting = [...this.waiting.values()].filter(({ done }) => done).length;
     [labelled, waiting].forEach((n, k) => { this.bar.children[k].style.width = `${(100 * n) / Math.max(total, 1)}%`; });
@@ -270,12 +262,11 @@ class Frame extends Store {
     return ["All saved", "Everything that you rated is in the store."];
   }
 
-  /** The labels by value, in the order of the buttons. */
+  /** The labels by value. */
   paintBalance() {
     const choices = this.questions[0]?.choices ?? [];
-    const place = (label) => choices.findIndex((each) => each.label === label) + 1 || 99;
     const found = Object.entries(this.state.progress?.balance ?? {}).filter(([, n]) => n > 0);
-    const entries = found.sort(([a], [b]) => place(a) - place(b)).map(([label, n]) => [label, n, hueStyle(choices[place(label) - 1])]);
+    const entries = found.map(([label, n]) => [label, n, hueStyle(choices.find((each) => each.label === label))]);
     const all = entries.reduce((sum, [, n]) => sum + n, 0);
     this.balance.replaceChildren(...(all ? [
       h("div", { class: "wb-stack", "aria-hidden": "true" }, entries.map(([label, n, hue]) => h("div", { style: `flex: ${n}; ${hue}`, title: `${label}: ${n}` }))),

@@ -71,7 +71,6 @@ class Panel extends Frame {
     const changes = this.changesOf(item);
     const isSettled = done && !changes.length && !this.isOfferedAgain(item);
     if (item.gone || isSettled) return this.forward(this.position + 1);
-    this.form.read();
     const { answers, rationale } = structuredClone(this.draft());
     const former = latest(done ?? item.partial ?? {});
     const open = this.questions.findIndex(({ name, required }, n) =>
@@ -123,7 +122,6 @@ class Panel extends Frame {
   }
 
   saveFromField() {
-    this.form.read();
     if (this.root.contains(document.activeElement)) this.focus();
     if (this.done) this.leaveSummary();
     else this.save();
@@ -156,7 +154,6 @@ class Panel extends Frame {
 
   go(position, said = "") {
     if (position < 0 || position >= this.total) return;
-    if (!this.done) this.form.read();
     this.done = false;
     this.search = null;
     this.position = position;
@@ -271,12 +268,11 @@ class Adjudication extends Panel {
       h("div", { class: "wb-voices", role: "list" }, (item.voices ?? []).map((voice) => this.card(voice))));
   }
 
-  card({ annotator, value, rationale, rationale_blocks: blocks, earlier_rubric: earlier }) {
-    const choice = this.questions[0].choices.find(({ label }) => label === value);
-    return h("div", { class: "wb-voice wb-person", role: "listitem", style: hueStyle(choice) },
-      h("div", { class: "wb-voicehead" }, h("span", { class: "wb-who", dir: "auto" }, visible(String(annotator))), " ", h("span", { class: "wb-chip wb-said", dir: "auto" }, visible(String(value)))),
-      earlier ? h("div", { class: "wb-quiet wb-earlier" }, "earlier rubric") : null,
-      rationale ? boxed(blocks, "Reason") : h("div", { class: "wb-quiet" }, "no reason given"));
+  card(voice) {
+    const choice = this.questions[0].choices.find(({ label }) => label === voice.value);
+    const value = h("span", { class: "wb-chip wb-said", dir: "auto" }, visible(String(voice.value)));
+    const earlier = voice.earlier_rubric ? h("div", { class: "wb-quiet wb-earlier" }, "earlier rubric") : null;
+    return h("div", { role: "listitem", style: hueStyle(choice) }, voiceOf("wb-person", voice.annotator, value, voice, earlier));
   }
 
   paintItemState() {

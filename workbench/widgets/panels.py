@@ -6,7 +6,6 @@ page) a table stands in a panel's place.
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from workbench.labeling.questions import LabelQuestion
 from workbench.labeling.session import Session
 from workbench.labeling.sessions import AdjudicationSession, LabelSession
 from workbench.scale import ABSTAIN, Scale
-from workbench.widgets.content import in_pieces, prepared_setup
+from workbench.widgets.content import prepared, prepared_setup
 
 VIEW: Final = "application/vnd.jupyter.widget-view+json"
 HERE: Final = Path(__file__).parent
@@ -123,8 +122,8 @@ class SessionPanel(View):
 
     def _send_all(self, *messages: dict[str, Any]) -> None:
         kinds = {message.get("type") for message in messages}
-        # Long texts take a while, and are not prepared in the lock.
-        for ready in itertools.chain.from_iterable(map(in_pieces, messages)):
+        for message in messages:
+            ready = prepared(message)  # which takes a while for long texts, so not in the lock
             with self._sending:
                 if ready.get("type") == "queue":
                     self.setup = prepared_setup(self.session.setup())

@@ -5,7 +5,7 @@
 // are held here, so that a key is answered without asking the kernel.
 
 const AHEAD = 220; // items held ahead of the one shown
-const BEHIND = 60; // and behind it
+const BEHIND = 60; // and behind it; as many are asked for at once
 const IDLE = 60000; // ms without a sign of life that count as time spent
 const RETRY_AFTER = 15000; // ms until what was not answered is sent again
 
@@ -146,8 +146,7 @@ class Store {
     const timer = setInterval(() => this.onTimer(), 1000);
     this.readNext(this.setup.refresh_every);
     this.send({ type: "hello", pending: this.outbox.actions });
-    this.sent.set("act", performance.now()); // with it
-    this.ask();
+    for (const type of ["act", "want"]) this.sent.set(type, performance.now()); // with it
     return () => {
       clearInterval(timer);
       for (const [name, handler] of Object.entries(handlers)) this.model.off(name, handler);
@@ -177,9 +176,8 @@ class Store {
     }
   }
 
-  onItems({ items, stamp, more }) {
-    if (more) this.sent.set("want", performance.now()); // the rest is on its way
-    else this.sent.delete("want");
+  onItems({ items, stamp }) {
+    this.sent.delete("want");
     const current = this.item;
     for (const item of items ?? []) {
       // Read before it was said to be saved, though it comes after.
@@ -193,7 +191,7 @@ class Store {
     }
     if (this.search) this.forward(this.position, this.search);
     else if (!same(current, this.item)) this.paint();
-    if (!more) this.ask();
+    this.ask(AHEAD);
   }
 
   onSaved({ ids, statuses, stamp }) {
@@ -231,20 +229,20 @@ class Store {
     if (this.done && position < total && isNew) Object.assign(this, { position, done: false });
     // It stays on the page, with what is being typed, until it comes again.
     else if (item) this.items.set(this.position, item);
-    this.send({ type: "want", start: this.position, count: AHEAD });
+    this.send({ type: "want", start: this.position, count: BEHIND });
     if (this.item) this.paintStatus();
     else this.paint();
   }
 
-  /** Ask for what is missing ahead; one request at a time. */
-  ask() {
+  /** Ask for what is missing ahead where fewer than `least` are there; one request at a time. */
+  ask(least = AHEAD / 2) {
     if (this.sent.has("want")) return;
     const last = Math.min(this.position + AHEAD, this.total - 1);
     let missing = this.position;
     while (missing <= last && this.items.has(missing)) missing += 1;
     // The request goes out early enough for the answer to be here in time, not for every key.
-    if (missing <= last && (missing - this.position < AHEAD / 2 || last === this.total - 1)) {
-      this.send({ type: "want", start: missing, count: AHEAD });
+    if (missing <= last && (missing - this.position < least || last === this.total - 1)) {
+      this.send({ type: "want", start: missing, count: BEHIND });
     } else if (this.position > 0 && !this.items.has(this.position - 1)) {
       const start = Math.max(0, this.position - BEHIND);
       this.send({ type: "want", start, count: this.position - start });
@@ -329,10 +327,8 @@ class Store {
       !same(said(draft.answers[name], draft.rationale[name]), said(latest(done)[name], done.rationale[name])));
   }
 
-  /** The position of the first item that was skipped, or null. */
+  /** The position of the item that was skipped first, as the kernel says, or null. */
   skippedAt() {
-    const held = [...this.items.values()].filter((item) => this.statusOf(item).skipped);
-    if (held.length) return Math.min(...held.map(({ position }) => position));
     const { position = this.total, progress = {} } = this.state;
     return progress.skipped && position < this.total ? position : null;
   }
