@@ -449,7 +449,7 @@ def test_nothing_is_written_when_something_is_wrong(store: str, table: pd.DataFr
         with pytest.raises(ArgumentError, match="label_name="):
             labelled(table, label_name=name)
     for argument in ("inputs", "outputs"):
-        with pytest.raises(ArgumentError, match=f"{argument}=None: name the columns"):
+        with pytest.raises(ArgumentError, match=f"{argument}=None must be a column"):
             labelled(table, **{argument: None})
     with pytest.raises(TableError, match="no rows"):
         labelled(table[:0])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -25,7 +23,7 @@ from workbench.store.tables import (
     rater_columns,
     row_digests,
 )
-from workbench.vocabulary import as_text, group_key, is_missing, is_unnamed, number, revealed
+from workbench.vocabulary import as_text, group_key, is_missing, is_unnamed, revealed
 
 _ENOUGH = 10  # labelled rows that alignment needs
 _MANY, _RARE = 20, 0.01  # a rating that occurs once among many, or has a smaller share, is odd
@@ -238,38 +236,23 @@ def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     if typed and typed.values != scale.values:
         text = "The order of the ratings is that of the column's categories."
         yield Finding("order", text, "No judge's type holds it: pair(..., scale=dataset.scale).")
-    yield from _about_odd_ones(scale, rated, counts)
     if scale.kind == "numeric" or not len(rated):
         return
+    if len(rated) >= _MANY:
+        yield from _about_rare_ones(rated, counts)
     advised = 0.6 / len(scale.values)
     if few := [v for v in scale.shown if counts[v] < advised * len(rated)]:
         names = ", ".join(f"{v!r} {100 * counts[v] / len(rated):.2g}%" for v in few)
         yield Finding("balance", f"Few ratings of {names}.", f"{advised:.0%} of each is advised.")
 
 
-def _about_odd_ones(scale: Scale, rated: pd.DataFrame, counts: Counter[Any]) -> Iterable[Finding]:
-    """Ratings that are rare, or far from the others."""
-    sizes = {v: size for v in counts if scale.ordered and (size := number(v)) is not None}
-    numbers = [sizes[v] for v in rated["value"] if v in sizes]
-    top, bottom = _far_above(numbers), -_far_above(-size for size in numbers)
-    without = ", or give values without it" * bool(scale.values)
-    advice = f"If it is a slip or stands for no rating, mend it or empty the cell{without}."
+def _about_rare_ones(rated: pd.DataFrame, counts: Counter[Any]) -> Iterable[Finding]:
+    advice = "If it is a slip or stands for no rating, mend it, empty the cell, or give values."
     for value, n in sorted(counts.items(), key=lambda each: (each[1], str(each[0]))):
-        is_rare = len(rated) >= _MANY and (n == 1 or n < _RARE * len(rated))
-        is_far = value in sizes and not bottom < sizes[value] < top
-        if is_far or (is_rare and scale.kind != "numeric"):
+        if n == 1 or n < _RARE * len(rated):
             rows = rated.loc[[v == value for v in rated["value"]], "row"].tolist()
             often = f"once, row {rows[0]}" if n == 1 else f"{n} times, rows {_listed(rows)}"
-            text = f"{value!r} occurs {often}{', far from the others' * is_far}."
-            yield Finding("odd rating", text, advice)
-
-
-def _far_above(sizes: Iterable[float]) -> float:
-    """The first size behind a gap much wider than the range below it, where few lie; else inf."""
-    ordered = sorted(sizes)
-    few = ordered[3 * len(ordered) // 4 :]
-    far = (b for a, b in pairwise(few) if b - a > 1.5 * (a - ordered[0]) > 0)
-    return next(far, math.inf)
+            yield Finding("odd rating", f"{value!r} occurs {often}.", advice)
 
 
 def _about_ratings(data: Dataset, cells: pd.DataFrame, what: str = "rating") -> Iterable[Finding]:

@@ -62,13 +62,12 @@ def require_columns(table: pd.DataFrame, argument: str, names: Iterable[object])
 
 def columns_by_key(argument: str, spec: ColumnSpec | None) -> dict[str, str]:
     """Return {key: column} of a column, a list of columns or a dict."""
-    if spec is None:
-        if argument in ("inputs", "outputs"):
-            raise ArgumentError(f"{argument}=None: name the columns that hold them.")
+    if spec is None and argument not in ("inputs", "outputs"):
         return {}
     columns: Sequence[Any] = spec if isinstance(spec, (list, tuple)) else [spec]
     keyed = dict(spec) if isinstance(spec, Mapping) else {str(column): column for column in columns}
-    if not keyed or any(not isinstance(key, str) or not key.strip() for key in keyed):
+    unnamed = [key for key in keyed if not isinstance(key, str) or not key.strip()]
+    if spec is None or not keyed or unnamed:
         raise ArgumentError(
             f"{argument}={spec!r} must be a column, a list of columns or a dict {{key: column}} "
             "with texts for keys."
