@@ -641,14 +641,18 @@ def test_what_cannot_be_recorded_is_an_error(name: str, value: Any) -> None:
         workbench.record(name, value)
 
 
-class InterruptedExecutor(Executor):
+class InterruptedExecutor(ThreadPoolExecutor):
     """Of two runs the first ends, for lack of disk space, just after Ctrl-C; the second watches."""
 
     def __init__(self) -> None:
+        super().__init__(2)
         self.both, self.ended, self.seen = threading.Event(), threading.Event(), set[str]()
 
     def submit(self, fn: Any, /, task: Any, **_: Any) -> Future[Any]:  # type: ignore[override]
-        future, stop = Future[Any](), Path(task.stop)
+        return super().submit(self.end, task)
+
+    def end(self, task: Any) -> Any:
+        stop = Path(task.stop)
         if task.position == 0:
             assert self.both.wait(10)
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
@@ -656,15 +660,13 @@ class InterruptedExecutor(Executor):
             while not stop.exists() and time.monotonic() < deadline:
                 time.sleep(0.01)
             self.ended.set()
-            future.set_exception(OSError(errno.ENOSPC, "full"))
-            return future
+            raise OSError(errno.ENOSPC, "full")
         self.both.set()
         assert self.ended.wait(20)
         for _ in range(50):
             self.seen.add(stop.read_text())
             time.sleep(0.01)
-        future.set_result(task.result("cancelled"))
-        return future
+        return task.result("cancelled")
 
 
 def test_after_ctrl_c_no_run_is_left_to_finish(notebook: Path) -> None:

@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import re
 import secrets
-import threading
 import time
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from collections import deque
+from concurrent import futures
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
@@ -50,7 +51,7 @@ from workbench.models.recording import MODEL_VARIABLE
 from workbench.store.database import find_experiment_id, prepare_database, store_message
 from workbench.store.tables import digest
 
-MOST_GIVEN: Final = 256  # runs that an executor is given at a time: a thread waits for each
+MOST_GIVEN: Final = 256  # runs that an executor is given at a time
 
 
 def sweep(
@@ -194,31 +195,32 @@ def _plan(
 
 
 class _Sweep:
-    """The runs of a sweep under way; a thread looks after each."""
+    """The runs of a sweep; what is slow beside them, MLflow and the bar, has a thread."""
 
     def __init__(self, tasks: list[Task], log: SweepRun, budget: Budget, shown: Any) -> None:
         self.tasks, self.log, self.budget, self.shown = tasks, log, budget, shown
         self.found: dict[str, Result] = {}
+        self.under_way: dict[Future[Result], tuple[Task, Executor]] = {}
         self.over = ""  # why no further run is begun
-        self.fault: BudgetError | NotebookError | StoreError | None = None
         self.killed = False
-        self.lock, self.own = threading.RLock(), threading.local()
-        self.pools, self.logging = ExitStack(), ThreadPoolExecutor(1)
+        self.fault: BudgetError | NotebookError | StoreError | None = None
+        self.pools, self.beside = ExitStack(), ThreadPoolExecutor(1)
 
     def run(self, executor: Executor | None, jobs: int | None) -> list[Result]:
         """Execute what is not complete; return the results in the order of the tasks."""
         before = logged(self.log.experiment_id, self.log.run_id)
         try:
-            with self.logging:
+            with self.beside, self.pools:
                 for task in self.tasks:
                     self._recall(task, before.get(task.key, []))
                 waiting = [task for task in self.tasks if task.key not in self.found]
                 self.shown.reset(total=len(waiting))  # so that the time left is that of these
-                self._run_all(waiting, executor, jobs)
+                if waiting:
+                    self._run_all(waiting, executor, jobs)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"Stopped. {self._kept()}") from None
         finally:
-            if self.found.keys() >= {task.key for task in self.tasks}:  # else a run heeds it yet
+            if not self.under_way:  # else a run heeds it yet
                 Path(self.tasks[0].stop).unlink(missing_ok=True)
         if self.fault:
             raise type(self.fault)(f"{self.fault}. {self._kept()}")
@@ -233,20 +235,38 @@ class _Sweep:
             self._take(here, log=here.started not in before)
 
     def _run_all(self, waiting: list[Task], executor: Executor | None, jobs: int | None) -> None:
-        most = jobs or (MOST_GIVEN if executor else os.cpu_count() or 1)
-        threads = max(1, min(most, len(waiting)))
-        with self.pools, ThreadPoolExecutor(threads) as pool:
-            try:
-                ready = self.logging.submit(self._prepare, waiting)
-                left = {pool.submit(self._run, task, executor, ready) for task in waiting}
-                while left:
-                    done, left = wait(left, timeout=1.0)
-                    _ = [future.result() for future in done]
-                    # Ctrl-C while this thread draws would leave tqdm's lock taken for good.
-                    self.logging.submit(self._show, waiting)
-            except BaseException:
-                self._end("the sweep was stopped", kill=True)
-                raise
+        most = min(jobs or (MOST_GIVEN if executor else os.cpu_count() or 1), len(waiting))
+        queue, repeated = deque(waiting), set[str]()
+        try:
+            ready = self.beside.submit(self._prepare, waiting)
+            free = [executor] * most if executor else self._processes(most)
+            ready.result()
+            while queue or self.under_way:
+                left = min(self.budget.left, self.budget.left_tokens, self.budget.left_usd)
+                if left <= 0 and not self.over:
+                    self._end(f"the budget of the sweep is spent: {self.budget}")
+                while queue and self.over:
+                    self._take(queue.popleft().result("cancelled", self.over))
+                while queue and free:
+                    task, slot = queue.popleft(), free.pop()
+                    self.under_way[slot.submit(execute, task)] = task, slot
+                for future in futures.wait(self.under_way, 1.0, futures.FIRST_COMPLETED).done:
+                    task, slot = self.under_way.pop(future)
+                    died = not executor and isinstance(future.exception(), BrokenProcessPool)
+                    free += self._processes(1) if died else [slot]
+                    if died and task.key not in repeated:
+                        repeated.add(task.key)
+                        queue.append(task)
+                    else:
+                        self._settle(task, future)
+                # Ctrl-C while this thread draws would leave tqdm's lock taken for good.
+                self.beside.submit(self._show, waiting)
+        except BaseException:
+            self._end("the sweep was stopped", kill=True)
+            futures.wait(self.under_way)
+            for future in [*self.under_way]:
+                self._settle(self.under_way.pop(future)[0], future)
+            raise
 
     def _prepare(self, waiting: list[Task]) -> None:
         """Make the empty store that runs copy, which takes seconds."""
@@ -254,21 +274,25 @@ class _Sweep:
             for path in {task.empty_store for task in waiting if task.empty_store}:
                 prepare_database(f"sqlite:///{path}")
 
-    def _run(self, task: Task, executor: Executor | None, ready: Future[None]) -> None:
-        if executor is None and not self.over:
-            self._process()  # which takes seconds to start as well
-        ready.result()
-        with self.lock:
-            left = min(self.budget.left, self.budget.left_tokens, self.budget.left_usd)
-            if left <= 0 and not self.over:
-                self._end(f"the budget of the sweep is spent: {self.budget}")
-        if self.over:
-            self._take(task.result("cancelled", self.over), log=not self.killed)
-            return
+    def _processes(self, number: int) -> list[Executor]:
+        """Start processes, each in a pool of its own: one that dies takes no other run along."""
+        # Processes that are forked would share connections and locks of this one.
+        spawn, stop = multiprocessing.get_context("spawn"), Path(self.tasks[0].stop)
+        pools = [ProcessPoolExecutor(1, spawn, start_process, (stop,)) for _ in range(number)]
         try:
-            result = executor.submit(execute, task).result() if executor else self._here(task)
-        except NotebookError:
-            raise
+            for started in [self.pools.enter_context(one).submit(os.getpid) for one in pools]:
+                started.result()
+        except RuntimeError:  # of this one, as it is imported by another, or of the new one
+            raise NotebookError(
+                "The processes of the sweep died before they began a run. In a script, call "
+                "workbench.sweep below `if __name__ == '__main__':`."
+            ) from None
+        return [*pools]
+
+    def _settle(self, task: Task, future: Future[Result]) -> None:
+        """Take a run that has ended, however it did, and charge what it paid."""
+        try:
+            result = future.result()
         except OSError as error:
             reason = f"{os.strerror(error.errno) if error.errno else error} ({task.folder})"
             result = task.result("failed", reason)
@@ -282,34 +306,10 @@ class _Sweep:
         self._charge(result)
         self._take(result, log=bool(result.started) or not self.killed)
 
-    def _here(self, task: Task) -> Result:
-        """Execute a run in the process of this thread, once more in a new one if that dies."""
-        try:
-            return self._process().submit(execute, task).result()
-        except BrokenProcessPool:
-            return self._process(anew=True).submit(execute, task).result()
-
-    def _process(self, *, anew: bool = False) -> ProcessPoolExecutor:
-        """Return the process of this thread: one that dies takes no other run along."""
-        if anew or not hasattr(self.own, "pool"):
-            # Processes that are forked would share connections and locks of this one.
-            spawn, stop = multiprocessing.get_context("spawn"), Path(self.tasks[0].stop)
-            pool = ProcessPoolExecutor(1, spawn, start_process, (stop,))
-            self.own.pool = self.pools.enter_context(pool)
-            try:
-                pool.submit(os.getpid).result()
-            except RuntimeError:  # of this one, as it is imported by another, or of the new one
-                raise NotebookError(
-                    "The processes of the sweep died before they began a run. In a script, call "
-                    "workbench.sweep below `if __name__ == '__main__':`."
-                ) from None
-        found: ProcessPoolExecutor = self.own.pool
-        return found
-
     def _end(self, why: str, *, kill: bool = False) -> None:
         """Begin no further run, wherever it is; those under way are finished or killed."""
-        with self.lock, suppress(OSError):
-            self.over, self.killed = self.over or why, self.killed or kill
+        self.over, self.killed = self.over or why, self.killed or kill
+        with suppress(OSError):
             write_whole(Path(self.tasks[0].stop), "" if self.killed else self.over)
 
     def _charge(self, result: Result) -> None:
@@ -317,23 +317,21 @@ class _Sweep:
         known = {k: n for k, n in result.recorded.items() if isinstance(n, (int, float))}
         limits = {"calls": self.budget.limit, "tokens": self.budget.tokens, "cost": self.budget.usd}
         calls, tokens = int(known.get("calls", 0)), int(known.get("tokens", 0))
-        with self.lock:
-            self.budget.charge(Usage(calls, tokens, None, known.get("cost")))
-            lacking = [n for n, limit in limits.items() if limit is not None and n not in known]
-            if lacking and result.status == "complete":
-                self.fault = BudgetError(
-                    f"budget={self.budget!r} cannot be kept: the notebook does not record "
-                    f"{', '.join(lacking)} as a number (workbench.record)"
-                )
-                self._end("the budget cannot be kept")
+        self.budget.charge(Usage(calls, tokens, None, known.get("cost")))
+        lacking = [n for n, limit in limits.items() if limit is not None and n not in known]
+        if lacking and result.status == "complete":
+            self.fault = BudgetError(
+                f"budget={self.budget!r} cannot be kept: the notebook does not record "
+                f"{', '.join(lacking)} as a number (workbench.record)"
+            )
+            self._end("the budget cannot be kept")
 
-    def _take(self, result: Result, *, log: bool) -> None:
+    def _take(self, result: Result, *, log: bool = True) -> None:
         """Keep how a run ended, and log it while others go on."""
-        with self.lock:
-            self.found[result.key] = result
-            self.shown.update()
+        self.found[result.key] = result
+        self.beside.submit(self.shown.update)
         if log:
-            self.logging.submit(self._log, result)
+            self.beside.submit(self._log, result)
 
     def _log(self, result: Result) -> None:
         try:
