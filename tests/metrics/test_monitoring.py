@@ -206,7 +206,7 @@ def test_what_is_undefined_is_nan_with_its_reason(tmp_path: Path) -> None:
     found = workbench.monitor(JUDGE, same)
     assert found.agreement is None
     assert "No row was imported" in found.notes[0]
-    assert list(found.table["note"]) == ["one verdict throughout"] * 2
+    assert list(found.table["note"]) == ["too few verdicts of two values"] * 2
     assert found.action == "label"
 
 
@@ -257,8 +257,9 @@ def test_folders_of_several_months_are_one_and_of_several_judges_none(tmp_path: 
         workbench.monitor(JUDGE, [one, folder(tmp_path / "other", [HALF], mark="other")])
     with pytest.raises(ArgumentError, match="holds no verdicts"):
         workbench.monitor(JUDGE, tmp_path)
-    with pytest.raises(ArgumentError, match="none of them is on a trace of the sample"):
-        workbench.monitor(JUDGE, one, pd.DataFrame({"trace_id": ["x"], "value": ["yes"]}))
+    unknown = workbench.monitor(JUDGE, one, pd.DataFrame({"trace_id": ["x"], "value": ["yes"]}))
+    assert "1 trace of labels have no verdict" in unknown.notes[0]
+    assert "Label 30 more" in unknown.advice
     with pytest.raises(ArgumentError, match="several labels of one trace"):
         workbench.monitor(JUDGE, one, pd.DataFrame({"trace_id": ["t1"] * 2, "value": ["yes"] * 2}))
     with pytest.raises(ArgumentError, match=r"verdicts are of \['q'\] .* and 'zzz' with any one"):

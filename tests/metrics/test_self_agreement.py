@@ -158,7 +158,7 @@ def test_what_is_undefined_is_nan_with_its_reason() -> None:
     nothing = self_agreement(assessed(["yes", None]))
     assert nothing.table["value"].isna().all()
     assert "no labels are given" in " ".join(nothing.notes)
-    with pytest.raises(ArgumentError, match="2 answers"):
+    with pytest.raises(ArgumentError, match="samples=1 must be a whole number of 2 or more"):
         self_agreement(assessed(["yes"]))
     constant = self_agreement(assessed(["yes", "yes"], ["yes", "yes"])).table
     assert constant.loc["all answers agree", "value"] == 1

@@ -96,7 +96,7 @@ def _of_split(split: Split) -> Iterator[Row]:
     """Yield what the held-out test can show at best; items that belong together are one."""
     sizes = f"train {len(split.train)}, dev {len(split.dev)}, test {len(split.test)}"
     yield "split", sizes, "too few held-out pairs to prove much" if len(split.test) < 30 else ""
-    n, learn = len(set(split.test.clusters)), split.train.table
+    n, learn = len(set(split.test.clusters_of(split.test.trace_ids))), split.train.table
     those = counted(n, "independent item")
     least, wrong = smallest_improvement(n), float((learn["human"] != learn["judge"]).mean())
     if math.isnan(least):

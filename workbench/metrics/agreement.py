@@ -115,7 +115,7 @@ class Agreement(Result):
         Items with a label, but for contested ones; share of these on which the judge gave a usable
         verdict (Wilson); how often it abstained, and how often the call or the answer failed.
     undefined
-        Name of a figure that is nan, or has no interval -> why; of classes ``"recall of 'no'"``.
+        Name of a figure that is nan, or has no interval -> why.
     notes
         What a reader should know beside the figures.
     """
@@ -162,16 +162,6 @@ class Agreement(Result):
         if not self.scale.ordered:  # where no miss is nearer than another it is 1 - accuracy
             names.remove("mean distance")
         return {name: self.measured[name] for name in names if name in self.measured}
-
-    @property
-    def true_positive_rate(self) -> float | None:
-        """Share of human positives that the judge finds (sensitivity); None if not binary."""
-        return None if self.false_negative_rate is None else 1 - self.false_negative_rate
-
-    @property
-    def true_negative_rate(self) -> float | None:
-        """Share of human negatives that the judge finds (specificity); None if not binary."""
-        return None if self.false_positive_rate is None else 1 - self.false_positive_rate
 
     @property
     def confusion_shares(self) -> pd.DataFrame:
@@ -326,7 +316,7 @@ def agreement(
         false_negatives=int(cells[1, 0]) if coded.scale.kind == "binary" else None,
         abstentions=int((lost["why"] == "abstained").sum()),
         failures=int((lost["why"] == "failed").sum()),
-        undefined=why_undefined(coded, {**found, **whole}) | _undefined_classes(per_class, n),
+        undefined=why_undefined(coded, {**found, **whole}),
         notes=(*_kappa_paradox(coded, found, baseline[0]), *without_contested(pairs)),
     )
 
@@ -352,18 +342,6 @@ def _baseline_distance(coded: Coded) -> float:
     n = len(coded.human)
     median = np.full(n, np.sort(coded.human)[n // 2] if n else 0)
     return ratio(coded.distances(coded.human, median).sum(), n)
-
-
-def _undefined_classes(per_class: pd.DataFrame | None, n: int) -> dict[str, str]:
-    """Why the figures of a class are nan: name -> reason."""
-    reasons = {"precision": "the judge never says {!r}", "recall": "no human label is {!r}"}
-    reasons["f1"] = "neither judge nor people say {!r}"
-    return {
-        f"{name} of {value!r}": reason.format(value) if n else "there are no pairs"
-        for value, row in (() if per_class is None else per_class.iterrows())
-        for name, reason in reasons.items()
-        if math.isnan(row[name])
-    }
 
 
 def without_contested(pairs: Pairs) -> tuple[str, ...]:

@@ -194,9 +194,9 @@ def compare(
     options: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
     first, second = (agreement(each, weights=weights, **options) for each in (before, after))
     one, two = Coded.of(before, after), Coded.of(after, before)
-    if one.scale.kind == "numeric":  # with the rows of both, so that matrices can be compared
-        first = replace(first, confusion=confusion_of(one))
-        second = replace(second, confusion=confusion_of(two))
+    # With the rows of both, so that matrices of numbers can be compared.
+    first = replace(first, confusion=confusion_of(one))
+    second = replace(second, confusion=confusion_of(two))
     changes = _changes(first, second, one, two, **options)
     gap_before, gap_after = (each.distances(each.human, each.judge) for each in (one, two))
     improved = second.mean_distance < first.mean_distance - ROUNDING
@@ -220,7 +220,7 @@ def compare(
         still_wrong=items[(gap_before > 0) & (gap_after > 0)].reset_index(drop=True),
         p_value=mcnemar(gains),
         improved=improved,
-        power_note=_power_note(len(gains), len(items)),
+        power_note=_power_note(len(gains)),
         only_before=tuple(sorted(ids[0] - ids[1])),
         only_after=tuple(sorted(ids[1] - ids[0])),
         confidence=confidence,
@@ -254,23 +254,17 @@ def _same_items(before: Pairs, after: Pairs, common: set[str]) -> list[Pairs]:
 
 
 def _same_scale(before: Pairs, after: Pairs) -> Scale:
-    """The scale of both: with the declared range, or of observed ones the wider."""
+    """The scale of both; of observed ranges the wider."""
     one, two = before.scale, after.scale
-    declared = {one.limits, two.limits} - {(None, None)}
-    if (one.kind, one.values) != (two.kind, two.values) or len(declared) > 1:
+    if (one.kind, one.values, one.limits) != (two.kind, two.values, two.limits):
         raise ArgumentError(
-            f"The two sets of pairs are on different scales: {_told(one)} before, {_told(two)} "
-            "after. Pair both judges with the same scale=."
+            f"The two sets of pairs are on different scales: {one} before, {two} after. Pair both "
+            "judges with the same scale=."
         )
-    low, high = next(iter(declared), (None, None))
     ends = [end for end in (one.low, one.high, two.low, two.high) if end is not None]
     seen = [v for each in (before, after) for v in (*each.table["human"], *each.table["judge"])]
+    low, high = one.limits
     return replace(one, low=low, high=high).with_range([*ends, *seen])
-
-
-def _told(scale: Scale) -> str:
-    ends = "" if scale.limits == (None, None) else f" from {scale.low} to {scale.high}"
-    return f"{scale.kind} ({scale.describe()}){ends}"
 
 
 def _changes(
@@ -308,12 +302,11 @@ def _change_of_share(old: Array, new: Array, groups: Array, confidence: float) -
     return paired_difference(both, only_old, only_new, neither, confidence)
 
 
-def _power_note(n: int, items: int) -> str:
-    """Why ``n`` groups of items, or items, tell too little; "" where they are enough."""
+def _power_note(n: int) -> str:
+    """Why ``n`` independent pairs tell too little; "" where they are enough."""
     if n >= ENOUGH_PAIRS:
         return ""
-    pairs = counted(n, "pair") if n == items else counted(n, "group of pairs", "groups of pairs")
     return (
-        f"Too few to tell: with {pairs}, fewer than {ENOUGH_PAIRS}, the size of a gain or a loss "
-        "is very uncertain, and it may be luck."
+        f"Too few to tell: with fewer than {ENOUGH_PAIRS} independent pairs (there "
+        f"are {n}), the size of a gain or a loss is very uncertain, and it may be luck."
     )

@@ -73,7 +73,7 @@ class Coded:
             np.array([position[v] for v in pairs.table[side]], dtype=int) for side in sides
         )
         ranks = np.array([scale.rank(v) for v in values] or [0.0])
-        return cls(scale, values, human, judge, numbered(pairs.clusters), ranks)
+        return cls(scale, values, human, judge, numbered(pairs.clusters_of(pairs.trace_ids)), ranks)
 
     @property
     def shares(self) -> dict[str, tuple[Array, Array]]:
@@ -149,8 +149,8 @@ class Sample:
         """Return the statistics of a judge by the names of `Agreement.figures`."""
         human, verdict, at = self.human, self.judges[judge], self.coded.positions
         kind, found = self.coded.scale.kind, dict[str, Statistic]()
-        kinds: list[tuple[str, Weights | None]] = [("", None)]
-        for name, each in kinds + [(f" ({weights})", weights)] * self.coded.scale.ordered:
+        for each in [None, weights] if self.coded.scale.ordered else [None]:
+            name = f" ({each})" if each else ""
             if self.coded.binned:
                 found[f"kappa{name}"] = lambda counts: np.full(counts.shape[:-1], math.nan)
                 continue
@@ -239,12 +239,8 @@ def _why(coded: Coded, name: str, value: float) -> str:
         return "the scale spans no more than one"
     if name in ERROR_RATES:
         return f"no human label is {coded.values[ERROR_RATES[name]]!r}"
-    people, judge = (set(side.tolist()) for side in (coded.human, coded.judge))
-    for said, codes in (
-        ("judge and people say", people | judge), ("people say", people), ("the judge says", judge),
-    ):  # fmt: skip
-        if len(codes) == 1:
-            return f"{said} {coded.values[codes.pop()]!r} throughout"
+    if np.ptp(coded.human) == 0 or np.ptp(coded.judge) == 0:
+        return "people or the judge say the same throughout"
     return f"of more than {MOST_CATEGORIES} numbers hardly two are equal; see the quadratic one"
 
 

@@ -252,13 +252,13 @@ class Bootstrap:
         rows: tuple[Array, Array] | None = None,
         prior: float = 0.0,
     ) -> None:
-        self.confidence, seed = confidence, check_whole("seed", seed, None)
+        self.confidence = confidence
         self.n = int(counts.sum()) if rows is None else len(np.unique(rows[0]))
         self.draws: Array = np.empty((0, len(counts)))
         if not counts.sum():
             return
         resamples = min(resamples, max(200, MOST_DRAWN // max(len(counts), 1)))
-        rng = np.random.default_rng(seed if seed >= 0 else [-seed, 1])  # which takes none below 0
+        rng = np.random.default_rng(abs(check_whole("seed", seed, None)))
         if rows is None or self.n == len(rows[0]):
             self.draws = self.n * rng.dirichlet(counts + prior, size=resamples)
             return

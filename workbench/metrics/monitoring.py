@@ -104,7 +104,7 @@ def monitor(
     Raises
     ------
     ArgumentError
-        For verdicts or pairs of another judge, and where no label is on a trace of the sample.
+        For verdicts or pairs of another judge, and for several labels of one trace.
     NoVerdictsError
         Where no row has a usable verdict.
     """
@@ -182,11 +182,6 @@ def _paired(judge: Judge | str, labels: Any, sample: pd.DataFrame, fingerprint: 
             f"{fingerprint!r} scored. Give the judge that scored in place of its name, which means "
             "the version that judged last, and its pairs: workbench.pair(judge, scored)."
         )
-    if not ids & set(pairs.trace_ids):
-        raise ArgumentError(
-            "labels: none of them is on a trace of the sample. Label scored.trace_ids "
-            "(LabelPanel(judge, scored, annotator=...))."
-        )
     if outside := set(given) - ids:
         left_out = f"{counted(len(outside), 'trace')} of labels have no verdict in the sample"
         notes = (*pairs.notes, f"{left_out} and are left out.")
@@ -253,8 +248,7 @@ def _shift(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float, st
     shift = float(np.abs(shares[0] - shares[1]).sum() / 2)
     common = counts[:, expected_freq(counts).min(axis=0) >= 5]
     if common.shape[1] < 2:
-        same = counts.shape[1] == 1
-        return shift, math.nan, "one verdict throughout" if same else "too few verdicts"
+        return shift, math.nan, "too few verdicts of two values"
     return shift, float(chi2_contingency(common).pvalue), ""
 
 

@@ -203,19 +203,17 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
     reason = ""
     if not n:
         reason = "There is no verdict to correct."
-    elif not tpr + tnr > 1:  # also where one of the two is nan
+    elif math.isnan(corrected):
         reason = (
             "No correction: that takes a sensitivity and a specificity that add up to more than 1, "
             f"and the pairs tell of {figure(tpr)} and {figure(tnr)}."
         )
     elif math.isnan(interval.low):
-        why = (
-            f"contradict the rate {observed:.3f} of positive verdicts, which no share of positives "
-            "explains. Label items like those judged."
+        reason = (
+            f"No interval: sensitivity {tpr:.3f} and specificity {tnr:.3f} on the pairs add up to "
+            f"hardly more than 1, or contradict the rate {observed:.3f} of positive verdicts. "
+            "Label more items, like those judged."
         )
-        if 0 < corrected < 1:
-            why = "add up to so little more than 1 that they may not do so at all. Label more."
-        reason = f"No interval: sensitivity {tpr:.3f} and specificity {tnr:.3f} on the pairs {why}"
     return Prevalence(
         n, positive, len(raw) - n, observed, wilson(positive, n, confidence),
         corrected, interval, tpr, tnr, len(pairs),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,6 @@ from workbench.errors import ArgumentError
 from workbench.metrics.intervals import Result, check_confidence, normal_quantile
 
 CLASS_WIDTH = 0.2  # of the interval of a class where none is given
-MOST_SUMMED = 1000  # counts of items that differ, on either side of their mean
 
 
 def labels_for_width(width: float, share: float = 0.5, confidence: float = 0.95) -> int:
@@ -32,13 +33,11 @@ def mcnemar_power(
     """Return the probability that McNemar's exact test on n items shows an improvement.
 
     ``improvement`` is the share of items fixed minus the share broken, ``differing`` their sum.
-    Exact, where Connor (1987, Biometrics 43, 207-211) has the normal approximation; where more
-    than `MOST_SUMMED` counts on a side of their mean are likely, only every so many is summed.
+    Exact, where Connor (1987, Biometrics 43, 207-211) has the normal approximation.
     """
     # Counts farther from their mean have no probability to speak of.
     mean, reach = n * differing, 10 + 10 * math.sqrt(n * differing * (1 - differing))
-    step = 1 + int(reach) // MOST_SUMMED
-    changed = np.arange(max(0, math.floor(mean - reach)), min(n, math.ceil(mean + reach)) + 1, step)
+    changed = np.arange(max(0, math.floor(mean - reach)), min(n, math.ceil(mean + reach)) + 1)
     # The most broken items with which the test, two-sided, still has p < 1 - confidence.
     broken = binom.ppf((1 - confidence) / 2, changed, 0.5) - 1
     detected = binom.cdf(broken, changed, (differing - improvement) / 2 / differing)
@@ -169,11 +168,9 @@ def _for_improvement(
             f"cannot be: at most {1 - before:g} can be gained, and differing must lie between the "
             "improvement and the sum of what either judge can have right or wrong alone."
         )
-    low, high = 1, 2
-    while mcnemar_power(high, gain, apart, confidence=confidence) < power:
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        enough = mcnemar_power(middle, gain, apart, confidence=confidence) >= power
-        low, high = (low, middle) if enough else (middle, high)
-    return high, f"accuracy {before:.3g} to {after:.3g}, {apart:.1%} of items differ"
+    power_of = partial(mcnemar_power, improvement=gain, differing=apart, confidence=confidence)
+    end = 2
+    while power_of(end) < power:
+        end *= 2
+    n = end // 2 + bisect_left(range(end // 2, end), power, key=power_of)
+    return n, f"accuracy {before:.3g} to {after:.3g}, {apart:.1%} of items differ"

@@ -16,7 +16,7 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench.compat import options
-from workbench.errors import ArgumentError, PairingError, ScaleError
+from workbench.errors import PairingError, ScaleError, check_whole
 from workbench.formatting import counted
 from workbench.judging.assessment import Assessed, assess
 from workbench.judging.judge import from_options
@@ -122,11 +122,7 @@ def self_agreement(
     how: Any = {"cache": cache, "budget": Budget.of(budget), "progress": progress}
     if isinstance(given, Assessed):
         assessed, samples = given, given.samples["sample"].nunique()
-    if samples < 2:
-        raise ArgumentError(
-            f"samples={samples!r}: at least 2 answers an item are needed to tell whether a judge "
-            "agrees with itself. Give samples=5, or what assess(judge, samples=5) returned."
-        )
+    check_whole("samples", samples, 2)
     if not isinstance(given, Assessed):
         assessed = assess(given, pairs_or_traces, samples=samples, log=log, **how)
         turned = _reversed(given) if reverse else None

@@ -121,13 +121,8 @@ class Pairs:
         """
         return self if groups is None else replace(self, group_of=self.groups_of(groups))
 
-    @property
-    def clusters(self) -> list[Hashable]:
-        """The group of each row, or else its content: those of other rows are independent."""
-        return self.clusters_of(self.table["trace_id"])
-
     def clusters_of(self, trace_ids: Iterable[str]) -> list[Hashable]:
-        """Return the same of traces, in their order."""
+        """Return the group of each trace, or else its content: other traces are independent."""
         return [self.group_of.get(i, self.content.get(i, i)) for i in trace_ids]
 
     def with_verdicts(self, verdicts: Mapping[str, tuple[Any, str]], fingerprint: str) -> Pairs:
