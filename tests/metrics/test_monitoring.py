@@ -281,7 +281,7 @@ def test_the_picture_shows_each_week(tmp_path: Path) -> None:
     found = workbench.monitor(JUDGE, scored, labels(scored, [0.9, 0.9, 0.5]))
     ax = workbench.plot_monitor(found)
     assert [bar.get_height() for bar in ax.patches] == pytest.approx(list(found.table["shift"]))
-    assert ax.get_xticklabels()[0].get_text() == "2026, week 02 (100)"
+    assert ax.get_xticklabels()[0].get_text().replace("\n", " ") == "2026, week 02 (100)"
     assert [len(line.get_xdata()) for line in ax.lines[:2]] == [3, 0]  # sure, and maybe luck
     sure = workbench.monitor(JUDGE, scored, labels(scored, [0.9, 0.9, 0.5]), confidence=1 - 1e-12)
     assert [len(line.get_xdata()) for line in workbench.plot_monitor(sure).lines[:2]] == [0, 3]

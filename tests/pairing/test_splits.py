@@ -114,7 +114,7 @@ def test_a_trace_without_the_tag_is_a_group_of_its_own(store: str) -> None:
     workbench.log_verdicts(frame, name="l", source="m", value="v")
     workbench.log_labels(frame, name="l", annotator="ana", value="r")
     pairs = workbench.pair("l")
-    assert len(set(pairs.groups_of("topic").values())) == 8
+    assert len(set(pairs.grouped("topic").group_of.values())) == 8
     with pytest.raises(ArgumentError, match="names no group for 19 of 20"):
         pairs.split(groups="rare")
 
@@ -148,11 +148,11 @@ def test_words_for_nothing_are_no_group() -> None:
     keys = ["nan", None, "NULL", "", math.nan, "a", " A", "1.1", "1.10", 2**60, 2**60 + 1, "1.0"]
     for groups in (dict(zip(pairs.trace_ids, keys, strict=True)), "key"):
         pairs.table["key"] = keys
-        found = pairs.groups_of(groups)
+        found = pairs.grouped(groups).group_of
         assert len(set(found.values())) == 11
         assert found["t005"] == found["t006"] == "a"
     keys[0] = " 1"
-    assert len(set(pairs.groups_of(dict(zip(pairs.trace_ids, keys, strict=True))).values())) == 10
+    assert len(set(pairs.grouped(dict(zip(pairs.trace_ids, keys, strict=True))).group_of.values())) == 10
 
 
 def test_splits_that_cannot_be_made_are_errors() -> None:

@@ -234,8 +234,7 @@ def _tests(
     table["p_value"] = [
         _p_value(gap, epsilon) if len(gap) >= min_items else math.nan for gap in differences
     ]
-    # A test without a p-value is one that was made: it counts, and its judge does not win.
-    table["p_adjusted"] = adjusted(table["p_value"].fillna(1.0).where(n >= min_items), "fdr_by")
+    table["p_adjusted"] = adjusted(table["p_value"], "fdr_by")
     table["rejected"] = table["p_adjusted"] <= FALSE_DISCOVERIES
     table["note"] = np.where(n < min_items, f"fewer than {min_items} items: not tested", "")
     return table
@@ -243,11 +242,8 @@ def _tests(
 
 def _p_value(difference: Array, epsilon: float) -> float:
     """One-sided t-test of a mean difference below epsilon; without variance it is certain."""
-    if difference.size < 2:
-        return math.nan
-    if np.ptp(difference) == 0:
-        away = float(difference[0]) - epsilon
-        return math.nan if away == 0 else float(away > 0)
+    if difference.size < 2 or np.ptp(difference) == 0:
+        return float(difference.size < 2 or difference[0] >= epsilon)
     return float(ttest_1samp(difference, epsilon, alternative="less").pvalue)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -26,10 +25,10 @@ from workbench.metrics.intervals import (
     figure,
     with_ends,
 )
-from workbench.pairing.pairs import Pairs, field_text
+from workbench.pairing.pairs import Pairs, field_text, trace_fields
 from workbench.scale import ABSTAIN
 from workbench.store.tables import check_division
-from workbench.store.traces import Example, examples, fetch_traces
+from workbench.store.traces import Example, examples
 from workbench.vocabulary import fold, group_key, is_missing, number
 
 By = str | Mapping[str, Hashable]
@@ -149,12 +148,7 @@ def slice_names(values: Iterable[Any], *, nothing: str = "(none)") -> list[str]:
 
 def _of_traces(ids: list[str], by: str) -> Mapping[str, Any]:
     """What the traces have under a name."""
-    infos = [trace.info for trace in fetch_traces(ids, spans=False)]
-    if tagged := {info.trace_id: info.tags[by] for info in infos if by in info.tags}:
-        return tagged
-    if by == "week":
-        return {info.trace_id: week_of(info.request_time) for info in infos}
-    fields = fields_of(examples(ids))  # with their spans, which takes longer
+    fields = fields_of(examples(ids))
     if by not in fields:
         known = ", ".join(map(repr, sorted(fields.keys() - {"length", "week"}))) or "none"
         raise ArgumentError(
@@ -167,21 +161,12 @@ def _of_traces(ids: list[str], by: str) -> Mapping[str, Any]:
 def fields_of(examples: Iterable[Example]) -> dict[str, dict[str, Any]]:
     """Return what items can be divided by: name -> trace id -> value.
 
-    Keys of the inputs, ``"length"``, ``"week"`` and tags, of equal names the last of these.
+    ``"length"``, ``"week"``, keys of the inputs and tags, of equal names the last of these.
     """
-    inputs: dict[str, dict[str, Any]] = defaultdict(dict)
-    tags: dict[str, dict[str, Any]] = defaultdict(dict)
-    lengths, weeks = {}, {}
-    for one in examples:
-        lengths[one.trace_id] = len(field_text(one.outputs))
-        if one.requested is not None:
-            weeks[one.trace_id] = week_of(one.requested)
-        for name, value in one.inputs.items() if isinstance(one.inputs, dict) else ():
-            inputs[str(name)][one.trace_id] = value
-        for name, value in one.tags.items():
-            if not name.startswith("workbench."):
-                tags[name][one.trace_id] = value
-    return {**inputs, "length": _bands(lengths), "week": weeks, **tags}
+    items = list(examples)
+    lengths = {one.trace_id: len(field_text(one.outputs)) for one in items}
+    weeks = {one.trace_id: week_of(one.requested) for one in items if one.requested is not None}
+    return {"length": _bands(lengths), "week": weeks} | trace_fields(items)
 
 
 def short_fields(examples: Iterable[Example]) -> dict[str, dict[str, Any]]:

@@ -110,16 +110,15 @@ class Pairs:
             self, table=table, excluded=self.excluded.iloc[0:0], notes=(), all_votes=votes
         )
 
-    def groups_of(self, groups: Groups) -> dict[str, str]:
-        """Return the group of each paired or labelled trace: see `split`; equal ones are joined."""
-        return joined(groups_of(self.table, groups, self.all_votes), self.content)
-
     def grouped(self, groups: Groups) -> Pairs:
         """Return the pairs with what belongs together, as `split` takes it; None changes nothing.
 
         Intervals and tests then take the rows of a group for less than as many independent ones.
         """
-        return self if groups is None else replace(self, group_of=self.groups_of(groups))
+        if groups is None:
+            return self
+        found = groups_of(self.table, groups, self.all_votes)
+        return replace(self, group_of=joined(found, self.content))
 
     def clusters_of(self, trace_ids: Iterable[str]) -> list[Hashable]:
         """Return the group of each trace, or else its content: other traces are independent."""
@@ -278,13 +277,9 @@ def groups_of(table: pd.DataFrame, groups: Groups, others: Iterable[str] = ()) -
     elif groups in table.columns:
         found = dict(zip(ids, map(str, table[groups]), strict=True))
     else:
-        fields = {
-            one.trace_id: {**(one.inputs if isinstance(one.inputs, dict) else {}), **one.tags}
-            for one in examples(every)
-        }
-        found = {i: field_text(held[groups]) for i, held in fields.items() if groups in held}
-        known = sorted(set[str]().union(*fields.values()))
-        exist = f" These tags and inputs exist: {', '.join(map(repr, known))}."
+        fields = trace_fields(examples(every))
+        found = {i: field_text(value) for i, value in fields.get(groups, {}).items()}
+        exist = f" These tags and inputs exist: {', '.join(map(repr, sorted(fields)))}."
     missing = [i for i in ids if is_unnamed(found.get(i))]
     has_gaps = isinstance(groups, Mapping) and not found.keys() >= {*ids}
     if missing and (has_gaps or 2 * len(missing) >= len(ids)):
@@ -294,6 +289,17 @@ def groups_of(table: pd.DataFrame, groups: Groups, others: Iterable[str] = ()) -
             f"{missing[0]!r}. Every paired trace needs one.{exist}"
         )
     return {i: i if is_unnamed(found.get(i)) else group_key(found[i]) for i in every}
+
+
+def trace_fields(items: Iterable[Example]) -> dict[str, dict[str, Any]]:
+    """Return what traces hold under each name, of equal ones the tag: name -> trace id -> value."""
+    fields: dict[str, dict[str, Any]] = defaultdict(dict)
+    for one in items:
+        inputs = one.inputs if isinstance(one.inputs, dict) else {}
+        tags = {k: v for k, v in one.tags.items() if not k.startswith("workbench.")}
+        for name, value in {**inputs, **tags}.items():
+            fields[str(name)][one.trace_id] = value
+    return fields
 
 
 def field_text(value: Any) -> str:
