@@ -152,7 +152,8 @@ def test_words_for_nothing_are_no_group() -> None:
         assert len(set(found.values())) == 11
         assert found["t005"] == found["t006"] == "a"
     keys[0] = " 1"
-    assert len(set(pairs.grouped(dict(zip(pairs.trace_ids, keys, strict=True))).group_of.values())) == 10
+    grouped = pairs.grouped(dict(zip(pairs.trace_ids, keys, strict=True)))
+    assert len(set(grouped.group_of.values())) == 10
 
 
 def test_splits_that_cannot_be_made_are_errors() -> None:

@@ -111,10 +111,7 @@ class Pairs:
         )
 
     def grouped(self, groups: Groups) -> Pairs:
-        """Return the pairs with what belongs together, as `split` takes it; None changes nothing.
-
-        Intervals and tests then take the rows of a group for less than as many independent ones.
-        """
+        """Return the pairs with what belongs together, and is less evidence: see `split`."""
         if groups is None:
             return self
         found = groups_of(self.table, groups, self.all_votes)
