@@ -47,16 +47,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Job:
-    """One thing to write: ``done`` hears of what ``write`` returned, ``failed`` of each error and
-    whether it is final. Jobs of one ``lane`` keep their order. ``tries`` limits those of one that
-    is asked for again anyway: they would pile up."""
-
-    lane: str
+    lane: str  # jobs of one lane keep their order
     write: Callable[[], Any]
-    done: Callable[[Any], None]
-    failed: Callable[[Exception, bool], None]
+    done: Callable[[Any], None]  # is told what `write` returned
+    failed: Callable[[Exception, bool], None]  # is told each error, and whether it is final
     attempts: int = 0
-    tries: float = math.inf
+    tries: float = math.inf  # fewer for what is asked for again anyway, and would pile up
 
 
 class Writer:
@@ -123,11 +119,8 @@ class Writer:
 
 
 def is_refusal(error: BaseException, attempts: int = 1) -> bool:
-    """Return whether trying again is of no use.
-
-    A lost connection, a lock or a server's own error may always pass; what the store does not take
-    is final at the eighth attempt, since another write may have come between.
-    """
+    """Return whether trying again is of no use; where another write may have come between, it is
+    so at the eighth attempt."""
     if isinstance(error, MlflowException):
         is_final = error.error_code == "INVALID_PARAMETER_VALUE"
         is_refused = error.get_http_status_code() in (400, 403, 404, 409)
