@@ -90,7 +90,7 @@ class Form {
 
   // -- what is shown and typed
 
-  paint(fields = true) {
+  paint() {
     const { panel } = this;
     const draft = panel.draft();
     const locked = !panel.item || !!panel.item.gone;
@@ -105,18 +105,13 @@ class Form {
       press(abstain, !!answer?.abstain);
       box.classList.toggle("wb-answered", !!answer);
       const show = (field, text) => {
-        if (!field || !fields) return;
         if (field.value !== text) field.value = text;
         field.disabled = locked;
       };
-      // What is typed stays while it stands for the same number, or for none.
-      const isTyped = input?.value.trim() && this.shown === panel.item?.trace_id && question.kind !== "text" &&
-        !answer?.abstain && this.readNumber(question, input.value) === (answer?.value ?? null);
-      show(input, isTyped ? input.value : answer && !answer.abstain ? String(answer.value ?? "") : "");
+      if (input) show(input, draft.typed?.[question.name] ?? String(answer?.value ?? ""));
       show(reason, draft.rationale[question.name] ?? "");
       input?.classList.toggle("wb-wrong", question.kind !== "text" && !!input.value.trim() && this.readNumber(question, input.value) === null);
     });
-    if (fields) this.shown = panel.item?.trace_id;
     panel.paintItemState();
   }
 
@@ -125,12 +120,14 @@ class Form {
     const draft = this.panel.draft();
     change(draft);
     this.panel.drafts.set(this.panel.item.trace_id, draft);
-    this.paint(false);
+    this.paint();
   }
 
   answerByText(question, typed) {
     const value = question.kind === "text" ? typed : this.readNumber(question, typed);
-    this.edit(({ answers }) => {
+    this.edit((draft) => {
+      const { answers } = draft;
+      draft.typed = { ...draft.typed, [question.name]: typed }; // it stays, whatever it is read as
       if (typed.trim() && value !== null) answers[question.name] = { value, abstain: false };
       else if (typed.trim() || !answers[question.name]?.abstain) delete answers[question.name];
     });

@@ -231,10 +231,10 @@ class Frame extends Store {
     if (this.done) this.paintSummary();
   }
 
-  /** Labels were saved or refused, perhaps in another view; a field that someone types in stays. */
+  /** Labels were saved or refused, perhaps in another view. */
   paintSaved() {
     this.paintStatus();
-    this.form.paint(!document.activeElement?.matches("input, textarea"));
+    this.form.paint();
   }
 
   paintSaving() {

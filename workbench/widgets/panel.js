@@ -56,6 +56,7 @@ class Panel extends Frame {
     if (!this.item || this.item.gone) return;
     const draft = this.draft();
     draft.answers[question.name] = answer;
+    delete draft.typed?.[question.name];
     this.drafts.set(this.item.trace_id, draft);
     this.form.setActive(index);
     this.say("");

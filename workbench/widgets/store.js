@@ -104,7 +104,7 @@ class Store {
     this.state = model.get("state") ?? {};
     this.outbox = new Outbox(this.setup.panel_key ?? "", (message) => this.send(message));
     this.items = new Map(); // by position
-    this.drafts = new Map(); // by trace: {answers, rationale} that someone has touched here
+    this.drafts = new Map(); // by trace: {answers, rationale, typed} that someone has touched here
     this.lastSaved = new Map(); // by trace: {stamp, status} that the kernel told last
     this.undoable = []; // saves and skips, the last one last
     this.revealed = new Map(); // by trace: what the kernel revealed
@@ -184,10 +184,6 @@ class Store {
       const later = this.lastSaved.get(item.trace_id);
       if (later && stamp < later.stamp) Object.assign(item, later.status);
       this.items.set(item.position, item);
-    }
-    for (const [position, item] of this.items) {
-      const isFar = position < this.position - 2 * BEHIND || position > this.position + 3 * AHEAD;
-      if (isFar && !this.isWaiting(item)) this.items.delete(position); // what waits is counted by its item
     }
     if (this.search) this.forward(this.position, this.search);
     else if (!same(current, this.item)) this.paint();
