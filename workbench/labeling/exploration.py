@@ -157,16 +157,14 @@ class Items:
     def read(self, examples: Iterable[Example]) -> int:
         """Take over the whole texts of traces, and what these can be sliced by; return how many
         were read."""
-        texts = list(self._texts)
 
         def noted() -> Iterator[Example]:
             for one in examples:
                 row = self.place[one.trace_id]
-                texts[row] = self._text(row, [one.inputs, one.outputs, one.expectations])
+                self._texts[row] = self._text(row, [one.inputs, one.outputs, one.expectations])
                 yield one
 
         short = short_fields(noted())
-        self._texts = texts
         for name, given in short.items():
             values = slice_names(map(given.get, self.place), nothing="")
             counts = Counter(filter(None, values))

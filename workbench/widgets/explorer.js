@@ -24,7 +24,7 @@ class Explorer {
     this.total = 0;
     this.at = [0, 0]; // the cell that Tab comes to
     this.opened = null; // the trace id of the open item
-    this.sent = new Map(); // by action that is not settled: its trace, what it is, and the answer
+    this.sent = new Map(); // by action that is not settled: its trace, and what it is
     this.drafts = new Map(); // by trace: what is typed and not saved
     this.build(el);
     ownKeys(this.root, signal, (event) => this.actionOf(event));
@@ -306,8 +306,8 @@ class Explorer {
     const queue = h("div", { class: "wbx-actions" }, small("Send to the label queue", () => this.send({ type: "send", trace_id: item.trace_id })));
     if (!this.setup.annotator) return [queue, this.told, h("p", { class: "wb-quiet" }, "To label and take notes here, name the annotator: ", h("code", null, "Explorer(pairs, annotator=…)"), ".")];
     const { answers = {}, changed = {}, rationale = {} } = item.done ?? {};
-    this.first = answers[question.name];
-    const now = changed[question.name] ?? this.first;
+    const first = answers[question.name];
+    const now = changed[question.name] ?? first;
     const draft = this.drafts.get(item.trace_id) ?? {};
     const chosen = draft.answer ?? (now?.abstain ? "x" : now ? JSON.stringify(now.value) : "");
     const field = (tag, label, props, ...inner) => h(tag, { "aria-label": label, dir: "auto", ...props }, inner);
@@ -317,22 +317,14 @@ class Explorer {
     const reason = field("textarea", "Reason for your label", { rows: 1, placeholder: "reason (optional)" }, draft.reason ?? rationale[question.name] ?? "");
     const text = field("textarea", "Note", { rows: 2, placeholder: "a note on this item" }, draft.note ?? answers[note.name]?.value ?? "");
     const rubric = question.rubric?.trim() ? h("details", { class: "wb-rubric" }, h("summary", null, "Rubric"), boxed(question.rubric_blocks, "Rubric")) : null;
-    this.said = h("p", { class: "wb-quiet" });
-    this.paintSaid(now);
+    const words = (given) => visible(inWords(question, given));
+    const said = first ? h("p", { class: "wb-quiet" }, "Yours so far: ", words(first), same(first, now) ? null : [", after the verdict ", words(now)]) : null;
     const keep = () => this.drafts.set(item.trace_id, { answer: answer.value, reason: reason.value, note: text.value });
     return h("div", { class: "wbx-form", role: "group", "aria-label": `As ${flat(this.setup.annotator)}`, oninput: keep },
-      h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 4 }, "As ", visible(this.setup.annotator)), this.said, rubric,
+      h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 4 }, "As ", visible(this.setup.annotator)), said, rubric,
       h("div", { class: "wbx-line" }, answer, reason, small("Save label", () => this.saveLabel(question, answer, reason))),
       h("div", { class: "wbx-line" }, text, small("Save note", () => (text.value.trim() ? this.save(note, { value: text.value.trim(), abstain: false }, "", "note") : this.tell("The note is empty.")))),
       queue, this.told);
-  }
-
-  /** Say what the annotator's label is: the first one, and what was given after the verdict. */
-  paintSaid(now) {
-    const [question] = this.setup.questions;
-    const words = (answer) => visible(inWords(question, answer));
-    const changed = same(this.first, now) ? [] : [", after the verdict ", ...words(now)];
-    this.said.replaceChildren(...(this.first ? ["Yours so far: ", ...words(this.first), ...changed] : []));
   }
 
   saveLabel(question, { value: typed }, { value: reason }) {
@@ -346,20 +338,16 @@ class Explorer {
   save({ name, rubric_version: version }, answer, reason, what) {
     const id = `${Date.now()}-${Math.random().toString(16).slice(2)}`;
     const { trace } = this.detail.dataset; // the item that is shown, though another may be under way
-    this.sent.set(id, { trace, what, answer });
+    this.sent.set(id, { trace, what });
     this.tell(`Saving the ${what} …`);
     this.send({ type: "act", actions: [{ id, kind: "save", trace_id: trace, at: Date.now(), answers: { [name]: answer }, rationale: { [name]: reason }, after_reveal: true, rubrics: { [name]: version ?? 0 } }] });
   }
 
   onSaved(ids) {
-    for (const { trace, what, answer } of ids.map((id) => this.sent.get(id)).filter(Boolean)) {
+    for (const { trace, what } of ids.map((id) => this.sent.get(id)).filter(Boolean)) {
       const draft = this.drafts.get(trace) ?? {};
       this.drafts.set(trace, what === "note" ? { ...draft, note: undefined } : { note: draft.note });
-      if (trace !== this.detail.dataset.trace) continue;
-      this.tell(what === "note" ? "The note is in the store." : "Your label is in the store, marked as given after the verdict. The matrix stays that of the pairs as they were read.");
-      if (what === "note") continue;
-      this.first ??= answer;
-      this.paintSaid(answer);
+      if (trace === this.detail.dataset.trace) this.tell(what === "note" ? "The note is in the store." : "Your label is in the store, marked as given after the verdict. The matrix stays that of the pairs as they were read.");
     }
     for (const id of ids) this.sent.delete(id);
   }
