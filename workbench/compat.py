@@ -196,7 +196,7 @@ class Sender(Protocol):
     """Sends the requests of the judge call that is under way."""
 
     def post(self, endpoint: str, headers: Mapping[str, str], payload: dict[str, Any]) -> Any:
-        """POST a chat request and return the JSON answer; raise `HTTPStatusError` from 400."""
+        """POST a chat request and return the JSON answer; raise `status_error` from 400."""
 
     def ask(self, payload: Mapping[str, Any], send: Callable[[], Any]) -> Any:
         """Return what ``send()``, which makes the request, returns."""
@@ -205,16 +205,17 @@ class Sender(Protocol):
         """Return litellm's response with what it answers as the JSON that was asked for."""
 
 
-class HTTPStatusError(Exception):
-    """An answer with a status from 400. ``retry_after`` is in seconds, None where not said."""
-
-    def __init__(self, status_code: int, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.status_code, self.retry_after = status_code, retry_after
-
-
 def _adapter(name: str) -> Any:
     return importlib.import_module(f"mlflow.genai.judges.adapters.{name}")
+
+
+def status_error(status: int, message: str, retry_after: float | None = None) -> Any:
+    """Return the error by which MLflow knows an answer with a status from 400; wait in seconds."""
+    utils = _adapter("utils")
+    too_long = status == 400 and utils.is_context_window_error(message)
+    error = utils.ChatCompletionError(status, message, is_context_window_error=too_long)
+    error.retry_after = retry_after
+    return error
 
 
 _sender: ContextVar[Sender | None] = ContextVar("workbench_sender", default=None)
@@ -271,14 +272,7 @@ def _passing(send: Callable[..., Any], original: Any) -> Any:
 
 def _send(sender: Sender, _: Any, given: Mapping[str, Any]) -> Any:
     """Send what MLflow's own client would."""
-    try:
-        return sender.post(given["endpoint"], given["headers"], given["payload"])
-    except HTTPStatusError as error:
-        utils = _adapter("utils")
-        too_long = error.status_code == 400 and utils.is_context_window_error(str(error))
-        raise utils.ChatCompletionError(
-            error.status_code, str(error), is_context_window_error=too_long
-        ) from error
+    return sender.post(given["endpoint"], given["headers"], given["payload"])
 
 
 def _invoke(sender: Sender, original: Any, given: Mapping[str, Any]) -> Any:
@@ -360,14 +354,10 @@ def reached_elsewhere(judge: Any, model: str, way: Endpoint = (None, {}, {})) ->
 
 
 def rename_models(judge: Any, rename: Callable[[str], str], *, like: Any) -> Any:
-    """Rename the models of a judge that an optimizer made, which else end with its run.
+    """Rename the models of a judge with one within, which else end with the optimizer's run.
 
-    Its judge within, or itself where it is made from instructions, is reached as ``like``.
+    That is reached as ``like``.
     """
-    from mlflow.genai.judges.instructions_judge import InstructionsJudge
-
-    if isinstance(judge, InstructionsJudge):
-        return reached_elsewhere(judge, rename(judge.model), endpoint(like))
     if (base := base_judge(judge)) is not None:
         judge._base_judge = reached_elsewhere(base, rename(base.model), endpoint(like))
     for name in models_of_optimizer(judge):

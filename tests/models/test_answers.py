@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from mlflow.genai.judges.adapters.utils import ChatCompletionError
 
-from workbench.compat import HTTPStatusError
 from workbench.models.answers import AnswerError, check_error, readable
 
 GOOD = '{"result": "good", "rationale": "because"}'
@@ -215,7 +215,7 @@ def test_other_forms_and_calls_of_tools_that_were_offered_are_left_alone() -> No
 def test_an_error_in_the_body_decides_by_its_own_status(
     error: Any, status: int, words: str
 ) -> None:
-    with pytest.raises(HTTPStatusError, match=words) as caught:
+    with pytest.raises(ChatCompletionError, match=words) as caught:
         check_error({"id": None, "choices": None, "error": error})
     assert caught.value.status_code == status
     check_error({"choices": [{}], "error": None})
@@ -231,6 +231,6 @@ def test_an_error_in_the_body_decides_by_its_own_status(
     ],
 )
 def test_an_error_without_a_field_of_that_name(body: dict[str, Any]) -> None:
-    with pytest.raises(HTTPStatusError, match="up") as caught:
+    with pytest.raises(ChatCompletionError, match="up") as caught:
         check_error(body)
     assert caught.value.status_code == 429

@@ -19,7 +19,6 @@ from mlflow.genai.judges.adapters.utils import ChatCompletionError
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench import make_judge
-from workbench.compat import HTTPStatusError
 from workbench.judging.requests import Asker
 from workbench.models.budget import Budget, Usage
 from workbench.models.client import Client, Outcome, Request
@@ -168,7 +167,7 @@ def test_an_answer_that_is_no_json(loopback: Start) -> None:
     server = loopback(page="<html>Welcome</html>")
     with (
         closing(Client()) as client,
-        pytest.raises(HTTPStatusError, match="<html>Welcome") as caught,
+        pytest.raises(ChatCompletionError, match="<html>Welcome") as caught,
     ):
         client.post(f"{server.url}/chat/completions", {}, {"messages": []}, 5)
     assert caught.value.status_code == 502

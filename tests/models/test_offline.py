@@ -381,7 +381,7 @@ def test_hostile_instructions_are_read_in_their_time(text: str) -> None:
 @pytest.mark.parametrize(
     "user",
     [
-        "outputs: x\n" * MANY,
+        "inputs: 1\n" + "outputs: x\n" * MANY,
         "outputs: [\n" * MANY,
         "inputs: 1\noutputs: " + "\noutputs: 2" * MANY,
         "outputs: " + "[" * MANY,
@@ -390,18 +390,10 @@ def test_hostile_instructions_are_read_in_their_time(text: str) -> None:
     ids=range(5),
 )
 def test_hostile_items_are_read_in_their_time(user: str) -> None:
-    """What is no JSON is text up to the next field, and a field comes once."""
+    """What is no JSON is text up to the next field."""
     item = read_item(user)
     assert sum(len(str(value)) for value in item.values()) <= len(user)
     assert judge("Rate.", LADDER, as_item(item))
-
-
-def test_a_field_comes_once() -> None:
-    """The first one counts; text that looks like it again is part of the text."""
-    assert read_item("outputs: not JSON\noutputs: 2\ninputs: 1") == {
-        "outputs": "not JSON\noutputs: 2",
-        "inputs": 1,
-    }
 
 
 @pytest.mark.timeout(120)

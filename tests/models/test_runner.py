@@ -19,7 +19,7 @@ from loopback import UNKNOWN_MODEL, Loopback
 from mlflow.genai.judges import Judge
 
 from workbench import make_judge
-from workbench.compat import HTTPStatusError
+from workbench.compat import status_error
 from workbench.errors import (
     ArgumentError,
     BudgetError,
@@ -211,7 +211,7 @@ def test_a_key_that_is_withdrawn_midway(loopback: Start) -> None:
     with pytest.raises(CredentialError, match="What was answered before is kept"):
         run(judge_at(server.url), items(200), concurrency=8, on_verdict=settled.append)
     assert [v.error for v in settled] == [None] * 20
-    assert server.requests <= 20 + 2 * 8
+    assert server.requests <= 20 + 4 * 8
 
 
 def test_refusals_of_single_questions_leave_it_to_the_asker_when_to_stop(loopback: Start) -> None:
@@ -434,7 +434,7 @@ def test_a_refusal_of_equals_does_not_end_the_run(cache: AnswerCache) -> None:
     """However many they are, they say nothing of other questions."""
 
     def refuse() -> None:
-        raise HTTPStatusError(400, "refused")
+        raise status_error(400, "refused")
 
     asked = [stub("bad", refuse)] * 10 + [stub(str(n), lambda: "good") for n in range(30)]
     with Runner(cache=cache, concurrency=1) as runner:

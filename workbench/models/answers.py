@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from workbench.compat import HTTPStatusError
+from workbench.compat import status_error
 from workbench.formatting import read_literal, storable
 
 RESULT, RATIONALE = "result", "rationale"
@@ -51,7 +51,7 @@ def said(body: Any) -> str:
 
 
 def check_error(body: Mapping[str, Any]) -> None:
-    """Raise `HTTPStatusError`, with the code that it holds, for an error of status 200."""
+    """Raise a `status_error`, with the code that it holds, for an error of status 200."""
     choice = next(iter(body.get("choices") or []), None)
     if isinstance(choice, Mapping):
         answered = (choice.get("message") or {}).get("content")
@@ -67,7 +67,7 @@ def check_error(body: Mapping[str, Any]) -> None:
     status = next((int(n) for n in numbers if n.isdecimal() and 400 <= int(n) < 600), None)
     told = f"{given.get('code')} {given.get('type')} {words}".lower()
     meant = (number for pattern, number in _STATUS.items() if re.search(pattern, told))
-    raise HTTPStatusError(status or next(meant, 502), words or "an error without a message")
+    raise status_error(status or next(meant, 502), words or "an error without a message")
 
 
 def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
@@ -152,31 +152,21 @@ def _read_content(message: Mapping[str, Any], finish_reason: str) -> str:
 _STATED = re.compile(
     r"(?:```\w*\s*)?\{\s*"
     rf'(?i:"{RESULT}")\s*:\s*("(?:[^"\\\n]|\\["\\/bfnrt])*"|-?\d+(?:\.\d+)?|true|false)\s*,\s*'
-    rf'(?:(?i:"{RATIONALE}")\s*:\s*"((?:[^"\\]|\\.)*))?',
+    rf'(?:(?i:"{RATIONALE}")\s*:\s*"(.*))?',
     re.DOTALL,
 )
-"""The beginning of an answer that has stated its result, and what there is of a rationale."""
-
-_NEXT_KEY = re.compile(r'"\w+"\s*:')
+"""An answer that has stated its result, and what follows, which may run on or hold bare quotes."""
 
 
 def _stated(answer: str, *, is_cut: bool) -> dict[str, Any] | None:
-    """Return the rating that stands whole before a rationale that cannot be read as JSON.
-
-    A small model may run on in its rationale, or not escape its quotes.
-    """
+    """Return the rating that stands whole before a rationale that cannot be read as JSON."""
     found = _STATED.match(answer)
-    if found is None or not (is_cut or found[2]):
+    why = (found and found[2]) or ""
+    # After another key there may be another rating.
+    if found is None or re.search(r'"\w+"\s*:', why) or not (is_cut or why):
         return None
-    result, why = json.loads(found[1]), ""
-    if is_cut:
-        with suppress(ValueError):  # of an escape sequence that was cut
-            why = json.loads(f'"{found[2] or ""}"', strict=False)
-        return {RESULT: result, RATIONALE: f"{storable(why)} [{_CUT}]".strip()}
-    why = answer[found.start(2) :].rstrip("` \r\n\t").removesuffix("}").rstrip()
-    if _NEXT_KEY.search(why):  # perhaps another rating
-        return None
-    return {RESULT: result, RATIONALE: storable(why.removesuffix('"'))}
+    why = storable(why.replace('\\"', '"').rstrip('"}`\\ \r\n\t'))
+    return {RESULT: json.loads(found[1]), RATIONALE: f"{why} [{_CUT}]".strip() if is_cut else why}
 
 
 def _text(content: Any) -> str:

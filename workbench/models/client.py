@@ -6,6 +6,7 @@ requests: over pooled connections, counted in the budget before they are sent, w
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import mlflow
 import requests
 from requests.exceptions import InvalidHeader
 
-from workbench.compat import HTTPStatusError, current_sender, intercepted
+from workbench.compat import current_sender, intercepted, status_error
 from workbench.credentials import environment_keys, redact
 from workbench.errors import BudgetError, CancelledError, ModelError, ReplayError, StoreError
 from workbench.models.answers import AnswerError, check_error, readable, said
@@ -41,11 +42,6 @@ CONNECT_SECONDS: Final = 10.0
 LONGEST_MESSAGE: Final = 2000  # characters of a provider's message that are kept
 
 _QUERY: Final = re.compile(r"(?<=\S)\?[^\s'\")]+")  # of a URL, or of its path alone
-
-_NO_HEADER: Final = (
-    "the key or another header cannot be sent, since it holds a line break, a space at its "
-    "beginning, or a character such as a typographic quote"
-)
 
 # What ends a run and is no fault of a model.
 _ENDINGS: Final = (CancelledError, ReplayError, StoreError, StoppedError)
@@ -127,13 +123,12 @@ class Client:
         adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=connections)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
-        # Settings of the environment are read, and a request is prepared, once an endpoint: done
-        # for every call this takes as long as sending it.
+        # Settings of the environment are read once: for every call this takes as long as sending.
         self._session.trust_env = False
+        self._proxies = functools.cache(requests.utils.get_environ_proxies)
         self._session.verify = (
             os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
         )
-        self._prepared: dict[Any, tuple[requests.PreparedRequest, dict[str, str]]] = {}
 
     def send(
         self, request: Request, budget: Budget, *, is_over: Callable[[], bool] = lambda: False
@@ -157,31 +152,26 @@ class Client:
     def post(
         self, endpoint: str, headers: Mapping[str, str], payload: Mapping[str, Any], seconds: float
     ) -> dict[str, Any]:
-        """POST a chat request and return the JSON answer; `HTTPStatusError` for any other."""
-        key = (endpoint, *headers.items())
-        if key not in self._prepared:
-            full = {"Content-Type": "application/json", **headers}
-            asked = requests.Request("POST", endpoint, headers=full)
-            proxies = dict(requests.utils.get_environ_proxies(endpoint))
-            with suppress(InvalidHeader, UnicodeEncodeError):
-                "".join(headers.values()).encode("latin-1")  # as they are sent
-                self._prepared[key] = self._session.prepare_request(asked), proxies
-        if key not in self._prepared:
-            raise HTTPStatusError(401, _NO_HEADER)
-        template, proxies = self._prepared[key]
-        prepared = template.copy()
-        prepared.prepare_body(json.dumps(payload).encode(), None)
-        limits = (min(CONNECT_SECONDS, seconds), seconds)
-        response = self._session.send(prepared, timeout=limits, proxies=proxies)
+        """POST a chat request and return the JSON answer; `status_error` for any other."""
+        try:
+            response = self._session.post(
+                endpoint,
+                data=json.dumps(payload).encode(),
+                headers={"Content-Type": "application/json", **headers},
+                timeout=(min(CONNECT_SECONDS, seconds), seconds),
+                proxies=self._proxies(endpoint),
+            )
+        except UnicodeEncodeError:
+            raise InvalidHeader from None
         if response.status_code >= 400:
             wait = seconds_to_wait(response.headers.get("Retry-After"))
-            raise HTTPStatusError(*_told(response, payload), wait)
+            raise status_error(*_told(response, payload), wait)
         with suppress(ValueError):
             if isinstance(answer := json.loads(response.content), dict):
                 check_error(answer)
                 return answer
         told = f"the endpoint did not answer in JSON but with {response.text[:200]!r}"
-        raise HTTPStatusError(502, told)
+        raise status_error(502, told)
 
     def close(self) -> None:
         self._session.close()

@@ -10,7 +10,7 @@ from time import time
 from typing import Any, Final, Literal
 
 import requests
-from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema, SSLError
+from requests.exceptions import InvalidHeader, InvalidSchema, InvalidURL, MissingSchema, SSLError
 
 from workbench.errors import CredentialError, ModelError, UnreachableModelError
 from workbench.models.answers import AnswerError
@@ -105,6 +105,11 @@ _NOT_CONNECTED: Final = ("establish a new connection", "failed to resolve", "una
 
 _BROKEN_OFF: Final = ("RemoteProtocolError", "ReadError")  # httpx', of servers that were reached
 
+_NO_HEADER: Final = (
+    "the key or another header cannot be sent, since it holds a line break, a space at its "
+    "beginning, or a character such as a typographic quote"
+)
+
 _NO_KEY: Final = ("environment variable must be set", "api_key", "api key")
 
 
@@ -114,6 +119,8 @@ def classify(error: BaseException) -> Fault:
     for link in causes(error):
         if isinstance(link, AnswerError):
             return Fault("answer", str(link))
+        if isinstance(link, InvalidHeader):  # whose message quotes it
+            return Fault("credential", _NO_HEADER)
         if "Timeout" in type(link).__name__:  # Python's, requests', urllib3's, httpx', dspy's
             names = [type(one).__name__ for one in causes(error)]
             is_connected = not any(name.startswith("ConnectTimeout") for name in names)

@@ -219,8 +219,7 @@ class _Run:
         self.arrived = threading.Semaphore(0)
         self.stopped = threading.Event()
         self.failed: list[tuple[int, Outcome]] = []
-        self.in_a_row = 0
-        self.refused, self.lock = 0, threading.Lock()  # permanent failures since the last answer
+        self.in_a_row = self.refused = 0  # failures since the last answer, and permanent ones
         self.counts, self.cost = Counter[str](), 0.0
 
     @property
@@ -296,23 +295,10 @@ class _Run:
                 return
             except BaseException as error:
                 outcome = error
-            else:
-                self._count(outcome)
             self.done.append((index, outcome))
             self.arrived.release()
             if self.stopped.is_set():
                 return
-
-    def _count(self, outcome: Outcome) -> None:
-        """Stop at refusals in a row, here and not when they are settled, which may lag behind."""
-        fault = outcome.fault
-        with self.lock:
-            if fault is None or fault.kind == "answer":
-                self.refused = 0
-            else:
-                self.refused += fault.permanent
-            if self.refused >= PERMANENT_FAILURES_TO_STOP:
-                self.stopped.set()
 
     def _wait(self) -> None:
         """Wait for the next outcome, woken now and then to see that it was cancelled."""
@@ -328,7 +314,7 @@ class _Run:
             raise outcome
         runner, fault = self.runner, outcome.fault
         if fault is None or fault.kind == "answer":
-            self.in_a_row = 0
+            self.in_a_row = self.refused = 0
             self._settle(index, outcome)
             if runner.unkept is not None:
                 raise runner.unkept
@@ -340,8 +326,10 @@ class _Run:
         else:
             self.failed.append((index, outcome))
             self.in_a_row += 1
+            self.refused += fault.permanent
         if fault is not None and (
-            (self.stopped.is_set() and (fault.permanent or not runner.answered))
+            self.stopped.is_set()  # since the very first calls were in vain
+            or self.refused >= PERMANENT_FAILURES_TO_STOP
             # They take longest, being tried again, and so come in a row at the end of any run.
             or (self.in_a_row >= FAILURES_TO_STOP and (untried or not runner.answered))
             or (fault.kind == "rate_limit" and runner.is_silent())

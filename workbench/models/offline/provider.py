@@ -10,7 +10,7 @@ from typing import Any
 
 from workbench.errors import ArgumentError
 from workbench.formatting import read_literal
-from workbench.models.offline.features import FIELDS, as_item
+from workbench.models.offline.features import FIELDS, as_item, read_json
 from workbench.models.offline.reflect import propose
 from workbench.models.offline.rubric import Ladder, judge, values_in_text
 from workbench.scale import Scale
@@ -39,10 +39,7 @@ def _verdict(system: str, user: str) -> str | None:
     kind, values = _read_type(result[1])
     ladder = ladder_of(instructions, kind, values)
     value, rationale = judge(instructions, ladder, as_item(read_item(user)))
-    fields = [("result", value), ("rationale", rationale)]
-    if 0 <= system.find("- rationale (", end) < result.start():
-        fields.reverse()
-    return json.dumps(dict(fields), ensure_ascii=False)
+    return json.dumps({"result": value, "rationale": rationale}, ensure_ascii=False)
 
 
 def _read_type(text: str) -> tuple[str, Sequence[Any]]:
@@ -68,24 +65,13 @@ def ladder_of(instructions: str, kind: str, values: Sequence[Any]) -> Ladder:
     return Ladder(scale.values, ordered=scale.kind != "nominal")
 
 
+_FIELD = re.compile(rf"^({'|'.join(FIELDS)}): ?", re.MULTILINE)  # within JSON no line begins so
+
+
 def read_item(user: str) -> dict[str, Any]:
-    """Return the fields of the item: ``name: JSON`` one after the other, each once."""
-    item: dict[str, Any] = {}
-    decoder = json.JSONDecoder(strict=False)
-    position, names = 0, list(FIELDS)
-    while names:
-        head = re.compile(rf"\s*({'|'.join(names)}): ?").match(user, position)
-        if head is None:
-            break
-        names.remove(head[1])
-        try:
-            item[head[1]], position = decoder.raw_decode(user, head.end())
-        except (ValueError, RecursionError):
-            # Not JSON: everything up to the next field is its text.
-            stops = [user.find(f"\n{name}: ", head.end()) for name in names]
-            position = min((s for s in stops if s >= 0), default=len(user))
-            item[head[1]] = user[head.end() : position]
-    return item
+    """Return the fields of the item, of which each begins a line as ``name: JSON``."""
+    _, *parts = _FIELD.split(user)
+    return {name: read_json(text) for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def _filled_sections(system: str, user: str) -> str | None:

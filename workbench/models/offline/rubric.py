@@ -204,12 +204,11 @@ class Ladder:
 def score(rules: Sequence[Rule], ladder: Ladder, item: Item) -> tuple[int, list[str]]:
     """Return the position on the ladder, or beyond its ends, and the sentences that explain it."""
     firing = [rule for rule in rules if rule.fires(item)]
-    values = [(ladder.index(rule.value), rule.words) for rule in firing if rule.value is not None]
-    liking, why = first_impression(item)
-    start, reason = ladder.cut(int(liking * len(ladder.values))), why
-    for position, words in values:
-        if position is not None:
-            start, reason = position, words
+    liking, reason = first_impression(item)
+    start = ladder.cut(int(liking * len(ladder.values)))
+    for rule in firing:
+        if rule.value is not None and (position := ladder.index(rule.value)) is not None:
+            start, reason = position, rule.words
     moves = [rule for rule in firing if rule.step and ladder.ordered]
     return start + sum(rule.step for rule in moves), [reason, *(rule.words for rule in moves)]
 
