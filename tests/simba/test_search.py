@@ -59,7 +59,6 @@ def test_it_learns_from_what_the_judge_always_gets_wrong() -> None:
     """A judge that is wrong in the same way each time is cured, and the evidence is kept."""
     found = run()
     assert RULE in found.best.rules
-    assert found.best_score > found.original_score
     assert found.history["dev_accuracy"].max() == 1.0
     by_id = {item.trace_id: item for item in items(20)}
     assert set(found.evidence) == set(found.best.rules)
@@ -107,7 +106,6 @@ def test_a_judge_that_is_better_only_for_giving_its_rationale_first_needs_no_rul
     ask = answers(lambda c, i: i.label if c.rationale_first and not c.rules else "good")
     found = run(ask=ask, settings=Settings(max_steps=2, max_examples=0))
     assert found.best == BASE.with_rationale_first()
-    assert found.best_score > found.original_score
 
 
 def test_a_description_of_a_rating_has_the_items_of_that_rating_as_evidence() -> None:
@@ -188,7 +186,6 @@ def test_useless_rules_change_nothing() -> None:
 
     found = run(reflect=useless)
     assert found.best == BASE
-    assert found.best_score == found.original_score
 
 
 @settings(max_examples=8)
@@ -464,7 +461,6 @@ def test_a_rule_that_newer_labels_contradict_is_dropped(old: int) -> None:
     found = run(train, changed_their_mind(12, 200), ALIGNED, ask=obedient, reflect=wordy())
     assert found.best.rules == (IDLE,)
     assert next(iter(found.best.dropped.values())).startswith("harmful")
-    assert found.best_score > found.original_score
 
 
 def test_a_rule_that_newer_labels_confirm_stays() -> None:
@@ -505,7 +501,7 @@ def test_what_ends_early_leaves_the_original(error: type[Exception]) -> None:
 
     found = run(reflect=ending)
     assert found.best == BASE
-    assert found.judge_calls == 30
+    assert found.history["calls"].max() == 30
 
 
 # -- what it is made from, and what it takes ------------------------------------------------------

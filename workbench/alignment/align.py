@@ -62,13 +62,11 @@ def align(
 ) -> Alignment:
     """Align a judge with human labels and prove it on pairs that nothing was learned from.
 
-    The pairs are split into train, dev and test. The optimizer learns on train and selects on dev.
-    Original and proposed judge are then scored once on test, and the proposed one is taken only if
-    it passes the gate. The test is an MLflow run, so that each use of the held-out pairs is
-    counted. Answers are cached: the same call resumes an interrupted alignment.
-
-    Of a judge that was aligned before, labels that it learned from count a quarter of newer ones,
-    and it is tested on other traces.
+    The optimizer learns on train and selects on dev. Original and proposed judge are then scored
+    once on test, and the proposed one is taken only if it passes the gate. The test is an MLflow
+    run, so that each use of the held-out pairs is counted. The same call resumes an interrupted
+    alignment. Of a judge that was aligned before, labels that it learned from count a quarter of
+    newer ones, and it is tested on other traces.
 
     Parameters
     ----------
@@ -89,9 +87,9 @@ def align(
         Labels learned from at most, drawn by ``seed``, stratified, so that more include the fewer;
         None: all. The held-out pairs do not depend on it.
     budget
-        Model calls at most, or a `workbench.Budget`, for all of it. What the held-out test takes is
-        reserved. When the rest is used up, `SIMBA` ends with the best instructions so far, and any
-        other optimizer with a `BudgetError`. None: the budget of the given `SIMBA`, if any.
+        Model calls at most, or a `workbench.Budget`, the held-out test included, which is reserved.
+        When it is used up, `SIMBA` ends with the best instructions so far, and any other optimizer
+        with a `BudgetError`. None: the budget of the given `SIMBA`, if any.
     gate
         ``"better"``: agreement on test must rise; ``"significant"``: and be significant at 5 % by
         McNemar's test; ``"none"``: the proposed judge is taken as it is. The first two also reject
@@ -269,14 +267,10 @@ def _result(
 def alignment_improvement(
     original: Judge, aligned: Judge, traces: Any = None, *, progress: bool = True
 ) -> dict[str, Any]:
-    """Accuracy of two judges against the human labels on traces.
+    """Accuracy of two judges against the human labels under the original's name on ``traces``.
 
-    Parameters
-    ----------
-    original, aligned
-        Both are called (answers known already come from the cache); nothing is logged.
-    traces
-        Labelled under the original's name; best traces that neither was aligned on.
+    Both are called, unless the cache has their answers, and nothing is logged. Best take traces
+    that neither was aligned on.
 
     Returns
     -------

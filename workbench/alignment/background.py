@@ -37,7 +37,6 @@ class AlignmentState:
     max_steps: int | None = None
     best_score: float | None = None
     calls: int | None = None
-    budget: int | None = None
     spent: str = ""
     share_spent: float | None = None
     failures: int | None = None
@@ -93,7 +92,7 @@ class RunningAlignment(Watch):
                 (budget.spent_usd, budget.usd),
             )
             shares = (min(1.0, spent / limit) for spent, limit in limits if limit)
-            known |= {"calls": budget.spent, "budget": budget.limit, "spent": str(budget)}
+            known |= {"calls": budget.spent, "spent": str(budget)}
             known["share_spent"] = max(shares, default=None)
         return replace(state, **known)
 

@@ -66,9 +66,8 @@ def compare_optimizers(
 ) -> OptimizerComparison:
     """Run several optimizers on the same split and score each once on the same held-out pairs.
 
-    Answers are cached, so the same call resumes after an interrupt. An optimizer that fails is a
-    row with its reason. The comparison is logged as an MLflow run, with a child run for each
-    judge that was tested.
+    The same call resumes after an interrupt. An optimizer that fails is a row with its reason. The
+    comparison is logged as an MLflow run, with a child run for each judge that was tested.
 
     Parameters
     ----------
@@ -81,10 +80,8 @@ def compare_optimizers(
     seed
         Of the split, the few-shot examples and the optimizers that are given by name.
     budget
-        Model calls at most, or a `workbench.Budget`, of *each* optimizer: for learning and for
-        the held-out test of its judge, whose calls are reserved. An optimizer that needs more is
-        a row with its reason; `SIMBA` ends with the best instructions so far. The test of
-        few-shot is not charged.
+        Of *each* optimizer, as in `align`; one that needs more is a row with its reason. The test
+        of few-shot is not charged.
     embedding_model
         Of MemAlign, which takes part by default only where this is given. Where its provider is
         the judge's, it is reached at the judge's base URL.
@@ -267,15 +264,13 @@ def named_optimizers(
         wanted = [name.strip() for name in wanted.split(",") if name.strip()]
     elif not isinstance(wanted, (Iterable, type(None))):
         wanted = [wanted]
-    named: Mapping[str, Any] = known if wanted is None else wanted
+    named: Any = known if wanted is None else wanted
     if not isinstance(named, Mapping):
-        names = [one if isinstance(one, str) else type(one).__name__ for one in wanted]
+        names = [one if isinstance(one, str) else type(one).__name__ for one in named]
         before = [names[:i].count(name) for i, name in enumerate(names)]
         names = [f"{name} ({n + 1})" if n else name for name, n in zip(names, before, strict=True)]
         named = dict(zip(names, wanted, strict=True))
-    found = {
-        name: known.get(one, one) if isinstance(one, str) else one for name, one in named.items()
-    }
+    found = {n: known.get(one, one) if isinstance(one, str) else one for n, one in named.items()}
     wrong = [one for one in found.values() if not isinstance(one, AlignmentOptimizer)]
     wrong += [name for name in found if name in REFERENCES]  # which every comparison shows
     if wrong or not found:

@@ -50,8 +50,7 @@ class Certificate(Result):
         Items, none of which the judge is known to have learned from, and that of the intervals.
     looks
         The largest number of judges that one item has scored so far, this one included; None where
-        nothing is known of who gave the verdicts. Recorded verdicts of one source count as those of
-        one judge.
+        nothing is known of who gave the verdicts.
     fingerprint, dataset_digest
         Of the judge, "" where not known, and of the items with their labels.
     notes
@@ -101,9 +100,8 @@ def certify(
 
     It passes where the lower end of every interval is above its threshold. Of an alignment, the
     held-out test of ``.judge`` counts; of pairs, all but those that an alignment in this store has
-    learned from. Items that were used to score several judges flatter the best of these, so the
-    uses are counted, by content: those by `align` and `compare_optimizers`, and those by this
-    function, which logs each new one as an MLflow run.
+    learned from. Items that were used to score several judges flatter the best of these, so uses
+    are counted, by content; a new one here is logged as an MLflow run.
 
     Parameters
     ----------

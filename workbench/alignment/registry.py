@@ -88,13 +88,10 @@ def register(
     """Register a judge as the newest version under its name.
 
     A judge that equals the latest version makes no new one. Of an alignment its ``.judge`` is
-    registered, which is the original one unless it improved, with what made it: parent, data
-    set, split, seed, optimizer, scores with intervals and cost (see `history`).
+    registered, which is the original one unless it improved, with what made it (see `history`).
 
     Parameters
     ----------
-    alignment_or_judge
-        An `Alignment`, or any MLflow judge.
     name
         The name that a loaded judge bears, and its labels have; the judge's own by default.
     experiment

@@ -45,10 +45,9 @@ class Alignment:
         The largest number of judges that one held-out item has scored so far, this one included; 0
         where nothing was tested.
     calls, reflection_calls, usage
-        What was spent, the held-out test included: requests of judges, those of reflection (and
-        embeddings while other optimizers learn), and the tokens ``read`` and ``written``, those
-        ``repeated`` from the server's prompt cache, and the ``cost`` in US dollars; None where not
-        known.
+        What was spent, the held-out test included: requests of judges, those of reflection and
+        embeddings, and the tokens ``read``, ``written`` and, from the server's prompt cache,
+        ``repeated``, and the ``cost`` in US dollars; None where not known.
     usd_per_1000
         US dollars that 1,000 judgements of the proposed judge cost, by the tokens of the held-out
         test, without embeddings; None where not known.

@@ -238,7 +238,7 @@ class Learned:
     Of SIMBA, ``history`` has a row for each candidate: its ``dev_score`` is nan if it dropped out
     early, ``best`` says whether it took the place of the best one, ``calls`` counts judge calls
     until then, ``dropped`` lists the rules that were dropped and why. ``best`` is the original if
-    nothing scored higher; both scores are on items that it does not show.
+    nothing scored higher.
     """
 
     judge: Any = None
@@ -254,5 +254,3 @@ class Learned:
     reflection_failures: int = 0
     notes: tuple[str, ...] = ()
     best: Candidate = Candidate("")
-    original_score: float = math.nan
-    best_score: float = math.nan

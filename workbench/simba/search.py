@@ -100,12 +100,8 @@ class Search:
             stopped = "it was cancelled"
         return Learned(
             best=self.best,
-            original_score=self.board.score(self.original, self.board.hidden_from([self.best]))[0],
-            best_score=self.board.score(self.best)[0],
             history=pd.DataFrame(self.rows),
             stopped=stopped,
-            judge_calls=self.board.calls,
-            reflection_calls=self.reflections,
             known=self.board.cached + self.cached_reflections,
             failures=self.board.failures,
             reflection_failures=self.reflection_failures,
@@ -197,9 +193,10 @@ class Search:
     def ask_for_rules(self, asked: Mapping[str, Request], step: int) -> dict[str, tuple[str, ...]]:
         """The rules that the reflection model states, by the names of the requests."""
         answers = self.reflect(list(asked.values()), step)
-        self.reflections += sum(answer.paid.requests for answer in answers)
-        self.reflection_failures += sum(answer.fault is not None for answer in answers)
-        self.cached_reflections += sum(answer.cached for answer in answers)
+        for answer in answers:
+            self.reflections += answer.paid.requests
+            self.reflection_failures += answer.fault is not None
+            self.cached_reflections += answer.cached
         stated = (tuple((answer.answer or {}).get("rules", ())) for answer in answers)
         rules = dict(zip(asked, stated, strict=True))
         for name, request in asked.items():
