@@ -140,7 +140,8 @@ def run_here(command: str) -> Path:
             if cell.cell_type == "code":
                 exec(compile(cell.source, str(source), "exec"), names)
                 if "parameters" in cell.metadata.get("tags", []):
-                    names.update(resolve_parameters(source, given, folder))
+                    declared = notebook_parameters(source)
+                    names.update(resolve_parameters(source, declared, given, folder))
     import matplotlib.pyplot as plt
 
     plt.close("all")

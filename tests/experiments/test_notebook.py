@@ -18,7 +18,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from workbench.errors import NotebookError
 from workbench.experiments.notebook import Ran, resolve_parameters, run_notebook, without_secrets
-from workbench.experiments.parameters import find_notebook
+from workbench.experiments.parameters import find_notebook, notebook_parameters
 
 PARAMETERS = 'seed = 0\noutput_dir = "output"\ndata = "data/table.csv"\nother = "no/such.csv"'
 
@@ -247,9 +247,11 @@ def test_defaults_stay_as_they_are(folder: Path) -> None:
     parameters = parameters.replace("'long' * 1", repr("long" * 100))
     source = write(folder / "n.ipynb", parameters=parameters)
     given = {"data": "other.csv"}
-    assert resolve_parameters(source, given, folder) == given
+    assert resolve_parameters(source, notebook_parameters(source), given, folder) == given
     sample = write(folder / "n.ipynb", parameters=parameters.replace("own", "../data/shop_answers"))
-    assert resolve_parameters(sample, given, folder) == {**given, "groups": None}
+    assert resolve_parameters(sample, notebook_parameters(sample), given, folder) == {
+        **given, "groups": None,
+    }  # fmt: skip
 
 
 def test_the_notebook_itself_is_never_replaced(folder: Path) -> None:

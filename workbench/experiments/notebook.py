@@ -28,6 +28,7 @@ from workbench.credentials import redact, secret_params, withhold
 from workbench.errors import NotebookError
 from workbench.experiments.parameters import (
     FOLDERS,
+    Parameter,
     check_parameters,
     find_notebook,
     notebook_parameters,
@@ -79,7 +80,7 @@ def run_notebook(
     """
     source, folder = find_notebook(notebook), Path(output).expanduser().resolve()
     given = {**(Player(replay).head.parameters if replay else {}), **(parameters or {})}
-    passed = resolve_parameters(source, given, folder)
+    passed = resolve_parameters(source, notebook_parameters(source), given, folder)
     copy = _Copy(folder / source.name, {**passed, **(environment or {})})
     if copy.target == source:
         raise NotebookError(
@@ -139,9 +140,10 @@ SAMPLE: Final = "shop_answers.csv"
 SHORTEST_SECRET: Final = 6  # characters; shorter ones are often words
 
 
-def resolve_parameters(source: Path, given: Mapping[str, Any], output: Path) -> dict[str, Any]:
+def resolve_parameters(
+    source: Path, declared: Sequence[Parameter], given: Mapping[str, Any], output: Path
+) -> dict[str, Any]:
     """Check the values given; add the output folder and files beside the notebook."""
-    declared = notebook_parameters(source)
     values = check_parameters(declared, given)
     # Where data are given in place of the sample, defaults that name its columns are None.
     if "data" in given and any(Path(str(p.default)).name == SAMPLE for p in declared):

@@ -31,7 +31,7 @@ from workbench.experiments.execution import (
     read_result,
     start_process,
 )
-from workbench.experiments.notebook import without_secrets, writable
+from workbench.experiments.notebook import resolve_parameters, without_secrets, writable
 from workbench.experiments.parameters import (
     Grid,
     Parameter,
@@ -100,8 +100,6 @@ def sweep(
         ``calls``, ``tokens`` or ``cost``. Once it is spent, no further run is begun.
     force
         Run what is complete again.
-    progress
-        Show a bar.
 
     Returns
     -------
@@ -164,11 +162,6 @@ def _plan(
     fixed = [content, version("judge-workbench"), shared[MODEL_VARIABLE]]
     stop = str(place / f".stop-{secrets.token_hex(8)}")
     here, takes_store = Path.cwd(), "tracking_uri" in defaults
-    # A default that names a file beside the notebook is that (`resolve_parameters`).
-    named = {
-        name: (isinstance(value, str) and hashes_of(value, source.parent)) or hashes_of(value, here)
-        for name, value in defaults.items()
-    }
     tasks: dict[str, Task] = {}
     data = set[str]()
     # MLflow tells its processes the active experiment, but not always the store that it is in.
@@ -176,10 +169,11 @@ def _plan(
     active["MLFLOW_EXPERIMENT_ID"] = find_experiment_id()
     default = {"MLFLOW_EXPERIMENT_ID": "0"}
     for position, point in enumerate(points):
+        values = defaults | resolve_parameters(source, declared, point, place)
         files = {
             f"{name}.{k}" if k else name: known
-            for name, each in (named | {k: hashes_of(v, here) for k, v in point.items()}).items()
-            for k, known in enumerate(each)
+            for name, value in values.items()
+            for k, known in enumerate(hashes_of(value, here))
         }
         data.update(files.values())
         key = digest([fixed, without_secrets(point, point), files])[:16]
@@ -214,7 +208,7 @@ class _Sweep:
                 for task in self.tasks:
                     self._recall(task, before.get(task.key, []))
                 waiting = [task for task in self.tasks if task.key not in self.found]
-                self.shown.reset(total=len(waiting))  # so that the time left is that of these
+                self.beside.submit(self.shown.reset, len(waiting))  # the time left is that of these
                 if waiting:
                     self._run_all(waiting, executor, jobs)
         except KeyboardInterrupt:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -133,14 +132,9 @@ def table_of(results: Sequence[Result], run_id: str) -> pd.DataFrame:
         if None in values and all(type(value) in (int, type(None)) for value in values):
             given[name] = pd.array(values, dtype="Int64")  # stay whole beside what is not given
     ends = [(one.status, one.error, one.seconds or None) for one in results]
-    recorded = [
-        {
-            f"{k}_recorded" if k in given else k: math.nan if v is None else v
-            for k, v in each.items()
-        }
-        for each in (one.recorded for one in results)
-    ]
-    parts = [given, pd.DataFrame(ends, columns=[*TAKEN[:3]]), pd.DataFrame(recorded)]
+    recorded = pd.DataFrame([one.recorded for one in results])
+    recorded = recorded.rename(columns={name: f"{name}_recorded" for name in given})
+    parts = [given, pd.DataFrame(ends, columns=[*TAKEN[:3]]), recorded]
     table = pd.concat(parts, axis=1).assign(folder=[one.folder for one in results])
     table.attrs["sweep"] = run_id
     return table

@@ -120,8 +120,6 @@ def assess(
     samples
         Times that each trace is judged, at least 1 (see `self_agreement`). The first answer is the
         verdict and logged; the others are in ``.samples`` and in the cache.
-    progress
-        Show a progress bar.
 
     Raises
     ------
@@ -221,11 +219,6 @@ def log_verdicts(
         Who judged, for instance the model's name.
     value, rationale, values, encoding
         As in `log_labels`.
-
-    Returns
-    -------
-    Logged
-        How many were written, were there already, and were skipped with the reason.
     """
     return log_feedback_table(
         read_table(table, encoding),

@@ -100,8 +100,6 @@ def score(
         and monitored. A larger sample by the same seed holds the smaller one.
     encoding
         Of a CSV file that is not UTF-8, such as ``cp1252``.
-    progress
-        Show a progress bar.
 
     Raises
     ------

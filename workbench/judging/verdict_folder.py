@@ -56,12 +56,10 @@ class Layout:
 
     @property
     def beside(self) -> list[str]:
-        """What is copied, and the time."""
         return [*self.keep, *([self.time] if self.time else [])]
 
     @property
     def columns(self) -> list[str]:
-        """All that are read."""
         return [*(c for by_key in self.sides.values() for c in by_key.values()), *self.beside]
 
     def kept(self, partitions: Iterable[Sequence[Record]]) -> dict[str, list[Any]]:

@@ -82,6 +82,8 @@ def plot_before_after(
 ) -> npt.NDArray[Any]:
     """Two confusion matrices side by side, with two figures and their intervals above each.
 
+    Returns an array of the two Axes.
+
     Parameters
     ----------
     comparison_or_before, after
@@ -90,10 +92,6 @@ def plot_before_after(
         Two Axes to draw on; new ones by default. Both names mean the same.
     normalise
         As in `plot_confusion`.
-
-    Returns
-    -------
-    Array of the two Axes.
     """
     both = _both("plot_before_after", comparison_or_before, after)
     given = axes if axes is not None else ax

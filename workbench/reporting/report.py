@@ -68,8 +68,6 @@ def write_report(
 
     Parameters
     ----------
-    alignment
-        What `workbench.align` gave.
     path
         The file to write, which is also returned.
     title
