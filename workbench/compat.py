@@ -140,20 +140,17 @@ def latest_schema() -> str:
     return str(_get_latest_schema_revision())
 
 
-_session: ContextVar[tuple[Any, Any] | None] = ContextVar("workbench_session", default=None)
+_session: ContextVar[Any] = ContextVar("workbench_session", default=None)
 
 
 @contextmanager
 def one_transaction(store: Any) -> Iterator[None]:
-    """Commit what this thread writes to ``store`` within the block at its end, or nothing of it.
-
-    Where the store is no database this is an AttributeError before anything is written.
-    """
+    """Commit what this thread writes to a database at the end, or nothing; else AttributeError."""
 
     def sharing(original: Any) -> Any:
         def session_for(read_only: bool = True) -> Any:
-            sharer, session = _session.get() or (None, None)
-            return nullcontext(session) if sharer is store else original(read_only=read_only)
+            session = _session.get()
+            return original(read_only=read_only) if session is None else nullcontext(session)
 
         return session_for
 
@@ -161,7 +158,7 @@ def one_transaction(store: Any) -> Iterator[None]:
         _replaced(store, "ManagedSessionMaker", sharing),
         store.ManagedSessionMaker(read_only=False) as session,
     ):
-        token = _session.set((store, session))
+        token = _session.set(session)
         try:
             yield
         finally:
@@ -226,10 +223,7 @@ senders_of_process: Final[list[Callable[[], Sender | None]]] = []
 
 @contextmanager
 def intercepted(sender: Sender | None) -> Iterator[None]:
-    """Let requests of MLflow's judges in this context pass ``sender``, and others untouched.
-
-    Without the functions that are replaced no judge can be asked.
-    """
+    """Let judges' requests in this context pass ``sender``; without it no judge is asked."""
     litellm = _adapter("litellm_adapter")
     token = _sender.set(sender)
     try:
@@ -354,10 +348,7 @@ def reached_elsewhere(judge: Any, model: str, way: Endpoint = (None, {}, {})) ->
 
 
 def rename_models(judge: Any, rename: Callable[[str], str], *, like: Any) -> Any:
-    """Rename the models of a judge with one within, which else end with the optimizer's run.
-
-    That is reached as ``like``.
-    """
+    """Rename the models of a judge with one within (reached as ``like``), else gone after a run."""
     if (base := base_judge(judge)) is not None:
         judge._base_judge = reached_elsewhere(base, rename(base.model), endpoint(like))
     for name in models_of_optimizer(judge):

@@ -266,16 +266,13 @@ class Budget:
         return self.left >= 1 and tokens <= self.left_tokens and usd <= self.left_usd
 
     def _exhausted(self, wanted: Reservation) -> BudgetError:
-        needs = ""
-        if self.measures:
-            money = f" and ${wanted.cost:.4f}" if self.usd is not None else ""
-            needs = (
-                f", and the next request may use up to {wanted.tokens:,} tokens{money}; max_tokens "
-                "in the judge's inference_params limits that"
-            )
+        needs = (
+            f", and the next request may use up to {wanted.tokens:,} tokens; max_tokens in the "
+            "judge's inference_params limits that"
+        )
         return BudgetError(
-            f"The budget is spent: {self} are used{needs}. Raise budget= to go on; answers that "
-            "were paid for are kept."
+            f"The budget is spent: {self} are used{needs if self.measures else ''}. Raise budget= "
+            "to go on; answers that were paid for are kept."
         )
 
     def settle(

@@ -84,9 +84,8 @@ class Request:
 
     def unanswered(self, fault: Fault, unusable: int, answered: bool) -> ModelError:
         """Return the error that ends a run in which no call can be expected to succeed."""
-        got = "no answer"
-        if fault.kind == "answer":
-            got = f"no usable answer to its first {unusable} requests"
+        in_vain = f"no usable answer to its first {unusable} requests"
+        got = in_vain if fault.kind == "answer" else "no answer"
         where = f" at {self.place}" if self.place else ""
         advice = ADVICE.get(fault.kind, f"{FAILURES_TO_STOP} calls in a row failed.")
         kept = "What was answered before is kept; run again for the rest."

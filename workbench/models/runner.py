@@ -40,12 +40,10 @@ OnOutcome = Callable[[int, Outcome], None]
 class Runner(AbstractContextManager["Runner"]):
     """Asks questions, in as many runs as follow each other, which share connections and slots.
 
-    ``cache`` keeps answers and never failures; ``budget`` counts requests before they are made.
-    Once ``stop`` is set no call is begun, and those under way are waited for, a minute at most.
-    ``patience`` is how many seconds of rate limits without a success are borne, beside the longest
-    pause that the provider asked for. Where a model has ``answered`` before, requests that it
-    refuses and answers that are unusable end no run. ``throttle`` has the slots where they are not
-    this runner's alone. ``used`` is what all requests so far have cost.
+    Once ``stop`` is set no call is begun. ``patience`` is how many seconds of rate limits without
+    a success are borne, beside the longest pause that the provider asked for. Where a model has
+    ``answered`` before, requests that it refuses and unusable answers end no run. ``used`` is what
+    all requests so far have cost.
     """
 
     def __init__(

@@ -99,13 +99,9 @@ def respond(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     # Four characters a token, which is near enough for a budget.
     read = sum(len(str(one.get("content") or "")) for one in messages) // 4
     usage = {"prompt_tokens": read, "completion_tokens": len(text) // 4}
+    message = {"role": "assistant", "content": text}
     return {
-        "id": "offline",
-        "object": "chat.completion",
-        "created": 0,
         "model": "offline/rubric",
-        "choices": [
-            {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-        ],
+        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
         "usage": {**usage, "total_tokens": sum(usage.values())},
     }

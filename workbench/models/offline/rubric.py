@@ -156,11 +156,7 @@ _RANGE = re.compile(
 
 
 def number_range(instructions: str, kind: str) -> tuple[float, float]:
-    """Return the ends of the scale that the judge's own text names; else 1 to 5, or 0 to 1.
-
-    It is "from 2 to 8", "between 2 and 8", else a range like 1-10 that starts at 0 or 1; ranges of
-    days or words are no scale.
-    """
+    """Return the ends of the scale: "from 2 to 8", else "1-10" from 0 or 1, else the usual ones."""
     ranges = _RANGE.finditer(_HEADINGS.split(instructions)[0])
     for found in sorted(ranges, key=lambda one: not one["announced"]):
         low, high = float(found[2]), float(found[3])
