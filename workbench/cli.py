@@ -85,7 +85,6 @@ def run(notebook: str | None, given: Any, output: Path, **answers: Any) -> None:
 
 
 def _declared(notebook: str) -> tuple[Path, list[Any]]:
-    """Return a notebook and its parameters."""
     from workbench.experiments.parameters import find_notebook, notebook_parameters
 
     source = find_notebook(notebook)

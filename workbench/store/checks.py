@@ -179,7 +179,6 @@ def _content(data: Dataset) -> pd.Series[Any]:
 
 
 def _shown(data: Dataset) -> list[str]:
-    """The columns that the judge sees."""
     return [*data.inputs, *as_list(data.outputs), *as_list(data.expectations)]
 
 
@@ -187,7 +186,6 @@ def _shown(data: Dataset) -> list[str]:
 
 
 def _about_columns(data: Dataset) -> Iterable[Finding]:
-    """What columns cannot be."""
     for column in [c for c in dict.fromkeys(rater_columns(data.labels)) if c in _shown(data)]:
         text = f"Column {column!r} holds ratings, and the judge is shown it."
         yield Finding("shown", text, "It could simply repeat the ratings.", True)

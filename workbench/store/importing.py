@@ -249,7 +249,6 @@ def _compare(
 
 
 def _write_traces(new: Sequence[tuple[Row, str, int]], where: str, *, progress: bool) -> None:
-    """Write traces of one span each, batch by batch."""
     client = TracingClient()
     with bar(total=len(new), desc="import", disable=not progress or len(new) <= _BATCH) as shown:
         for k in range(0, len(new), _BATCH):
