@@ -183,11 +183,6 @@ def test_full_agreement_on_few_items_is_not_certainty() -> None:
     assert found.mean_distance_interval.high > 0.2
 
 
-def test_a_value_off_the_scale_is_an_error_that_names_it() -> None:
-    with pytest.raises(ArgumentError, match="hold 'maybe'"):
-        agreement(make_pairs(["maybe"], ["yes"]))
-
-
 def test_results_are_json_on_a_line() -> None:
     for pairs in (from_confusion([[2, 1], [0, 3]]), make_pairs([], [])):
         found = agreement(pairs)

@@ -127,11 +127,9 @@ class Comparison(Result):
             name, fixed, broken, test = "mean distance", "nearer", "farther", "sign test"
             rest = f" Always giving the median label has {figure(self.after.baseline_distance)}."
         before, after = self.before.figures[name][0], self.after.figures[name][0]
-        verb = "stays at" if before == after else "rises from" if after > before else "falls from"
-        to = "" if before == after else f" to {figure(after)}"
         return (
-            f"{name.capitalize()} {verb} {figure(before)}{to} on {counted(self.n, 'item')}: "
-            f"{len(self.fixed)} {fixed}, {len(self.broken)} {broken} "
+            f"{name.capitalize()} {figure(before)} before and {figure(after)} after on "
+            f"{counted(self.n, 'item')}: {len(self.fixed)} {fixed}, {len(self.broken)} {broken} "
             f"({test}: p = {self.p_value:.2g}).{rest}"
         )
 
@@ -272,18 +270,15 @@ def _changes(
 ) -> dict[str, tuple[float, Interval]]:
     sample, groups = Sample(before, after, **options), before.groups
     old, new = (sample.statistics(first.weights, judge) for judge in (0, 1))
-    shares, later = before.shares, after.shares
+    earlier, later = before.measures, after.measures
     changes: dict[str, tuple[float, Interval]] = {}
-    differences = {name: after.means[name] - values for name, values in before.means.items()}
     for name, (value, _) in first.figures.items():
         if name.startswith("AC") and first.scale.kind == "numeric":
             continue  # each judge's counts the values seen as categories
         change, interval = second.figures[name][0] - value, UNDEFINED
-        if name in shares:
-            (rows, one), (_, two) = shares[name], later[name]
-            interval = _change_of_share(one[rows], two[rows], groups[rows], options["confidence"])
-        elif name in differences:
-            interval = mean_interval(differences[name], options["confidence"], groups)
+        if name in earlier:
+            (rows, one), (_, two) = earlier[name], later[name]
+            interval = _change_of_mean(one[rows], two[rows], groups[rows], options["confidence"])
         elif not math.isnan(change):
             interval = sample.bootstrap.interval(_difference(old[name], new[name]))
         changes[name] = (change, interval)
@@ -294,8 +289,10 @@ def _difference(old: Statistic, new: Statistic) -> Statistic:
     return lambda counts: new(counts) - old(counts)
 
 
-def _change_of_share(old: Array, new: Array, groups: Array, confidence: float) -> Interval:
-    """Interval of the change in the share of items that count."""
+def _change_of_mean(old: Array, new: Array, groups: Array, confidence: float) -> Interval:
+    """Newcombe's interval of the change in a share of hits, Student's in any other mean."""
+    if old.dtype != bool:
+        return mean_interval(new - old, confidence, groups)
     share = effective_share(new * 1.0 - old, groups, confidence)
     sides = (old & new, old & ~new, ~old & new, ~old & ~new)
     both, only_old, only_new, neither = (float(side.sum()) * share for side in sides)

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from workbench.errors import ArgumentError
 from workbench.metrics.coefficients import (
     Statistic,
     Weights,
@@ -64,11 +63,6 @@ class Coded:
         scale = pairs.scale.with_range(seen)
         values = list(scale.values) or sorted(set(seen))
         position = {value: k for k, value in enumerate(values)}
-        if off := [value for value in seen if value not in position]:
-            raise ArgumentError(
-                f"The pairs hold {off[0]!r}, which is not on their scale ({scale.describe()}). "
-                "workbench.pair gives canonical values."
-            )
         human, judge = (
             np.array([position[v] for v in pairs.table[side]], dtype=int) for side in sides
         )
@@ -76,28 +70,23 @@ class Coded:
         return cls(scale, values, human, judge, numbered(pairs.clusters_of(pairs.trace_ids)), ranks)
 
     @property
-    def shares(self) -> dict[str, tuple[Array, Array]]:
-        """Name of each proportion -> masks of the rows that it is about, and of its hits."""
+    def measures(self) -> dict[str, tuple[Array, Array]]:
+        """Name of each mean -> the rows that it is about, and of each row whether it is a hit, or
+        how far it is off, in steps or in the numbers' unit."""
         right = self.human == self.judge
         every = np.ones(len(right), dtype=bool)
         found: dict[str, tuple[Array, Array]] = {"accuracy": (every, right)}
         if self.scale.kind == "binary":
             found |= {name: (self.human == side, ~right) for name, side in ERROR_RATES.items()}
-        if self.scale.ordered:
-            near = self.means["mean absolute error"] <= 1 + ROUNDING
-            found["within one"] = every & (self.span > 1), near
-        else:  # where no miss is nearer than another
-            found["mean distance"] = every, ~right
-        return found
-
-    @property
-    def means(self) -> dict[str, Array]:
-        """Name of each mean -> the value of each row, in steps or in the numbers' unit."""
-        if not self.scale.ordered:
-            return {}
+        if not self.scale.ordered:  # where no miss is nearer than another
+            return found | {"mean distance": (every, ~right)}
         errors = self.positions[self.judge] - self.positions[self.human]
-        found = {"mean absolute error": np.abs(errors), "bias": errors}
-        return found | {"mean distance": self.distances(self.human, self.judge)}
+        return found | {
+            "within one": (every & (self.span > 1), np.abs(errors) <= 1 + ROUNDING),
+            "mean absolute error": (every, np.abs(errors)),
+            "bias": (every, errors),
+            "mean distance": (every, self.distances(self.human, self.judge)),
+        }
 
     @property
     def span(self) -> float:
@@ -174,28 +163,26 @@ class Sample:
 
     def figures(self, *names: str, weights: Weights | None = "quadratic") -> dict[str, Any]:
         """Return figures of the first judge with their intervals, by default all."""
-        coded, confidence = self.coded, self.bootstrap.confidence
-        shares, means, statistics = coded.shares, coded.means, self.statistics(weights)
+        measures, statistics = self.coded.measures, self.statistics(weights)
         found: dict[str, tuple[float, Interval]] = {}
-        for name in names or dict.fromkeys(["accuracy", *statistics, *means, *shares]):
-            if name in shares:
-                rows, counts = shares[name]
-                found[name] = proportion(counts[rows], coded.groups[rows], confidence)
-            elif name in means:
-                found[name] = self._mean(name, means[name])
+        for name in names or [*measures, *statistics]:
+            if name in measures:
+                found[name] = self._mean(name, *measures[name])
             else:
                 found[name] = self._figure(name, statistics[name])
         return found
 
-    def _mean(self, name: str, values: Array) -> tuple[float, Interval]:
-        """A mean with Student's interval."""
+    def _mean(self, name: str, rows: Array, values: Array) -> tuple[float, Interval]:
+        """A share with Wilson's interval, or a mean with Student's."""
+        values, groups = values[rows], self.coded.groups[rows]
+        if values.dtype == bool:
+            return proportion(values, groups, self.bootstrap.confidence)
         if not len(values):
             return math.nan, UNDEFINED
         most = 1.0 if name == "mean distance" else self.coded.span or math.nan
-        ends = -most if name == "bias" else 0 * most, most
-        low, high = mean_interval(values, self.bootstrap.confidence, self.coded.groups, ends)
-        low = low if name == "bias" else max(low, 0.0)  # which keeps nan
-        return float(values.mean()), Interval(low, high)
+        least = -most if name == "bias" else 0 * most
+        low, high = mean_interval(values, self.bootstrap.confidence, groups, (least, most))
+        return float(values.mean()), Interval(max(low, least), high)
 
     def _figure(self, name: str, statistic: Statistic) -> tuple[float, Interval]:
         value = float(statistic(self.counts)) if self.counts.sum() else math.nan
