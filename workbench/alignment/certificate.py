@@ -20,7 +20,7 @@ from workbench.alignment.runs import (
     read_lineage,
 )
 from workbench.errors import ArgumentError, TooFewPairsError
-from workbench.formatting import counted, html_text
+from workbench.formatting import counted
 from workbench.judging.assessment import assess
 from workbench.judging.judge import fingerprints_of
 from workbench.judging.verdicts import why_unusable
@@ -79,9 +79,6 @@ class Certificate(Result):
 
     def __str__(self) -> str:
         return "\n".join([self.headline, self.table.round(3).to_string(na_rep=""), *self.notes])
-
-    def _repr_html_(self) -> str:
-        return f"<div><b>{html_text(self.headline)}</b></div>{super()._repr_html_()}"
 
 
 def certify(

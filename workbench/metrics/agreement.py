@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError, one_of
-from workbench.formatting import counted, html_lines, html_table, plain
+from workbench.formatting import counted, plain
 from workbench.judging.verdicts import why_unusable
 from workbench.metrics.coefficients import Weights, numbered
 from workbench.metrics.figures import (
@@ -208,11 +208,9 @@ class Agreement(Result):
         head = f"<Agreement {self.name!r} on {counted(self.n, 'pair')}: {said}>"
         return "\n".join([head, *self.notes])
 
-    def _repr_html_(self) -> str:
-        shown = self.table, self.confusion, self.per_class
-        tables = [html_table(table) for table in shown if table is not None]
-        head = html_lines([f"{self.name}: {counted(self.n, 'pair')}"])
-        return "".join([head, *tables, html_lines(self.notes)])
+    def _tables(self) -> list[pd.DataFrame]:
+        classes = [] if self.per_class is None else [self.per_class]
+        return [self.table, self.confusion, *classes]
 
 
 @overload

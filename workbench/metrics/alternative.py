@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.stats import ttest_1samp
 
 from workbench.errors import ArgumentError, one_of
-from workbench.formatting import counted, html_lines, html_table
+from workbench.formatting import counted
 from workbench.metrics.coefficients import numbered
 from workbench.metrics.intervals import (
     UNDEFINED,
@@ -79,9 +79,6 @@ class AlternativeAnnotatorTest(Result):
             f"<AlternativeAnnotatorTest on {counted(self.items, 'item')}: winning rate "
             f"{figure(self.winning_rate)} of {people}, advantage probability {advantage}>"
         )
-
-    def _repr_html_(self) -> str:
-        return html_table(self.table) + html_lines([repr(self)[1:-1], *self.notes])
 
 
 def alternative_annotator_test(

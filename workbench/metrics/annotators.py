@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.formatting import counted, html_lines, html_table, plain
+from workbench.formatting import counted, plain
 from workbench.metrics.coefficients import (
     Level,
     Statistic,
@@ -135,10 +135,8 @@ class AnnotatorAgreement(Result):
         """Plain data that JSON takes, of the contested items 20; what is undefined is None."""
         return super().to_dict() | plain({"contested": self.contested.head(20)})
 
-    def _repr_html_(self) -> str:
-        tables = [self.pairwise, self.by_annotator, self.contested.head(10)]
-        shown = "".join(html_table(t, index=False) for t in tables)
-        return html_table(self.table) + shown + html_lines(self.notes)
+    def _tables(self) -> list[pd.DataFrame]:
+        return [self.table, self.pairwise, self.by_annotator, self.contested.head(10)]
 
 
 def annotator_agreement(

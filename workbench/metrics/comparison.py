@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError
-from workbench.formatting import counted, html_lines, html_table, plain
+from workbench.formatting import counted, plain
 from workbench.metrics.agreement import Agreement, agreement, figures_as_data
 from workbench.metrics.coefficients import Statistic, Weights, mcnemar
 from workbench.metrics.figures import ROUNDING, Coded, Sample, confusion_of
@@ -156,9 +156,6 @@ class Comparison(Result):
 
     def __str__(self) -> str:
         return "\n".join([self.table.to_string(na_rep=""), self.summary, *self.notes])
-
-    def _repr_html_(self) -> str:
-        return html_table(self.table) + html_lines([self.summary, *self.notes])
 
 
 def compare(

@@ -55,8 +55,16 @@ class Result:
                 data[name] = value.reset_index()
         return plain(data)
 
+    def _tables(self) -> list[pd.DataFrame]:
+        """What notebooks show."""
+        return [self.table]
+
     def _repr_html_(self) -> str:
-        return html_table(self.table) + html_lines(getattr(self, "notes", ()))
+        head = repr(self).splitlines()[0].strip("<>")
+        tables = [
+            html_table(t, index=not isinstance(t.index, pd.RangeIndex)) for t in self._tables()
+        ]
+        return "".join([html_lines([head]), *tables, html_lines(getattr(self, "notes", ()))])
 
 
 def check_confidence(confidence: float, name: str = "confidence") -> None:

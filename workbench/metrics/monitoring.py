@@ -15,7 +15,7 @@ from scipy.stats import chi2_contingency, linregress
 from scipy.stats.contingency import expected_freq
 
 from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError
-from workbench.formatting import counted, html_lines, html_table
+from workbench.formatting import counted
 from workbench.judging.judge import fingerprints_of
 from workbench.judging.verdict_folder import Scored
 from workbench.metrics.agreement import agreement
@@ -73,9 +73,6 @@ class Monitored(Result):
             f"<Monitored {self.name!r}: {counted(verdicts, 'verdict')} in "
             f"{counted(len(self.table), 'week')}, {counted(labelled, 'label')}. {self.advice}>"
         )
-
-    def _repr_html_(self) -> str:
-        return html_table(self.table) + html_lines([self.advice, *self.notes])
 
 
 def monitor(

@@ -146,10 +146,6 @@ class Prevalence(Result):
         }
         return figure_table(rows, "n", "labelled")
 
-    @property
-    def notes(self) -> list[str]:
-        return [self.reason] if self.reason else []
-
     def __repr__(self) -> str:
         powered = figure(self.prediction_powered, self.prediction_powered_interval)
         why = f". {self.reason}" if self.reason else ""
