@@ -265,17 +265,14 @@ def _looks(pairs: Pairs, by_id: Mapping[str, Example], passed: bool) -> int:
 
 
 def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:
-    found = measured.table[["value", "low", "high", "n"]].astype(float)
-    found = found.rename(index={f"kappa ({measured.weights})": "weighted_kappa"})
-    of_binary = {}
-    for name, wrong in OF_BINARY.items():
-        if wrong in found.index:
-            value, low, high, n = map(float, found.loc[wrong])
-            of_binary[name] = 1 - value, 1 - high, 1 - low, n
-    how: Any = {"orient": "index", "columns": list(found.columns), "dtype": float}
-    found = pd.concat([found, pd.DataFrame.from_dict(of_binary, **how)])
-    table = found.loc[list(least)].astype({"n": int}).assign(threshold=list(least.values()))
-    return table.assign(passed=table["low"] > table["threshold"]).rename_axis("figure")
+    names = {"weighted_kappa": f"kappa ({measured.weights})", **OF_BINARY}
+    columns = ["value", "low", "high", "n"]
+    found = measured.table.loc[[names.get(name, name) for name in least], columns].astype(float)
+    table = found.set_axis(pd.Index(least, name="figure")).astype({"n": int})
+    errors = table.index.isin([*OF_BINARY])
+    table.loc[errors, columns[:3]] = 1 - table.loc[errors, ["value", "high", "low"]].to_numpy()
+    table["threshold"] = list(least.values())
+    return table.assign(passed=table["low"] > table["threshold"])
 
 
 def _why(name: Any, row: pd.Series[Any]) -> str:

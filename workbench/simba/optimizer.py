@@ -284,8 +284,7 @@ class _Judges:
             for (candidate, item), verdict in zip(wanted, known, strict=True)
             if verdict is None
         ]
-        verdicts = judge_many(asked, self.runner, scale=self.scale)
-        fresh = iter(verdicts)
+        fresh = iter(judge_many(asked, self.runner, scale=self.scale))
         return [next(fresh) if verdict is None else verdict for verdict in known]
 
 

@@ -108,7 +108,7 @@ class Request:
     disagreements: tuple[Case, ...]
     agreements: tuple[Case, ...]
     fields: tuple[str, ...]
-    focus: str = ""
+    focus: str = "All disagreements."
     blind: bool = False
     describes: tuple[Any, ...] = ()
 
@@ -124,11 +124,10 @@ class Request:
         ``context`` is the number of tokens of prompt and answer, ``answer`` those of the latter.
         """
         values = json.dumps(allowed_values(scale), ensure_ascii=False)
-        focus = self.focus or "All disagreements."
         room = math.inf
         if context is not None:
             room = context - min(answer, context // 2) - FRAME_TOKENS
-            room -= sum(map(tokens_in, (self.task, self.instructions, values, focus)))
+            room -= sum(map(tokens_in, (self.task, self.instructions, values, self.focus)))
         wrong, right = self._fitting_cases(room)
         if self.describes:
             return {
@@ -141,7 +140,7 @@ class Request:
             "allowed_values": values,
             "disagreements": "\n".join(wrong),
             "agreements": "\n".join(right),
-            "focus": focus,
+            "focus": self.focus,
         }
 
     def rules_in(self, answer: str) -> list[str] | None:
@@ -210,7 +209,7 @@ class Request:
 
 
 def _quotes_one(said: Sequence[str], items: Sequence[str]) -> bool:
-    """Whether some `QUOTED_WORDS` words of a rule stand in exactly one of the items."""
+    """Whether `QUOTED_WORDS` words of a rule in a row stand in exactly one of the items."""
     runs = (" ".join(said[i : i + QUOTED_WORDS]) for i in range(len(said) - QUOTED_WORDS + 1))
     return any(sum(run in item for item in items) == 1 for run in runs)
 

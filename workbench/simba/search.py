@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final
 
 import pandas as pd
@@ -40,40 +41,39 @@ GOOD: Final = 0.8  # accuracy from which no other order of rationale and rating 
 MAX_REORDERED: Final = 2  # candidates of a step in vain that are tried with the rationale first
 
 
+@dataclass(eq=False)
 class Search:
     """A search for better instructions; the same arguments and answers give the same result.
 
     ``calls_left`` tells how many judge calls may still be made.
     """
 
-    def __init__(
-        self,
-        original: Candidate,
-        train: Sequence[Item],
-        dev: Sequence[Item],
-        scale: Scale,
-        fields: tuple[str, ...],
-        ask: Ask,
-        reflect: Reflect,
-        *,
-        seed: int = 0,
-        settings: Settings | None = None,
-        on_step: Callable[[dict[str, Any]], None] = lambda state: None,
-        calls_left: Callable[[], float] = lambda: math.inf,
-    ) -> None:
-        self.original = self.best = original
-        self.scale, self.fields, self.reflect = scale, fields, reflect
-        self.settings, self.on_step, self.calls_left = settings or Settings(), on_step, calls_left
-        self.rng = random.Random(f"simba-{seed}")
-        # With so few labels none is kept apart; else dev items are never shown to a model.
-        few = len(train) + len(dev) < FEW
-        self.train = [*train, *dev] if few else list(train)
+    original: Candidate
+    train: Sequence[Item]
+    dev: Sequence[Item]
+    scale: Scale
+    fields: tuple[str, ...]
+    ask: Ask
+    reflect: Reflect
+    _: KW_ONLY
+    seed: int = 0
+    settings: Settings = field(default_factory=Settings)
+    on_step: Callable[[dict[str, Any]], None] = lambda state: None
+    calls_left: Callable[[], float] = lambda: math.inf
+
+    def __post_init__(self) -> None:
+        self.best = self.original
+        self.rng = random.Random(f"simba-{self.seed}")
+        size, selected = self.settings.max_dev, list[Item]()
+        if len(self.train) + len(self.dev) < FEW:  # so few that none is kept apart
+            self.train = [*self.train, *self.dev]
+            size = len(self.train)
+        else:  # dev items are never shown to a model
+            selected = sample(self.dev, size, self.rng)
         # A small dev set alone can't tell candidates apart, so train items are added.
-        size = self.settings.max_dev
-        selected = [] if few else sample(dev, size, self.rng)
-        selected += sample(self.train, len(self.train) if few else size - len(selected), self.rng)
+        selected += sample(self.train, size - len(selected), self.rng)
         limits = self.settings.class_weight, self.settings.max_failure_share
-        self.board = Scoreboard(selected, original, scale, ask, *limits)
+        self.board = Scoreboard(selected, self.original, self.scale, self.ask, *limits)
         self.tried: set[str] = set()
         self.latest: list[Candidate] = []
         self.rows: list[dict[str, Any]] = []
