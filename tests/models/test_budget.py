@@ -404,15 +404,10 @@ def test_prices_and_contexts_that_only_mlflow_lists_are_known() -> None:
     assert cost("gemini:/of-nobody", 1, 1) is None
 
 
-def test_the_price_of_a_thousand_answers_follows_from_their_tokens() -> None:
-    usages = [Usage(1, 100, 10), Usage(2, 300, 30)]
-    each = (cost(PRICED, 400, 40) or 0) / 2
-    assert usd_per_1000(PRICED, usages) == pytest.approx(1000 * each)
-    assert usd_per_1000(PRICED, [*usages, Usage(1)]) == pytest.approx(1000 * each)
-    assert usd_per_1000(PRICED, [Usage(1)]) is None
-    assert usd_per_1000("openai:/of-nobody", usages) is None
-    assert usd_per_1000("offline:/rubric", [Usage(1)]) == 0.0
-    assert usd_per_1000(PRICED, []) is None
+def test_the_price_of_a_thousand_answers_is_that_of_those_whose_cost_is_known() -> None:
+    usages = [Usage(1, 100, 10, 0.002), Usage(2, 300, 30, 0.004)]
+    assert usd_per_1000(usages) == usd_per_1000([*usages, Usage(1)]) == pytest.approx(3)
+    assert usd_per_1000([Usage(1)]) is usd_per_1000([]) is None
 
 
 def test_prices_that_only_litellm_lists_are_known_without_it() -> None:

@@ -252,9 +252,7 @@ def _result(
         + learned.embedding_calls
         + tested.embeddings.requests,
         usage=learned.usage + probe.paid + tested.paid + tested.embeddings,
-        usd_per_1000=usd_per_1000(
-            str(data.judge.model), [v.usage for v in tested.verdicts or (probe,)]
-        ),
+        usd_per_1000=usd_per_1000([v.usage for v in tested.verdicts or (probe,)]),
         fingerprints={"original": fingerprint(data.judge), "aligned": aligned},
         dataset_digest=dataset_digest(data.pairs),
         failures=learned.failures,

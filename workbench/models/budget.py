@@ -68,18 +68,18 @@ def _whole(*amounts: Any) -> Any:
     return None if None in amounts else sum(amounts)
 
 
-def usd_per_1000(model: str, usages: Sequence[Usage]) -> float | None:
-    """US dollars for 1,000 answers like these; None where no tokens or no price are known."""
-    known = [u for u in usages if u.read is not None or model.startswith(FREE)]
-    used = sum(known, UNPAID)
-    each = cost(model, used.read or 0, used.written or 0) if known else None
-    return None if each is None else 1000 * each / len(known)
+def usd_per_1000(usages: Sequence[Usage]) -> float | None:
+    """US dollars for 1,000 answers like these; None where the cost of none is known."""
+    known = [used.cost for used in usages if used.cost is not None]
+    return 1000 * sum(known) / len(known) if known else None
 
 
-def cost(model: str, read: int, written: int) -> float | None:
+def cost(model: str, read: int | None, written: int | None) -> float | None:
     """US dollars for an answer by the list price of a model (URI); None where it is not known."""
     if model.startswith(FREE):
         return 0.0
+    if read is None or written is None:
+        return None
     listed = _listed(model)
     prices = [listed.get(f"{side}_cost_per_token") or 0.0 for side in ("input", "output")]
     return read * prices[0] + written * prices[1] if any(prices) else None
@@ -283,9 +283,8 @@ class Budget:
         repeated: int | None = None,
     ) -> Usage:
         """Replace a reservation by what was used, and return that; all of it where not known."""
-        model, told = reserved.model, read is not None and written is not None
-        price = cost(model, read or 0, written or 0) if told or model.startswith(FREE) else None
-        known = Usage(1, read, written, price, repeated)
+        model = reserved.model
+        known = Usage(1, read, written, cost(model, read, written), repeated)
         read = (reserved.read or 0) if read is None else read
         written = (reserved.written or 0) if written is None else written
         with self._changed:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
 import filelock
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from workbench.compat import intercepted, senders_of_process
 from workbench.errors import ArgumentError, ReplayError
@@ -69,10 +69,7 @@ def _read_file(path: Path) -> tuple[Head, dict[str, Entry]]:
                 entries[entry.key] = entry
         return head or Head.model_validate({}), entries
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        what = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors(include_url=False, include_input=False)[0]
-            what = ".".join(map(str, first["loc"])) + f" {first['msg'][:300]}"
+        what = " ".join(str(error).split())[:300]
         raise ReplayError(
             f"The file of answers {path} cannot be read at line {number}: {what}. Name a file that "
             "was written by workbench.recording(path) or `workbench run --record FILE`, or record "

@@ -122,8 +122,7 @@ class Runner(AbstractContextManager["Runner"]):
         with self._lock:
             self.answered += 1
         read, written = paid.get("read"), paid.get("written")
-        price = None if read is None or written is None else cost(request.model, read, written)
-        usage = Usage(paid.get("calls", 1), read, written, price)
+        usage = Usage(paid.get("calls", 1), read, written, cost(request.model, read, written))
         return Outcome(stored, usage=usage, cached=True)
 
     def _attempts(self, request: Request, stopped: threading.Event) -> Outcome:
