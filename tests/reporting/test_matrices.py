@@ -204,8 +204,8 @@ def test_numbers_of_two_judges_are_in_the_same_bins_and_the_titles_say_how_far_t
     assert ticks[0][-1] == "34.2 to 38"
     assert drawn[1].get_title().splitlines()[1] == "mean distance 0.026 [0.023, 0.137]"
     assert "after minus before, 30 pairs" in plot_difference(comparison).get_title()
-    wide, narrow = Scale("numeric", low=0, high=30), Scale("numeric")
-    one, two = (make_pairs(human, [k * 100.0] * 30, s) for k, s in ((1, wide), (0, narrow)))
+    declared = Scale("numeric", low=0, high=30)
+    one, two = (make_pairs(human, [far] * 30, declared) for far in (100.0, 0.0))
     assert plot_difference(compare(one, two)).get_yticklabels()[-1].get_text().startswith("90 to")
 
 
