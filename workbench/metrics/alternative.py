@@ -197,10 +197,7 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
 
 
 def _advantages(human: Array, judge: Array, score: Score) -> tuple[Array, Array]:
-    """Whether the judge, and whether the annotator, is at least as near to the others as the other.
-
-    Both of shape (items, annotators); nan where the annotator has no label.
-    """
+    """Whether judge and annotator are at least as near to the others, (items, annotators)."""
     wins, losses = np.full(human.shape, math.nan), np.full(human.shape, math.nan)
     for a in range(human.shape[1]):
         items = np.isfinite(human[:, a])

@@ -131,15 +131,12 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> Interval:
 
 
 def proportion(hits: Array, groups: Array, confidence: float) -> tuple[float, Interval]:
-    """Return the mean of shares, mostly 0 and 1, with Wilson's interval.
-
-    It takes them for as many as they are worth: see `effective_share`, and shares between 0 and 1
-    vary less than hits.
-    """
+    """Return the mean of hits, or shares, with Wilson's interval of as many as they are worth."""
     if not len(hits):
         return math.nan, UNDEFINED
     share, spread = float(hits.mean()), float(hits.var())
     size = len(hits) * effective_share(hits, groups, confidence)
+    # Shares between 0 and 1 vary less than hits.
     size *= share * (1 - share) / spread if spread else 1
     return share, wilson(share * size, size, confidence)
 

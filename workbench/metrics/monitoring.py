@@ -250,17 +250,14 @@ def _shift(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float, st
 
 
 def _trend(pairs: Pairs) -> tuple[float, float]:
-    """Change of agreement a week, and its p-value, by regression (Cochran and Armitage's test).
-
-    Rows of a week that belong together are one. nan for fewer than three, where all are of one
-    week, and where agreement does not vary.
-    """
+    """Change of agreement a week, and its p-value, by regression (Cochran and Armitage's test)."""
     coded = Coded.of(pairs)
     mondays = pd.to_datetime(pairs.table["week"] + " 1", format="%G, week %V %u")
     at = (mondays - mondays.min()).dt.days // 7
     credit = (coded.human == coded.judge).astype(float)
     if coded.scale.kind == "numeric":
         credit = 1.0 - coded.distances(coded.human, coded.judge)
+    # Rows of a week that belong together are one.
     means = pd.Series(credit).groupby([at.to_numpy(), coded.groups]).mean()
     weeks = means.index.get_level_values(0)
     if len(means) < 3 or weeks.nunique() < 2 or means.nunique() < 2:

@@ -319,14 +319,12 @@ def _in_order_of_draws(labels: pd.DataFrame) -> pd.DataFrame:
 
 
 def _totals(table: pd.DataFrame, outcome: pd.Series[float]) -> pd.DataFrame:
-    """Each random draw's estimate of what is so and what has an answer, as shares of the pool.
-
-    Items that joined had no chance in the draws before, so only those since then count.
-    """
+    """Each random draw's estimate of what is so and what has an answer, as shares of the pool."""
     probability, pool = table["probability"].astype("float64"), table["pool"].astype("float64")
     drawn = probability.notna() & table["draw"].notna()
     each = pd.DataFrame({"so": outcome.fillna(0.0), "answered": outcome.notna().astype("float64")})
     before = each.cumsum() - each
     totals = (before + each.div(probability, axis=0)).div(pool, axis=0)[drawn]
+    # Items that joined had no chance in the draws before, so only those since then count.
     batch = (pool[drawn].diff() > 0).cumsum()
     return totals[batch == batch.max()]

@@ -85,11 +85,6 @@ def sliced(pairs: Pairs, by: By, **options: Any) -> Slices:
     """Return the agreement by slice; see `workbench.agreement` for the arguments."""
     check_division("by", by)
     rows = by_annotator(pairs) if by == "annotator" else pairs
-    if by == "annotator" and not len(rows):
-        raise ArgumentError(
-            "by='annotator' needs the votes of the annotators, which these pairs do not hold. "
-            "workbench.pair(judge) keeps them."
-        )
     coded = Coded.of(rows)
     names = pd.Series(slice_names(_values(rows, by)), dtype=object)
     names = names if by == "week" else pooled(names)
@@ -247,10 +242,7 @@ def _against_others(coded: Coded, here: Array, items: Array) -> float:
 
 
 def _against_rest(coded: Coded, here: Array, confidence: float) -> float:
-    """p-value of a slice against all other rows, of as many as are independent.
-
-    By Fisher's exact test, or Welch's t-test of numbers.
-    """
+    """Fisher's or Welch's p-value of a slice against the rest, of as many as are independent."""
     numeric = coded.scale.kind == "numeric"
     values = coded.distances(coded.human, coded.judge) if numeric else coded.human == coded.judge
     sides = [values[part] * 1.0 for part in (here, ~here)]

@@ -105,14 +105,11 @@ def votes_table(given: Any) -> pd.DataFrame:
 
 
 def _labels_of(cells: list[Any]) -> tuple[list[Any], list[str]]:
-    """The cells, `ABSTAIN` where there is no label, and a note on the words that say so.
-
-    Words such as *unknown* do so among numbers; among words they are labels like others, but for
-    nan, which pandas writes.
-    """
+    """The cells, `ABSTAIN` where there is no label, and a note on the words that say so."""
     words = ["" if is_missing(v) or v is ABSTAIN else fold(v) for v in cells]
     times = Counter(filter(None, words))
     doubtful = no_ratings(times) | ABSTENTIONS & times.keys()
+    # Among words, *unknown* is a label like others, but for nan, which pandas writes.
     none = doubtful if as_numbers(times.keys() - doubtful) else doubtful & {"nan"}
     listed = ", ".join(f"{word!r} ({times[word]:,})" for word in sorted(none))
     notes = [f"Left out, since they are no labels: {listed}."] * bool(none)

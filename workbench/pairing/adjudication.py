@@ -200,10 +200,7 @@ def new_decision(
     after_verdict: bool = False,
     rubric_version: int | None = None,
 ) -> Feedback | None:
-    """Return the assessment that records a decision; None where it is the current one already.
-
-    ``rubric_version`` is that of the rubric that the adjudicator saw.
-    """
+    """Return the assessment that records a decision; None where it is the current one already."""
     trace_id = trace.info.trace_id
     earlier = decision_feedback(trace, name)
     metadata = {DECISION_KEY: "true"}
