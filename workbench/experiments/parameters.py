@@ -223,13 +223,7 @@ def parse_grid(parameters: Sequence[Parameter], given: Iterable[str]) -> dict[st
         if not is_there:
             raise NotebookError(f"-p {one!r} gives no value. Write NAME=VALUE or NAME=VALUE,VALUE.")
         kind, values = kinds.get(name), grid.setdefault(name, [])
-        try:
-            listed = next(csv.reader([text], skipinitialspace=True), [""])
-        except csv.Error as error:  # as for a line break
-            raise NotebookError(
-                f"-p {one!r} cannot be read ({error}). Put quotes around a value of several lines."
-            ) from None
-        for value in listed:
+        for value in next(csv.reader([text], skipinitialspace=True), [""]):
             if kind is not str and (span := _RANGE.fullmatch(value)):
                 low, high = map(int, span.groups())
                 if low > high:

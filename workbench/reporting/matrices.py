@@ -99,8 +99,6 @@ def plot_before_after(
         width, height = matrix_size(len(both[0].confusion))
         given = new_axes(2 * width + 0.3, height + 0.3, count=2)
     drawn = np.asarray(list(given), dtype=object)
-    if len(drawn) != 2:
-        raise ArgumentError(f"plot_before_after draws on two Axes, got {len(drawn)}.")
     for one, found, name in zip(drawn, both, ("before", "after"), strict=True):
         title = title_with_intervals(found, name)
         plot_confusion(found, ax=one, normalise=normalise, title=title)
