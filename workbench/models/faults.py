@@ -58,9 +58,8 @@ class Fault:
     @property
     def error(self) -> type[ModelError]:
         """The exception that a run ends with for its sake."""
-        if self.kind == "unreachable":
-            return UnreachableModelError
-        return CredentialError if self.kind == "credential" else ModelError
+        own = {"unreachable": UnreachableModelError, "credential": CredentialError}
+        return own.get(self.kind, ModelError)
 
 
 ADVICE: Final = {

@@ -318,7 +318,6 @@ class _Run:
         elif fault.kind == "request" and runner.answered:
             self._settle(index, outcome)  # refused for what is in it, since others are answered
         elif fault.kind == "budget":
-            self._record(index, outcome)
             raise BudgetError(fault.message)
         else:
             self.failed.append((index, outcome))
@@ -336,7 +335,7 @@ class _Run:
     def _settle_late(self) -> None:
         """Settle what came after the end, since it has been paid for."""
         for index, outcome in self.done:
-            if isinstance(outcome, BaseException) or self.found.keys() >= {*self.equal[index]}:
+            if isinstance(outcome, BaseException) or index in self.found:
                 continue
             if outcome.answer is None:
                 self._record(index, outcome)
