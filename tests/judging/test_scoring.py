@@ -301,7 +301,7 @@ def test_what_cannot_be_scored_is_told_before_a_call(tmp_path: Path, loopback: S
     (tmp_path / "bad.csv").write_text("q,a,id\n1,2\n")
     for table, options, kind, said in (
         (answers(2), {"inputs": "question"}, ArgumentError, "no column 'question'"),
-        (answers(2), {"inputs": None}, ArgumentError, "inputs=None: name the columns"),
+        (answers(2), {"inputs": None}, ArgumentError, "inputs=None must be a column"),
         (answers(2), {"partition_rows": 0}, ArgumentError, "1 or more"),
         (answers(2).assign(row=1), {"keep": "row"}, ArgumentError, "Rename it"),
         (answers(0), {}, ArgumentError, "no rows"),
