@@ -24,8 +24,7 @@ from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs, Split
 from workbench.simba.candidate import Case, Item
-from workbench.simba.optimizer import SIMBA
-from workbench.simba.settings import forecast
+from workbench.simba.settings import Settings, forecast
 from workbench.store.traces import item_digest
 
 PROBE = -1  # number of the sample that only a probe asks for: no other answer stands in for it
@@ -56,7 +55,7 @@ def preflight(
     budget: Budget,
 ) -> pd.DataFrame:
     split, learning = data.split, "not known: the optimizer does not say"
-    if isinstance(optimizer, SIMBA):
+    if _is_simba(optimizer):
         cases = [case for part in (split.train, split.dev) for case in labelled_cases(part, data)]
         given = len(split.dev), optimizer.settings, split.train.scale, optimizer.model, probe
         learning = forecast(data.judge, cases, *given).told(budget)
@@ -107,13 +106,17 @@ def _of_split(split: Split) -> Iterator[Row]:
     yield "improvement that test can show", found, advice
 
 
+def _is_simba(optimizer: AlignmentOptimizer) -> bool:
+    return isinstance(getattr(optimizer, "settings", None), Settings)
+
+
 def reached_models(
     judge: Judge, optimizer: AlignmentOptimizer, reflection_base_url: str | None = None
 ) -> Iterator[tuple[str, str]]:
     """Yield the role of each model, and where it is reached; one in this process has no address."""
     judge_model, (base_url, _, _) = str(judge.model), endpoint(judge)
     reached = {"judge model": (judge_model, base_url)}
-    if isinstance(optimizer, SIMBA):
+    if _is_simba(optimizer):
         model = optimizer.model or judge_model
         url = optimizer.base_url or (base_url if model == judge_model else None)
         reached["reflection model"] = model, url
