@@ -221,19 +221,18 @@ class OptimizerComparison:
         rated = self.table.loc[list(self.tested)].query("n > 0")
         if len(rated) < 2:
             return "There is nothing to compare the original judge with."
-        measure, most, test = "accuracy", "highest", "McNemar's test"
-        if numeric := self.pairs.scale.kind == "numeric":  # hardly a verdict equals its label
-            measure, most, test = "mean distance", "lowest", "the sign test"
+        numeric = self.pairs.scale.kind == "numeric"  # hardly a verdict equals its label
+        measure = "mean distance" if numeric else "accuracy"
         ranked = rated.sort_values(measure, ascending=numeric, kind="stable")
         best, *others = ranked.index
-        lead = f"{best} has the {most} {measure}, {ranked[measure].iloc[0]:.3f}"
+        lead = f"{best} has the best {measure}, {ranked[measure].iloc[0]:.3f}"
         # Each against the best on the items of both, with all tests counted in (Bonferroni).
         close = [one for one in others if not self._is_better(best, one, 1 - 0.05 / len(others))]
         if not close:
-            return f"{lead}, and {test} tells it from each of the others."
+            return f"{lead}, and is better than each of the others by a paired test."
         return (
-            f"{lead}, but {test} does not tell it from {', '.join(close)}: which of them "
-            "is best cannot be told on these pairs."
+            f"{lead}, but no paired test tells it from {', '.join(close)}: which of them is best "
+            "cannot be told on these pairs."
         )
 
     def _is_better(self, one: str, other: str, confidence: float) -> bool:
