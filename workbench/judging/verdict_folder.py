@@ -198,22 +198,13 @@ class VerdictFolder:
         if scale is not None and scale.kind == "numeric":
             verdict = pa.int64() if scale.integer else pa.float64()
         kinds = {name: column_type(cells) for name, cells in kept.items()}
-        kinds |= {"time": pa.timestamp("us", "UTC")}
-        kinds |= {"verdict": verdict, "cost": pa.float64()}
+        kinds |= {"time": pa.timestamp("us", "UTC"), "verdict": verdict, "cost": pa.float64()}
         kinds |= dict.fromkeys(("row", "input_tokens", "output_tokens", "calls"), pa.int64())
         return {name: kinds.get(name, pa.string()) for name in ("row", *kept, *COLUMNS[1:])}
-
-    # -- the sample ---------------------------------------------------------------------------
 
     def write_sample(self, sample: pd.DataFrame) -> None:
         """Keep which rows were imported as which traces."""
         write_whole(self.path / "_sample.json", sample.to_json(orient="records"))
-
-    def sample(self) -> pd.DataFrame:
-        """Return the rows imported as traces: ``row``, ``trace_id``, ``probability``."""
-        path = self.path / "_sample.json"
-        rows = json.loads(path.read_text("utf-8")) if path.exists() else []
-        return pd.DataFrame(rows, columns=["row", "trace_id", "probability"])
 
 
 @dataclass(frozen=True)
@@ -283,7 +274,9 @@ class Scored:
     @property
     def sample(self) -> pd.DataFrame:
         """The rows that were imported as traces: ``row``, ``trace_id``, ``probability``."""
-        return VerdictFolder(self.folder).sample()
+        path = self.folder / "_sample.json"
+        rows = json.loads(path.read_text("utf-8")) if path.exists() else []
+        return pd.DataFrame(rows, columns=["row", "trace_id", "probability"])
 
     @property
     def trace_ids(self) -> list[str]:
