@@ -192,4 +192,4 @@ def test_items_are_matched_by_trace_and_those_of_one_judge_only_are_listed() -> 
     failed = pd.DataFrame({"trace_id": ["t009"], "reason": ["the judge failed: 500"]})
     found = compare(replace(pairs, excluded=failed), turned)
     assert (found.before.labelled, found.before.failures, found.before.coverage) == (2, 0, 1.0)
-    assert "Left out: 1 item judged only before" in str(found)
+    assert "Left out: 1 item judged by one of the two alone." in str(found)

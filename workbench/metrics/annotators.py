@@ -94,12 +94,9 @@ class AnnotatorAgreement(Result):
 
     def matrix(self, measure: str = "kappa") -> pd.DataFrame:
         """Return a column of `pairwise` as a symmetric table, nan on the diagonal."""
-        names = list(self.annotators)
-        table = pd.DataFrame(math.nan, index=names, columns=names, dtype=float)
-        for row in self.pairwise.to_dict("records"):
-            a, b = row["annotator_a"], row["annotator_b"]
-            table.loc[a, b] = table.loc[b, a] = row[measure]
-        return table
+        half = self.pairwise.pivot(index="annotator_a", columns="annotator_b", values=measure)
+        half = half.reindex(index=self.annotators, columns=self.annotators).astype(float)
+        return half.fillna(half.T).rename_axis(index=None, columns=None)
 
     @property
     def table(self) -> pd.DataFrame:

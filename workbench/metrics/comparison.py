@@ -124,12 +124,9 @@ class Comparison(Result):
         if self.enough and self.improved and not self.certain:
             counts = f"{len(self.fixed)} items are better and {len(self.broken)} worse"
             found.append(f"The gain may be luck: {counts}, p = {self.p_value:.2g}.")
-        sides = (("before", "after", self.only_before), ("after", "before", self.only_after))
-        return found + [
-            f"Left out: {counted(len(ids), 'item')} judged only {judged}, not {other}."
-            for judged, other, ids in sides
-            if ids
-        ]
+        if left_out := len(self.only_before) + len(self.only_after):
+            found.append(f"Left out: {counted(left_out, 'item')} judged by one of the two alone.")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes; what is undefined is None."""

@@ -126,10 +126,18 @@ def by_annotator(pairs: Pairs) -> Pairs:
 
 def _values(pairs: Pairs, by: By) -> list[Any]:
     """The value of each pair that tells its slice."""
-    if isinstance(by, str) and by in pairs.table.columns:
+    if not isinstance(by, str):
+        return [by.get(i) for i in pairs.trace_ids]
+    if by in pairs.table.columns:
         return list(pairs.table[by])
-    found = _of_traces(pairs.trace_ids, by) if isinstance(by, str) else by
-    return [found.get(i) for i in pairs.trace_ids]
+    fields = fields_of(examples(pairs.trace_ids))
+    if by not in fields:
+        known = ", ".join(map(repr, sorted(fields.keys() - {"length", "week"}))) or "none"
+        raise ArgumentError(
+            f"by={by!r} is neither a tag nor an input of these traces. There are: {known}; besides "
+            "'annotator', 'length' and 'week'."
+        )
+    return [fields[by].get(i) for i in pairs.trace_ids]
 
 
 def slice_names(values: Iterable[Any], *, nothing: str = "(none)") -> list[str]:
@@ -139,18 +147,6 @@ def slice_names(values: Iterable[Any], *, nothing: str = "(none)") -> list[str]:
     # Versions 1.1 and 1.10 are two.
     keys = [fold(text) if number(text) is None else group_key(text) for text in texts]
     return [first.setdefault(key, text) for key, text in zip(keys, texts, strict=True)]
-
-
-def _of_traces(ids: list[str], by: str) -> Mapping[str, Any]:
-    """What the traces have under a name."""
-    fields = fields_of(examples(ids))
-    if by not in fields:
-        known = ", ".join(map(repr, sorted(fields.keys() - {"length", "week"}))) or "none"
-        raise ArgumentError(
-            f"by={by!r} is neither a tag nor an input of these traces. There are: {known}; besides "
-            "'annotator', 'length' and 'week'."
-        )
-    return fields[by]
 
 
 def fields_of(examples: Iterable[Example]) -> dict[str, dict[str, Any]]:
