@@ -27,7 +27,12 @@ CHECKS = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-impo
 # tests of a file share what takes long to make.
 PYTEST = $(BIN)/python -m pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder
 
+# Tests start some hundred processes: none is to compile the package again, as each would where
+# the environment says that compiled files are not kept.
+test test-slow: export PYTHONDONTWRITEBYTECODE =
+
 test: $(VENV)/.installed-test ## Set up, then run linters, type checks and all tests but slow ones
+	@$(BIN)/python -m compileall -qq -j 0 workbench
 	@checks=$$(mktemp); { $(CHECKS); } >$$checks 2>&1 & \
 	$(PYTEST); tests=$$?; \
 	wait $$!; linters=$$?; \

@@ -57,13 +57,6 @@ def notebook_7(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> It
         yield host
 
 
-@pytest.fixture(scope="package", params=["lab", "notebook_7"])
-def host(request: pytest.FixtureRequest) -> Host:
-    """JupyterLab, then Notebook 7: a test that takes it holds in both."""
-    found: Host = request.getfixturevalue(request.param)
-    return found
-
-
 @pytest.fixture(scope="package")
 def desk(browser: Browser, lab: Host) -> Iterator[Desk]:
     """A notebook in JupyterLab with one kernel for all tests that leave it running."""

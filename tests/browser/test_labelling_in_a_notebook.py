@@ -91,22 +91,25 @@ class Freezer:
             pass
 
 
+# In the notebook's command mode these keys insert, delete, merge, convert and move cells, restart
+# the kernel and open dialogs.
+COMMANDS = [*"abddmyczvhlo00ijkq", "Shift+M", "Shift+L", "Escape", "Control+s"]
+
+
 def test_thirty_traces_are_labelled_by_keyboard_alone(
-    browser: Browser, host: Host, store: str, tmp_path: Path
+    browser: Browser, lab: Host, store: str, tmp_path: Path
 ) -> None:
     """Over a reload and a restart nothing is lost or doubled, and the notebook sees no key."""
     ids = traces(30)
     told = tmp_path / "labels.json"
     cells = [setup(store), PANEL, f"panel.labels.to_json({str(told)!r}, orient='records')"]
-    with host.notebook(browser, cells) as notebook:
+    with lab.notebook(browser, cells) as notebook:
         notebook.run(0, 1)
         panel = notebook.new_panel()
         panel.at(0)
         shape = notebook.shape()
         panel.focus()
-        # In the notebook's command mode these insert, delete, merge, convert and move cells,
-        # restart the kernel and open dialogs.
-        panel.press(*"abddmyczvhlo00ijkq", "Shift+M", "Shift+L", "Escape", "Control+s")
+        panel.press(*COMMANDS)
         assert notebook.shape() == shape
         assert notebook.page.locator(".jp-Dialog").count() == 0
 
@@ -197,6 +200,10 @@ def test_ratings_wait_in_the_browser_until_the_kernel_can_write_them(
         panel = notebook.new_panel()
         panel.at(0)
         panel.holds(15)
+        shape = notebook.shape()
+        panel.focus()
+        panel.press(*COMMANDS)
+        assert notebook.shape() == shape
 
         # While a cell runs they are written at once where the front end uses subshells, else
         # after it.

@@ -24,11 +24,12 @@ from small_notebooks import write
 import workbench
 from workbench.errors import ArgumentError, TableError
 from workbench.experiments.notebook import run_notebook
+from workbench.experiments.parameters import find_notebook, notebook_parameters
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 OTHERS = ("1_quickstart", "2_label", "3_agreement", "5_compare", "6_experiments")
-LESS = {"6_experiments": {"seeds": 1, "max_steps": 1, "n_labels": [20]}, "5_compare": {"rows": 90}}
+MODELS = {"model": ["a", "b"], "base_url": ["x", "y"], "n_labels": [10, 20], "seeds": 1}
 NAME = "answer_quality"
 
 
@@ -88,15 +89,29 @@ def isolated(
 
 
 @pytest.fixture(scope="module")
-def runs(isolated: Path, main_run: MainRun) -> dict[str, Path]:
-    """The executed notebooks: the main job's and, at the same time, the others."""
+def any_grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A notebook that takes the parameters of a sweep of alignments, and is done at once."""
+    return write(
+        tmp_path_factory.mktemp("own") / "own.ipynb",
+        "for name in ('after', 'after_kappa', 'usd_per_1000'):\n    record(name, 0.5 + seed / 10)",
+        parameters="seed = 0\nn_labels = None\nmodel = None\nbase_url = None\nmax_steps = None",
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(isolated: Path, main_run: MainRun, any_grid: Path) -> dict[str, Path]:
+    """The executed notebooks: the main job's and, at the same time, the others.
+
+    Alignments of a sweep are those of the guide's command, which its tests run.
+    """
+    less = {"6_experiments": {"notebook": str(any_grid), **MODELS}, "5_compare": {"rows": 90}}
     with pytest.MonkeyPatch.context() as patch:
         # MLflow puts the URI of the active store there, which the kernels would inherit.
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         with ThreadPoolExecutor() as pool:
             run = partial(run_notebook, progress=False)
             others = {
-                name: pool.submit(run, name, parameters=LESS.get(name), output=isolated / name)
+                name: pool.submit(run, name, parameters=less.get(name), output=isolated / name)
                 for name in OTHERS
             }
             executed = {name: other.result().notebook for name, other in others.items()}
@@ -182,8 +197,8 @@ def test_every_picture_is_shown_and_nothing_is_amiss(name: str, runs: dict[str, 
     cells = [c for c in nbformat.read(runs[name], as_version=4).cells if c.cell_type == "code"]
     for cell in cells:
         pictures = sum("image/png" in o.get("data", {}) for o in cell.outputs)
-        # Of recorded verdicts, which the sample has none of, and of several models.
-        absent = "for source" in cell.source or "plot_frontier" in cell.source
+        # Of recorded verdicts, which the sample has none of.
+        absent = "for source" in cell.source
         drawn = cell.source.count("workbench.plot_") - cell.source.count(
             "else:"
         )  # one or the other
@@ -364,24 +379,25 @@ def test_a_sweep_that_failed_shows_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("store")
-@pytest.mark.parametrize(
-    ("grid", "pictures"),
-    [
-        ({"seeds": 1, "n_labels": [10, 20]}, 2),  # a learning curve first
-        ({"seeds": 1, "n_labels": [10, 20], "model": ["a", "b"], "base_url": ["x", "y"]}, 3),
-    ],
-)
-def test_a_sweep_is_drawn_by_what_varies(
-    tmp_path: Path, grid: dict[str, Any], pictures: int
+def test_a_sweep_by_labels_alone_is_a_learning_curve(
+    any_grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last picture is one of prices, where there are several models."""
-    write(
-        tmp_path / "own.ipynb",
-        "for name in ('after', 'after_kappa', 'usd_per_1000'):\n    record(name, 0.5 + seed / 10)",
-        parameters="seed = 0\nn_labels = None\nmodel = None\nbase_url = None\nmax_steps = None",
-    )
-    given = {"notebook": str(tmp_path / "own.ipynb"), "jobs": 2, **grid}
-    ran = run_notebook("6_experiments", parameters=given, output=tmp_path / "out", progress=False)
-    cells = [cell for cell in nbformat.read(ran.notebook, as_version=4).cells if "outputs" in cell]
-    shown = [output.get("data", {}) for cell in cells for output in cell.outputs]
-    assert sum("image/png" in data for data in shown) == pictures
+    """That of several models, which `runs` holds, is drawn by both."""
+    from matplotlib import pyplot as plt
+
+    labels: list[str] = []
+
+    def close(_: str) -> None:
+        labels.extend(plt.figure(n).axes[0].get_xlabel() for n in plt.get_fignums())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plt, "close", close)  # which comes last
+        given = f"-p notebook {any_grid} -p n_labels 10,20 -p seeds 1 -p jobs 2"
+        run_here(f"workbench run 6_experiments {given} --output {tmp_path / 'out'}")
+    plt.close("all")
+    assert labels == ["labels", "n_labels"]
+
+
+def test_what_the_sweep_varies_are_parameters_of_the_alignment() -> None:
+    varied = {"seed", "n_labels", "model", "max_steps", "base_url"}
+    assert varied <= notebook_parameters(find_notebook("4_align")).keys()

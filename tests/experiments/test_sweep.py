@@ -80,7 +80,9 @@ def executed(folder: Path) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
 
 
-def test_runs_are_apart_recorded_and_not_repeated(notebook: Path, tmp_path: Path) -> None:
+def test_runs_are_apart_recorded_and_not_repeated(
+    notebook: Path, tmp_path: Path, threads: Executor
+) -> None:
     """Each has a kernel, folder and temporary files of its own; more points are added to them."""
     grid = {"seed": range(2), "log": str(tmp_path / "log")}
     table = workbench.sweep(notebook, grid, jobs=2, progress=False)
@@ -93,12 +95,12 @@ def test_runs_are_apart_recorded_and_not_repeated(notebook: Path, tmp_path: Path
     for folder, temporary in zip(table["folder"], table["temporary"], strict=True):
         assert Path(temporary).is_relative_to(folder)
         assert sorted(p.name for p in Path(folder).iterdir()) == ["run.json", "works.ipynb"]
-    more = workbench.sweep(notebook, {**grid, "seed": range(3)}, jobs=2, progress=False)
+    more = workbench.sweep(notebook, {**grid, "seed": range(3)}, executor=threads, progress=False)
     pd.testing.assert_frame_equal(more[:2], table, check_dtype=False)
     assert sorted(executed(tmp_path)) == ["0 works", "1 works", "2 works"]
     pd.testing.assert_frame_equal(workbench.runs(more), more)
     pd.testing.assert_frame_equal(workbench.runs("works"), more)
-    workbench.sweep(notebook, {**grid, "seed": 1}, jobs=1, force=True, progress=False)
+    workbench.sweep(notebook, {**grid, "seed": 1}, executor=threads, force=True, progress=False)
     assert executed(tmp_path)[3:] == ["1 works"]
     assert len(workbench.runs("works")) == 3
 
@@ -305,19 +307,22 @@ def test_nothing_runs_where_the_grid_does_not_fit(notebook: Path, tmp_path: Path
     assert executed(tmp_path) == []
 
 
-def test_a_budget_ends_the_sweep_and_earlier_runs_count(notebook: Path, tmp_path: Path) -> None:
+def test_a_budget_ends_the_sweep_and_earlier_runs_count(
+    notebook: Path, tmp_path: Path, threads: Executor
+) -> None:
     """No run is begun once it is spent; what the notebook does not record cannot be limited."""
     grid = {"seed": range(4), "log": str(tmp_path / "log")}
+    one: dict[str, Any] = {"jobs": 1, "executor": threads, "progress": False}
     usd = workbench.Budget(usd=0.5)
-    table = workbench.sweep(notebook, grid, jobs=1, budget=usd, progress=False)
+    table = workbench.sweep(notebook, grid, budget=usd, **one)
     assert list(table["status"]) == ["complete"] * 2 + ["cancelled"] * 2
     assert "the budget of the sweep is spent: $0.5000 of $0.50" in table["error"][3]
     pd.testing.assert_frame_equal(workbench.runs("works"), table)
-    again = workbench.sweep(notebook, grid, jobs=1, budget=usd, progress=False)
+    again = workbench.sweep(notebook, grid, budget=usd, **one)
     assert list(again["status"]) == list(table["status"])
     assert len(executed(tmp_path)) == 2
     with pytest.raises(BudgetError, match="does not record calls"):
-        workbench.sweep(notebook, grid, jobs=1, budget=100, progress=False)
+        workbench.sweep(notebook, grid, budget=100, **one)
 
 
 def test_requests_are_counted_though_the_kernel_is_killed(
@@ -579,7 +584,7 @@ def test_papermills_own_features_keep_working(
 
 
 def test_a_kernel_that_does_not_start_is_started_again(
-    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    notebook: Path, tmp_path: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kernels that start together may take the same port; this one fails the first two times."""
     (tmp_path / "path").mkdir()
@@ -591,7 +596,8 @@ def test_a_kernel_that_does_not_start_is_started_again(
         "from ipykernel import kernelapp\nkernelapp.launch_new_instance()\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"), prepend=os.pathsep)
-    table = workbench.sweep(notebook, {"log": str(tmp_path / "log")}, jobs=1, progress=False)
+    grid = {"log": str(tmp_path / "log")}
+    table = workbench.sweep(notebook, grid, executor=threads, progress=False)
     assert list(table["status"]) == ["complete"], table["error"][0]
     assert (tmp_path / "starts").read_text() == "xxx"
 
@@ -623,13 +629,15 @@ def test_values_and_figures_are_recorded(store: str, tmp_path: Path, threads: Ex
     assert sum("image/png" in output.data for output in outputs) == 1
 
 
-def test_a_number_that_no_float_holds_is_missing(store: str, tmp_path: Path) -> None:
+def test_a_number_that_no_float_holds_is_missing(
+    store: str, tmp_path: Path, threads: Executor
+) -> None:
     """And ends no other run, though it is what a budget counts."""
     source = write(tmp_path / "n.ipynb", "record('cost', 10 ** (400 * seed))")
-    grid = {"seed": [0, 1]}
+    grid, limit = {"seed": [0, 1]}, workbench.Budget(usd=5)
     with pytest.raises(BudgetError, match="does not record cost as a number"):
-        workbench.sweep(source, grid, jobs=2, budget=workbench.Budget(usd=5), progress=False)
-    table = workbench.sweep(source, grid, jobs=1, progress=False)
+        workbench.sweep(source, grid, executor=threads, budget=limit, progress=False)
+    table = workbench.sweep(source, grid, executor=threads, progress=False)
     assert list(table["status"]) == ["complete"] * 2
     assert table["cost"][0] == 1
     assert pd.isna(table["cost"][1])
@@ -711,7 +719,7 @@ def test_the_command_sweeps_and_tells_of_failures(
     assert status == 0, said
     assert said.count("complete") == 2
     assert list(pd.read_csv("output/works/sweep.csv")["seed"]) == [0, 1]
-    status, said = run("-p", "kind=works,raise")
+    status, said = run("-p", "kind=works,raise", "--jobs", "1")
     assert status == 1
     assert "ValueError: no <b>luck</b>" in said
     assert "MLflow store:" in said

@@ -191,9 +191,17 @@ _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 def parse_parameters(
     parameters: Sequence[Parameter], given: Iterable[tuple[str, str]]
 ) -> dict[str, Any]:
-    """Convert texts from a command line into values, and check them (`check_parameters`)."""
+    """Convert texts from a command line into values, and check them (`check_parameters`).
+
+    Commas separate the values of a list.
+    """
     kinds = {p.name: p.kind for p in parameters}
-    values = {name: _value(text, kinds.get(name)) for name, text in given}
+    values: dict[str, Any] = {}
+    for name, text in given:
+        is_list = kinds.get(name) in (list, tuple) and text != "None"
+        texts = text.split(",") if is_list else [text]
+        read = [_value(one.strip() if is_list else one, kinds.get(name)) for one in texts]
+        values[name] = read if is_list else read[0]
     return check_parameters(parameters, values)
 
 

@@ -166,7 +166,8 @@ def _plan(
     data = set[str]()
     # MLflow tells its processes the active experiment, but not always the store that it is in.
     active = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
-    active["MLFLOW_EXPERIMENT_ID"] = find_experiment_id()
+    # Of no class of this package, whose import would take workers a second.
+    active["MLFLOW_EXPERIMENT_ID"] = str(find_experiment_id())
     default = {"MLFLOW_EXPERIMENT_ID": "0"}
     for position, point in enumerate(points):
         values = defaults | resolve_parameters(source, declared, point, place)
