@@ -325,14 +325,11 @@ def _check(pairs: Pairs, by: By | None, weights: Weights | None) -> None:
             f"agreement takes what workbench.pair(judge) gives, got {type(pairs).__name__}."
         )
     one_of("weights", weights, [None, "linear", "quadratic"])
-    if weights and not pairs.scale.ordered:
+    if weights and (by is not None or not pairs.scale.ordered):
         raise ArgumentError(
-            f"weights={weights!r} need a scale with an order; {pairs.name!r} has a "
-            f"{pairs.scale.kind} one ({pairs.scale.describe()}), on which no miss is nearer than "
-            "another. Leave weights out."
+            f"weights={weights!r} need a scale with an order, and no slices: the scale of "
+            f"{pairs.name!r} is {pairs.scale.kind} ({pairs.scale.describe()}). Leave weights out."
         )
-    if by is not None and weights:
-        raise ArgumentError("weights can't be given with by: slices have no weighted kappa.")
 
 
 def _baseline_distance(coded: Coded) -> float:

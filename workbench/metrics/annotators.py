@@ -69,9 +69,8 @@ class AnnotatorAgreement(Result):
         ``level`` of measurement follows the scale: nominal, ordinal or interval.
     ceiling, ceiling_interval
         Mean accuracy of one annotator's label against the majority of the others on the same item
-        (Wilson); among tied majority values each counts as its share. A judge that agrees with
-        people more than this agrees with them better than they do with each other, if both are of
-        the same items: this counts those too that are not among the pairs since annotators tie.
+        (Wilson); among tied majority values each counts as its share. This is of all items, and
+        those on which annotators tie are not among the pairs.
     notes
         Why figures are nan, and which words of a table look like no label.
     """

@@ -216,12 +216,11 @@ def _same_items(before: Pairs, after: Pairs, common: set[str]) -> list[Pairs]:
     )
     other = one["human"].to_numpy() != two["human"].to_numpy()
     if other.any():
-        many = counted(int(other.sum()), "trace")
         row, theirs = one[other].iloc[0], two[other].iloc[0]["human"]
         raise ArgumentError(
-            f"{many} with another human label before than after, e.g. "
-            f"{row['trace_id']}: {row['human']!r} and {theirs!r}. Pair both judges again, with "
-            "the same consensus and the labels of today."
+            f"{counted(int(other.sum()), 'trace')} with another human label before than after, "
+            f"e.g. {row['trace_id']}: {row['human']!r} and {theirs!r}. Pair both judges again, "
+            "with the same consensus and the labels of today."
         )
     return [
         replace(pairs, table=table, scale=scale, excluded=pairs.excluded.iloc[0:0])
