@@ -26,8 +26,9 @@ class AlignmentState:
 
     Figures are None before learning, and for optimizers other than `SIMBA`. ``best_score`` is the
     mean credit of the best instructions so far on the selection items, minus a small penalty
-    for length; ``calls`` and ``spent`` (in words) are charged to the budget by whatever shares it;
-    ``failures`` are judge calls without a usable answer. ``message`` says how it ended.
+    for length; ``calls`` and ``spent`` (in words) are charged to the budget by whatever shares it,
+    ``share_spent`` in [0, 1] is the largest share of one of its limits; ``failures`` are judge
+    calls without a usable answer. ``message`` says how it ended.
     """
 
     stage: Literal["reading", Stage, "done", "cancelled", "failed"] = "reading"
@@ -37,6 +38,7 @@ class AlignmentState:
     best_score: float | None = None
     calls: int | None = None
     spent: str = ""
+    share_spent: float | None = None
     failures: int | None = None
     instructions: str = ""
     seconds: float = 0.0
@@ -82,8 +84,17 @@ class RunningAlignment(Watch):
             state, budget = self._state, self.budget
         if state.ended:
             return state
-        state = replace(state, seconds=time.monotonic() - self._began)
-        return replace(state, calls=budget.spent, spent=str(budget)) if budget else state
+        known: dict[str, Any] = {"seconds": time.monotonic() - self._began}
+        if budget is not None:
+            limits = (
+                (budget.spent, budget.limit),
+                (budget.spent_tokens, budget.tokens),
+                (budget.spent_usd, budget.usd),
+            )
+            shares = (min(1.0, spent / limit) for spent, limit in limits if limit)
+            known |= {"calls": budget.spent, "spent": str(budget)}
+            known["share_spent"] = max(shares, default=None)
+        return replace(state, **known)
 
     @property
     def done(self) -> bool:

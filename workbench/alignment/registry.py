@@ -10,7 +10,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, cast
 
 import mlflow
@@ -61,6 +61,12 @@ class Registered:
     new: bool = True
     headline: str = ""
     warning: str = ""
+    _judge: Judge | None = field(default=None, compare=False)
+
+    @property
+    def judge(self) -> Judge:
+        """The judge under its registered name; loaded when it is not at hand."""
+        return self._judge or load_judge(self.name, self.version, experiment=self.experiment_id)
 
     def __repr__(self) -> str:
         state = "new" if self.new else "was there already"
@@ -109,7 +115,8 @@ def register(
     where = find_experiment_id(experiment)
     with suppress(MlflowException):  # what does not exist is told where it is written to
         check_not_deleted(where)
-    return _write(where, named, stored, made)
+    at_hand = judge if judge.name == named else None
+    return replace(_write(where, named, stored, made), _judge=at_hand)
 
 
 _SCORES: Final = ("n", "accuracy", "accuracy_interval", "kappa", "kappa_interval")

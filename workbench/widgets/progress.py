@@ -135,7 +135,7 @@ def _parts(alignment: BackgroundAlignment) -> list[str]:
         text = f"{state.step}{'' if state.ended else f' of at most {most}'}"
         figures.append(_figure("Steps", text, state.step, most))
     if state.calls is not None:
-        figures.append(_figure("Spent", state.spent))
+        figures.append(_figure("Spent", state.spent, state.share_spent))
     if state.best_score is not None:
         figures.append(_figure("Best dev score", f"{state.best_score:.3f}", title=_DEV_SCORE))
     if state.failures is not None:
