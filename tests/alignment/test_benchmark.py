@@ -52,6 +52,7 @@ def test_all_are_scored_on_the_same_pairs_that_none_has_seen(judge: Any) -> None
     assert list(table["status"]) == [
         "reference", "reference", "reference", "improved", "unchanged", "failed",
     ]  # fmt: skip
+    assert found.seed == found.split.seed
     test = set(found.split.test.trace_ids)
     seen = {trace.info.trace_id for trace in one.seen}
     assert seen == {*found.split.train.trace_ids, *found.split.dev.trace_ids}
@@ -78,7 +79,7 @@ def test_a_single_optimizer_needs_no_list_and_a_seed_may_be_numpys(judge: Any) -
     )
     assert list(one.table.index) == ["original", "majority label", "few-shot", "Proposing"]
     assert list(one.table["status"][2:]) == ["reference", "unchanged"]
-    assert type(one.split.seed) is int
+    assert type(one.seed) is int
     with pytest.raises(ArgumentError, match="optimizers holds 5"):
         workbench.compare_optimizers(judge, None, 5, progress=False)
 
@@ -87,8 +88,8 @@ def test_figures_are_those_of_align(judge: Any) -> None:
     """The same split, verdicts and gate as workbench.align with the same seed."""
     alignment = workbench.align(judge, optimizer=Proposing(CURED), seed=3, progress=False)
     found = run(judge, Proposing(CURED), seed=3)
-    row = found.table.loc["Proposing"]
-    assert workbench.agreement(found.tested["Proposing"]).accuracy == alignment.after.accuracy
+    comparison, row = found.comparisons["Proposing"], found.table.loc["Proposing"]
+    assert comparison.after.figures == alignment.after.figures
     assert row["p"] == alignment.comparison.p_value
     assert (row["status"], row["reason"]) == (alignment.status, alignment.reason)
 
@@ -174,7 +175,9 @@ def beside(pairs: Pairs, **verdicts: list[Any]) -> str:
     }
     table, split = pd.DataFrame.from_dict(rows, orient="index"), pairs.split(test_size=0.5)
     judges: Any = dict.fromkeys(tested)
-    return workbench.OptimizerComparison(table, judges, pairs, split, (), tested=tested).conclusion
+    return workbench.OptimizerComparison(
+        table, judges, {}, pairs, split, 0.0, (), tested=tested
+    ).conclusion
 
 
 def test_judges_are_told_apart_on_the_items_that_both_rated() -> None:

@@ -121,21 +121,22 @@ def compare_optimizers(
             attempt = partial(learn, *given, reflection_base_url=reflection_base_url)
             bench.add(name, attempt, each)
         found = OptimizerComparison(
-            bench.table(), bench.judges, data.pairs, data.split, bench.all_notes(), bench.tested,
-            run_id,
+            bench.table(), bench.judges, bench.comparisons, data.pairs, data.split,
+            time.monotonic() - started, bench.all_notes(), bench.tested, run_id,
         )  # fmt: skip
         as_data = {"table": found.table.reset_index().astype(object), "notes": found.notes}
         files = {"comparison.csv": found.table.to_csv(), "comparison.json": plain(as_data)}
-        log_outcome({"seconds": time.monotonic() - started}, files)
+        log_outcome({"seconds": found.seconds}, files)
     return found
 
 
 class _Benchmark:
-    """The rows and judges found on one split; the references come first."""
+    """The rows, judges and comparisons found on one split; the references come first."""
 
     def __init__(self, data: AlignmentData, gate: Gate, concurrency: int) -> None:
         self.data, self.gate, self.concurrency = data, gate, concurrency
         self.judges: dict[str, Judge] = {"original": data.judge}
+        self.comparisons: dict[str, Comparison] = {}
         self.notes: list[str] = []
         test, seed = data.split.test, data.split.seed
         self.tested = {"original": test}
@@ -184,7 +185,7 @@ class _Benchmark:
             log_outcome(metrics, status=row["status"])
         self.rows[name], self.judges[name] = row, judge
         if tested.after is not tested.before:  # else it is the original once more
-            self.tested[name] = tested.after
+            self.comparisons[name], self.tested[name] = tested.comparison, tested.after
         self.notes += [*learned.notes, *(f"{name}: {note}" for note in tested.notes)]
 
     def table(self) -> pd.DataFrame:
@@ -193,14 +194,14 @@ class _Benchmark:
         table = pd.DataFrame([*self.rows.values()], index=names, columns=list(_COLUMNS))
         kinds = {column: "Int64" if column in COUNTS else "float64" for column in _COLUMNS[1:-1]}
         table = table.astype(kinds)
-        if tested := list(self.tested)[1:]:
+        if tested := list(self.comparisons):
             table.loc[tested, "p adjusted"] = adjusted(table.loc[tested, "p"], "holm")
         ordered = self.data.split.test.scale.ordered
         return table if ordered else table.drop(columns=table.filter(like="mean distance"))
 
     def all_notes(self) -> tuple[str, ...]:
         """Return what must be known to read the figures."""
-        tested = [fingerprint(self.judges[name]) for name in list(self.tested)[1:]]
+        tested = [fingerprint(self.judges[name]) for name in self.comparisons]
         several = (
             f"{len(tested)} judges were compared with the original on the same held-out pairs: the "
             "more judges, the likelier that one looks better by luck, and the winner's figure is "

@@ -196,9 +196,9 @@ class OptimizerComparison:
         ``tokens``, ``cost`` in US dollars. What a later judgement takes: ``later calls``, and
         ``later tokens`` (mean of the held-out items, without embeddings). Finally ``reason``. nan
         where unknown or undefined.
-    judges, tested
-        Name -> the judge; and, unless it is the original once more, the held-out pairs with its
-        usable verdicts, which `compare` takes.
+    judges, comparisons, tested
+        Name -> the judge; and, unless it is the original once more, its comparison with that and
+        the held-out pairs with its usable verdicts.
     split
         What was learned from and tested on.
     notes
@@ -209,11 +209,18 @@ class OptimizerComparison:
 
     table: pd.DataFrame
     judges: Mapping[str, Judge]
+    comparisons: Mapping[str, Comparison]
     pairs: Pairs
     split: Split
+    seconds: float
     notes: tuple[str, ...]
     tested: Mapping[str, Pairs]
     run_id: str = ""
+
+    @property
+    def seed(self) -> int:
+        """The seed of the split and of the optimizers."""
+        return self.split.seed
 
     @property
     def conclusion(self) -> str:

@@ -78,9 +78,10 @@ Draw = Sequence[Sequence[Case]]
 def draws(wrong: Sequence[Case], right: Sequence[Case]) -> list[Draw]:
     """As many draws as `MAX_DRAWS`, the most telling cases in the first one."""
     ranked = by_label(wrong, right).values()
+    starts = [n * MAX_SHOWN for n in range(MAX_DRAWS)]
     return [
         [[*cases[at % len(cases) :], *cases[: at % len(cases)]][:MAX_SHOWN] for cases in ranked]
-        for at in range(0, MAX_DRAWS * MAX_SHOWN, MAX_SHOWN)
+        for at in starts
     ]
 
 
