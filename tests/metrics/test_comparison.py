@@ -28,7 +28,8 @@ def test_compare_counts_fixed_and_broken_and_tests_them() -> None:
     assert list(found.fixed.columns) == ["trace_id", "human", "before", "after"]
     assert (len(found.fixed), len(found.broken), len(found.still_wrong)) == (9, 1, 1)
     assert found.broken.iloc[0].tolist() == ["t019", "yes", "yes", "no"]
-    assert found.changes["accuracy"][0] == pytest.approx(8 / 40)
+    assert found.changes["accuracy"][0] == found.accuracy_change == pytest.approx(8 / 40)
+    assert found.changes["kappa"] == (found.kappa_change, found.kappa_change_interval)
     assert found.p_value == pytest.approx(2 * (1 + 10) / 2**10)
     assert (found.improved, found.significant, found.enough) == (True, True, True)
     assert found.power_note == ""

@@ -91,6 +91,22 @@ class Comparison(Result):
         return self.improved and self.significant and len(self.fixed) > len(self.broken)
 
     @property
+    def accuracy_change(self) -> float:
+        return self.changes["accuracy"][0]
+
+    @property
+    def accuracy_change_interval(self) -> Interval:
+        return self.changes["accuracy"][1]
+
+    @property
+    def kappa_change(self) -> float:
+        return self.changes["kappa"][0]
+
+    @property
+    def kappa_change_interval(self) -> Interval:
+        return self.changes["kappa"][1]
+
+    @property
     def table(self) -> pd.DataFrame:
         """Index figure; ``before``, ``after`` and ``change`` as text with their intervals."""
         before, after = self.before.figures, self.after.figures
