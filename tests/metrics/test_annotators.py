@@ -46,7 +46,9 @@ def test_pairwise_kappa_and_the_ceiling_by_hand() -> None:
     matrix = found.matrix()
     assert matrix.loc["ana", "ben"] == matrix.loc["ben", "ana"] == pytest.approx(0.5)
     assert math.isnan(matrix.loc["ana", "ana"])
-    assert found.table["n"].tolist() == [4, 4]
+    assert math.isnan(found.fleiss)  # cid has no label on the last item
+    assert "same number of labels on each item" in found.notes[0]
+    assert found.table["n"].tolist() == [4, 4, 4]
     json.dumps(found.to_dict(), allow_nan=False)
     assert "\n" not in repr(found)
 
@@ -184,11 +186,15 @@ def test_an_item_that_repeats_itself_is_one() -> None:
 
 
 def test_full_disagreement_is_no_certainty() -> None:
-    """A ceiling of 0 has an interval; words for nothing are no labels."""
+    """Nor is an alpha ever outside its interval; words for nothing are no labels."""
     found = annotator_agreement(pd.DataFrame({"a": ["x", "y"] * 5, "b": ["y", "x"] * 5}))
     assert (found.ceiling, found.ceiling_interval.low) == (0, 0)
     assert found.ceiling_interval.high == pytest.approx(0.2775, abs=1e-4)
-    assert math.isnan(found.alpha_interval.low)  # no resample could show another one
+    for value, interval in (
+        (found.alpha, found.alpha_interval),
+        (found.fleiss, found.fleiss_interval),
+    ):
+        assert math.isnan(interval.low) or (value in interval and interval.high > interval.low)
     missing = pd.DataFrame({"a": ["x", "y", "nan"] * 5, "b": ["x", "y", "x"] * 5})
     assert annotator_agreement(missing).shared_items == 10
 
@@ -238,8 +244,19 @@ def test_numbers_that_all_differ_cost_no_more_than_their_number() -> None:
     assert found.pairwise["weighted_kappa"].tolist() == pytest.approx([400 / 425] * 3, abs=0.02)
 
 
+def test_fleiss_by_hand() -> None:
+    votes = pd.DataFrame([[1, 2, 2], [3, 3, 3], [1, 1, 2]])
+    found = annotator_agreement(votes, scale=Scale.of([1, 2, 3]))
+    assert found.fleiss == pytest.approx(1 - (4 / 9) / (1 - np.sum([1 / 9] * 3)))
+    assert found.fleiss in found.fleiss_interval
+
+
 def test_full_agreement_on_few_items_is_no_certainty() -> None:
     """Ten items without a disagreement leave 28 % open, of the half that chance explains."""
     found = annotator_agreement(pd.DataFrame({"a": ["x", "y"] * 5, "b": ["x", "y"] * 5}))
-    assert found.alpha == pytest.approx(1)
-    assert found.alpha_interval == pytest.approx((1 - wilson(0, 10).high / 0.5, 1))
+    for value, interval in (
+        (found.alpha, found.alpha_interval),
+        (found.fleiss, found.fleiss_interval),
+    ):
+        assert value == pytest.approx(1)
+        assert interval == pytest.approx((1 - wilson(0, 10).high / 0.5, 1))

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr
 from sklearn.metrics import cohen_kappa_score
+from statsmodels.stats import inter_rater
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 
 from workbench.metrics.coefficients import (
     coincidences,
     correlation,
+    fleiss_kappa,
     interval_alpha,
     krippendorff_alpha,
     mcnemar,
@@ -79,6 +81,32 @@ def test_alpha_equals_the_reference_implementation(rows: list[list[int]], level:
         value_counts=counts, value_domain=values.tolist(), level_of_measurement=level
     )
     assert ours == pytest.approx(theirs)
+
+
+FLEISS = np.array(
+    [
+        [0, 0, 0, 0, 14],
+        [0, 2, 6, 4, 2],
+        [0, 0, 3, 5, 6],
+        [0, 3, 9, 2, 0],
+        [2, 2, 8, 1, 1],
+        [7, 7, 0, 0, 0],
+        [3, 2, 6, 3, 0],
+        [2, 5, 3, 2, 2],
+        [6, 5, 2, 1, 0],
+        [0, 2, 2, 3, 7],
+    ]
+)
+
+
+def test_fleiss_published_example() -> None:
+    """Ten subjects, fourteen raters, five categories: kappa 0.210."""
+    assert fleiss_kappa(FLEISS, np.ones(len(FLEISS))) == pytest.approx(0.210, abs=5e-4)
+    often = np.array([[1] * 10, [2, 0] * 5])
+    for times, kappa in zip(often, fleiss_kappa(FLEISS, often), strict=True):
+        assert kappa == pytest.approx(inter_rater.fleiss_kappa(np.repeat(FLEISS, times, axis=0)))
+    assert math.isnan(fleiss_kappa(np.array([[2, 0], [2, 0]]), np.ones(2)))
+    assert math.isnan(fleiss_kappa(np.empty((0, 2)), np.ones(0)))
 
 
 numbers = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=5, max_size=30)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -17,6 +18,7 @@ from workbench.metrics.coefficients import (
     Statistic,
     coincidences,
     distinct_rows,
+    fleiss_kappa,
     interval_alpha,
     krippendorff_alpha,
 )
@@ -40,6 +42,10 @@ from workbench.pairing.pairs import Groups, Pairs
 from workbench.scale import MOST_CATEGORIES, Scale
 
 UNDEFINED_ALPHA = "Alpha and kappa are undefined: they take items with two labels, not all equal."
+UNDEFINED_FLEISS = (
+    "Fleiss' kappa is undefined: it takes the same number of labels on each item, and "
+    f"{MOST_CATEGORIES} different values at most."
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,6 +73,9 @@ class AnnotatorAgreement(Result):
     alpha, alpha_interval, level
         Krippendorff's alpha over all labels (bootstrap over items; undefined where all agree);
         ``level`` of measurement follows the scale: nominal, ordinal or interval.
+    fleiss, fleiss_interval
+        Fleiss' kappa (bootstrap over items), defined where all shared items have the same number of
+        labels.
     ceiling, ceiling_interval
         Mean accuracy of one annotator's label against the majority of the others on the same item
         (Wilson); among tied majority values each counts as its share. This is of all items, and
@@ -86,6 +95,8 @@ class AnnotatorAgreement(Result):
     alpha: float
     alpha_interval: Interval
     level: Level
+    fleiss: float
+    fleiss_interval: Interval
     ceiling: float
     ceiling_interval: Interval
     scale: Scale
@@ -103,6 +114,7 @@ class AnnotatorAgreement(Result):
         n = self.shared_items
         rows = {
             f"Krippendorff's alpha ({self.level})": (self.alpha, *self.alpha_interval, n),
+            "Fleiss' kappa": (self.fleiss, *self.fleiss_interval, n),
             "ceiling (one against the others)": (self.ceiling, *self.ceiling_interval, n),
         }
         return figure_table(rows, "n")
@@ -160,15 +172,21 @@ def annotator_agreement(
     credits = _against_others(within)
     options: Any = {"resamples": resamples, "seed": seed, "confidence": confidence}
     # Of the items that several labelled; those with equal labels by the same annotators are a cell.
-    shared = votes.codes[several]
+    shared, few = votes.codes[several], len(votes.values) <= MOST_CATEGORIES
     first, times, kind = distinct_rows(shared)
+    bootstrap = Bootstrap(times, rows=(votes.groups[several], kind), **options)
     statistic = _alpha(shared[first], votes)
     alpha, alpha_interval = float(statistic(times)), UNDEFINED
-    if votes.level == "interval" or len(votes.values) <= MOST_CATEGORIES:
-        # With more categories its resamples would take long.
-        bootstrap = Bootstrap(times, rows=(votes.groups[several], kind), **options)
+    if votes.level == "interval" or few:  # with more categories its resamples would take long
         alpha_interval = _around(alpha, statistic, bootstrap, shared)
+    fleiss, fleiss_interval = math.nan, UNDEFINED
+    if few and len(set(votes.labels[several].tolist())) == 1:  # of many numbers hardly two agree
+        statistic = partial(fleiss_kappa, _counts(shared[first], len(votes.values)))
+        fleiss = float(statistic(times))
+        fleiss_interval = _around(fleiss, statistic, bootstrap, shared)
     ceiling, ceiling_interval = _accuracy(credits, votes.groups, confidence)
+    notes = [UNDEFINED_FLEISS] if math.isnan(fleiss) else []
+    notes = [UNDEFINED_ALPHA] if math.isnan(alpha) else notes
     return AnnotatorAgreement(
         annotators=votes.annotators,
         items=int((votes.labels >= 1).sum()),
@@ -179,10 +197,12 @@ def annotator_agreement(
         alpha=alpha,
         alpha_interval=alpha_interval,
         level=votes.level,
+        fleiss=fleiss,
+        fleiss_interval=fleiss_interval,
         ceiling=ceiling,
         ceiling_interval=ceiling_interval,
         scale=votes.scale,
-        notes=(*[UNDEFINED_ALPHA] * math.isnan(alpha), *votes.notes),
+        notes=(*notes, *votes.notes),
     )
 
 

@@ -129,6 +129,21 @@ def correlation(rows: Array, columns: Array, counts: Array) -> Array:
         return np.where(vary, joint / np.sqrt(spreads[0] * spreads[1]), np.nan)
 
 
+def fleiss_kappa(counts: Array, times: Array) -> Array:
+    """Return Fleiss' kappa of items each rated by the same number of raters.
+
+    ``counts[item, category]`` is how many raters put the item there. At most 1; nan for no items,
+    fewer than two raters, or one category throughout. Source: Fleiss (1971), Psychological Bulletin
+    76, 378-382.
+    """
+    raters = counts.sum(axis=1).max(initial=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = times / times.sum(axis=-1, keepdims=True)
+        same = share @ ((counts**2).sum(axis=1) - raters) / (raters * (raters - 1.0))
+        by_chance = ((share @ counts / raters) ** 2).sum(axis=-1)
+        return np.where(by_chance < 1 - 1e-12, (same - by_chance) / (1 - by_chance), math.nan)
+
+
 def coincidences(counts: Array, times: Array) -> Array:
     """Return Krippendorff's matrix of coincidences o_ck over all units, shape (..., K, K).
 
