@@ -164,6 +164,16 @@ class Agreement(Result):
         return {name: self.measured[name] for name in names if name in self.measured}
 
     @property
+    def true_positive_rate(self) -> float | None:
+        """Share of human positives that the judge finds (sensitivity); None if not binary."""
+        return None if self.false_negative_rate is None else 1 - self.false_negative_rate
+
+    @property
+    def true_negative_rate(self) -> float | None:
+        """Share of human negatives that the judge finds (specificity); None if not binary."""
+        return None if self.false_positive_rate is None else 1 - self.false_positive_rate
+
+    @property
     def confusion_shares(self) -> pd.DataFrame:
         """`confusion` as shares of its rows: of the items with a label, those with a verdict."""
         return self.confusion.div(self.confusion.sum(axis=1).replace(0, 1), axis=0)
