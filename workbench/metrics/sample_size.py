@@ -17,6 +17,7 @@ from workbench.errors import ArgumentError
 from workbench.metrics.intervals import Result, check_confidence, normal_quantile
 
 CLASS_WIDTH = 0.2  # of the interval of a class where none is given
+MOST_SUMMED = 1000  # counts of items that differ, on either side of their mean
 
 
 def labels_for_width(width: float, share: float = 0.5, confidence: float = 0.95) -> int:
@@ -33,11 +34,13 @@ def mcnemar_power(
     """Return the probability that McNemar's exact test on n items shows an improvement.
 
     ``improvement`` is the share of items fixed minus the share broken, ``differing`` their sum.
-    Exact, where Connor (1987, Biometrics 43, 207-211) has the normal approximation.
+    Exact, where Connor (1987, Biometrics 43, 207-211) has the normal approximation; where more
+    than `MOST_SUMMED` counts on a side of their mean are likely, only every so many is summed.
     """
     # Counts farther from their mean have no probability to speak of.
     mean, reach = n * differing, 10 + 10 * math.sqrt(n * differing * (1 - differing))
-    changed = np.arange(max(0, math.floor(mean - reach)), min(n, math.ceil(mean + reach)) + 1)
+    step = 1 + int(reach) // MOST_SUMMED
+    changed = np.arange(max(0, math.floor(mean - reach)), min(n, math.ceil(mean + reach)) + 1, step)
     # The most broken items with which the test, two-sided, still has p < 1 - confidence.
     broken = binom.ppf((1 - confidence) / 2, changed, 0.5) - 1
     detected = binom.cdf(broken, changed, (differing - improvement) / 2 / differing)
