@@ -115,7 +115,7 @@ class Agreement(Result):
         Items with a label, but for contested ones; share of these on which the judge gave a usable
         verdict (Wilson); how often it abstained, and how often the call or the answer failed.
     undefined
-        Name of a figure that is nan, or has no interval -> why.
+        Name of a figure that is nan, or has no interval -> why; of classes ``"recall of 'no'"``.
     notes
         What a reader should know beside the figures.
     """
@@ -324,7 +324,7 @@ def agreement(
         false_negatives=int(cells[1, 0]) if coded.scale.kind == "binary" else None,
         abstentions=int((lost["why"] == "abstained").sum()),
         failures=int((lost["why"] == "failed").sum()),
-        undefined=why_undefined(coded, {**found, **whole}),
+        undefined=why_undefined(coded, {**found, **whole}) | _undefined_classes(per_class, n),
         notes=(*_kappa_paradox(coded, found, baseline[0]), *without_contested(pairs)),
     )
 
@@ -347,6 +347,18 @@ def _baseline_distance(coded: Coded) -> float:
     n = len(coded.human)
     median = np.full(n, np.sort(coded.human)[n // 2] if n else 0)
     return ratio(coded.distances(coded.human, median).sum(), n)
+
+
+def _undefined_classes(per_class: pd.DataFrame | None, n: int) -> dict[str, str]:
+    """Why the figures of a class are nan: name -> reason."""
+    reasons = {"precision": "the judge never says {!r}", "recall": "no human label is {!r}"}
+    reasons["f1"] = "neither judge nor people say {!r}"
+    return {
+        f"{name} of {value!r}": reason.format(value) if n else "there are no pairs"
+        for value, row in (() if per_class is None else per_class.iterrows())
+        for name, reason in reasons.items()
+        if math.isnan(row[name])
+    }
 
 
 def without_contested(pairs: Pairs) -> tuple[str, ...]:
