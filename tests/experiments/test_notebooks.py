@@ -400,4 +400,5 @@ def test_a_sweep_by_labels_alone_is_a_learning_curve(
 
 def test_what_the_sweep_varies_are_parameters_of_the_alignment() -> None:
     varied = {"seed", "n_labels", "model", "max_steps", "base_url"}
-    assert varied <= notebook_parameters(find_notebook("4_align")).keys()
+    declared = notebook_parameters(find_notebook("4_align"))
+    assert varied <= {parameter.name for parameter in declared}
