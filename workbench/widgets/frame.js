@@ -4,7 +4,7 @@
 class Frame extends Store {
   /** What the panel calls what one does in it. */
   get words() {
-    return { panel: "Label panel", done: "labelled", opensRubric: true, nothing: "There is nothing to label." };
+    return { panel: "Label panel", done: "labelled", opensRubric: true, table: "panel.labels", holds: "your labels", summary: "panel.summary()", nothing: "There is nothing to label." };
   }
 
   // -- building
@@ -73,11 +73,13 @@ class Frame extends Store {
   }
 
   buildSummary() {
+    const { table, holds, summary } = this.words;
     this.through = h("h3");
     this.figures = h("tbody");
     this.skippedButton = this.button("Look at what you skipped", "↵", () => this.leaveSummary());
     return h("div", { class: "wb-summary" }, this.through, h("table", null, this.figures),
-      h("p", { class: "wb-onward" }, this.skippedButton, this.button("Back to the items", "←", () => this.goBack())));
+      h("p", { class: "wb-onward" }, this.skippedButton, this.button("Back to the items", "←", () => this.goBack())),
+      h("p", { class: "wb-quiet" }, h("code", null, table), ` holds ${holds} as a table`, summary ? [", ", h("code", null, summary), " the figures"] : null, "."));
   }
 
   buildHelp() {

@@ -250,7 +250,7 @@ class Panel extends Frame {
 /** The adjudication panel: what annotators said stands side by side, and one answer is given to it. */
 class Adjudication extends Panel {
   get words() {
-    return { panel: "Adjudication panel", done: "decided", nothing: "Annotators differ on none of these traces." };
+    return { panel: "Adjudication panel", done: "decided", table: "panel.decisions", holds: "the labels and what was decided", summary: null, nothing: "Annotators differ on none of these traces." };
   }
 
   build(el) {
