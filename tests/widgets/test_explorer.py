@@ -261,7 +261,7 @@ def test_ten_thousand_pairs_go_out_a_page_at_a_time(store: str) -> None:
 @pytest.mark.parametrize(
     ("values", "scale", "rows"),
     [
-        ([f"c{i}" for i in range(40)], Scale.of([f"c{i}" for i in range(40)], ordered=False), 40),
+        ([f"c{i}" for i in range(40)], Scale.of([f"c{i}" for i in range(40)], ordered=False), 30),
         ([i / 7 for i in range(40)], Scale("numeric"), 10),
         ([True, False], Scale.from_type(bool), 2),
         ([], Scale.of(["no", "yes"]), 2),
@@ -269,7 +269,7 @@ def test_ten_thousand_pairs_go_out_a_page_at_a_time(store: str) -> None:
     ids=["many classes", "numbers in bins", "booleans", "no pairs"],
 )
 def test_each_scale_has_a_matrix(values: list[Any], scale: Scale, rows: int, store: str) -> None:
-    """Each pair is in one of its cells, in a bin of the numbers where they are many."""
+    """Of many classes the most frequent; what is outside the matrix is still among the items."""
     pairs = make_pairs(values * 2, [*values, *values[1:], *values[:1]], scale)
     made = workbench.Explorer(pairs)
     assert len(made.setup["values"]) == rows
@@ -278,7 +278,7 @@ def test_each_scale_has_a_matrix(values: list[Any], scale: Scale, rows: int, sto
     assert page(made, told, change="fixed")["total"] == 0  # there is nothing to compare with
     found = page(made, told)
     assert found["left"] == found["total"] == len(pairs)
-    assert sum(map(sum, found["matrix"])) == len(pairs)
+    assert sum(map(sum, found["matrix"])) <= len(pairs)
     html = made._repr_html_()
     assert "<table" in html
     assert not re.search(r"<td[^>]*>(True|1\.000)</td>\s*<td[^>]*>(True|1\.000)<", html)

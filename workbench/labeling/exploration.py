@@ -52,6 +52,7 @@ NOTE: Final = "reviewer_note"
 """Notes are feedback in free text under this name, whatever the judge's."""
 
 _CHUNK = 200
+_MOST_VALUES = 30  # that the matrix has, the most frequent ones
 _MOST_SLICES = 50
 
 
@@ -109,13 +110,17 @@ class Items:
         self.slices: dict[str, list[str]] = {}
 
     def _code(self, rated: list[Pairs]) -> None:
-        """Put each label and verdict in its row and column of the matrix."""
+        """Put each label and verdict in its row and column of the matrix, -1 where it has none."""
         coded = [Coded.of(one, *rated) for one in rated]
         self._distances = [one.distances(one.human, one.judge) for one in coded]
         values, human, _ = coded[0].shown()
         judged = [one.shown()[2] for one in coded]
-        self.values = list(values if coded[0].binned else coded[0].scale.shown or values)
-        place = np.array([self.values.index(value) for value in values], dtype=int)
+        order = list(values if coded[0].binned else coded[0].scale.shown or values)
+        counts = np.bincount(np.concatenate([human, *judged]), minlength=len(values))
+        often = {values[k] for k in np.argsort(-counts, kind="stable")[:_MOST_VALUES]}
+        self.values = [value for value in order if value in often]
+        shown = {value: k for k, value in enumerate(self.values)}
+        place = np.array([shown.get(value, -1) for value in values], dtype=int)
         self._human, self._judged = place[human], [place[one] for one in judged]
 
     def _compare(self, before: Pairs, after: Pairs) -> None:
@@ -143,8 +148,9 @@ class Items:
         if needle := folded(query.search):
             here = np.fromiter((needle in text for text in self._texts), bool, len(self.place))
             kept &= here[self._items]
+        inside = kept & (human >= 0) & (judged >= 0)
         matrix = np.zeros((len(self.values),) * 2, dtype=int)
-        np.add.at(matrix, (human[kept], judged[kept]), 1)
+        np.add.at(matrix, (human[inside], judged[inside]), 1)
         left = int(kept.sum())
         if query.cell is not None:
             kept &= (human == query.cell[0]) & (judged == query.cell[1])
@@ -296,14 +302,18 @@ class Exploration(Session):
         word = self.questions[0].shown
         given = [one.table.iloc[row] for one in self.found.pairs]
         names = ["judge"] if len(given) == 1 else [f"judge {name}" for name in self.found.names]
-
-        def voice(who: str, row: Any, side: str) -> Message:
-            rationale = row[f"{side}_rationale"] or ""
-            return {"who": who, "value": word(row[side]), "rationale": rationale, "votes": []}
-
+        said = [("people", "human", given[0])]
+        said += [(name, "judge", one) for name, one in zip(names, given, strict=True)]
         votes = [[who, word(value)] for who, value in given[0]["votes"].items()]
-        people = {**voice("people", given[0], "human"), "votes": votes}
-        return [people, *(voice(*one, "judge") for one in zip(names, given, strict=True))]
+        return [
+            {
+                "who": who,
+                "value": word(one[side]),
+                "rationale": one[f"{side}_rationale"] or "",
+                "votes": votes if side == "human" else [],
+            }
+            for who, side, one in said
+        ]
 
     def prepare(self, action: Action) -> Callable[[], TraceInfo]:
         if not self.annotator or action.kind != "save":

@@ -1,8 +1,10 @@
 """MLflow's review queues as the shared work list of a team.
 
-MLflow's status of an item is shared by the team: one finished reviewer clears it for all. Here each
-person's status follows from their own labels, given in a panel or in MLflow's own page, and
-`ReviewQueue.sync` makes MLflow's status say whether all labels that are wanted are there.
+An expert in MLflow's own page and a data scientist in a notebook see each other's labels, since
+both write assessments under the names of the queue's questions (label schemas). MLflow's status of
+an item is shared by the team: one finished reviewer clears it for all. Here each person's status
+follows from their own labels, and `ReviewQueue.sync` makes MLflow's status say whether all labels
+that are wanted are there.
 """
 
 from __future__ import annotations

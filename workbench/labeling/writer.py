@@ -47,12 +47,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Job:
-    lane: str  # jobs of one lane keep their order
+    """One thing to write: ``done`` hears of what ``write`` returned, ``failed`` of each error and
+    whether it is final. Jobs of one ``lane`` keep their order. ``tries`` limits those of one that
+    is asked for again anyway: they would pile up."""
+
+    lane: str
     write: Callable[[], Any]
-    done: Callable[[Any], None]  # is told what `write` returned
-    failed: Callable[[Exception, bool], None]  # is told each error, and whether it is final
+    done: Callable[[Any], None]
+    failed: Callable[[Exception, bool], None]
     attempts: int = 0
-    tries: float = math.inf  # fewer for what is asked for again anyway, and would pile up
+    tries: float = math.inf
 
 
 class Writer:
@@ -119,8 +123,11 @@ class Writer:
 
 
 def is_refusal(error: BaseException, attempts: int = 1) -> bool:
-    """Return whether trying again is of no use; where another write may have come between, it is
-    so at the eighth attempt."""
+    """Return whether trying again is of no use.
+
+    A lost connection, a lock or a server's own error may always pass; what the store does not take
+    is final at the eighth attempt, since another write may have come between.
+    """
     if isinstance(error, MlflowException):
         is_final = error.error_code == "INVALID_PARAMETER_VALUE"
         is_refused = error.get_http_status_code() in (400, 403, 404, 409)

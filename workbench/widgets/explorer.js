@@ -129,13 +129,14 @@ class Explorer {
     }));
     this.sums = values.map(() => h("span", { class: "wb-quiet" }));
     this.caption = h("caption");
+    this.outside = h("p", { class: "wb-quiet wbx-covers" });
     const head = (value) => h("th", { scope: "col", title: flat(value) }, h("span", { dir: "auto" }, visible(value)));
     this.matrix = h("table", { class: `wbx-matrix ${kind}` }, this.caption,
       h("thead", null, h("tr", null, h("td"), values.map(head))),
       h("tbody", null, values.map((value, row) => h("tr", null,
         h("th", { scope: "row", title: flat(value) }, h("div", null, h("span", { dir: "auto" }, visible(value)), this.sums[row])),
         this.cells[row].map((cell) => h("td", null, cell))))));
-    return h("div", { class: "wbx-left" }, this.matrix, h("p", { class: "wb-quiet wbx-covers" }, "A cell shows its items. Arrow keys move, Enter opens, Escape goes back."));
+    return h("div", { class: "wbx-left" }, this.matrix, this.outside, h("p", { class: "wb-quiet wbx-covers" }, "A cell shows its items. Arrow keys move, Enter opens, Escape goes back."));
   }
 
   buildList() {
@@ -199,6 +200,8 @@ class Explorer {
         cell.replaceChildren(number(n), h("small", { "aria-hidden": "true" }, n ? percent : ""));
       });
     });
+    const outside = left - sum(matrix.flat());
+    this.outside.replaceChildren(outside ? `${count(outside, "item")} with rarer values than the ${values.length} of the matrix: they are among all items.` : "");
     this.rove(...this.at);
   }
 
