@@ -333,9 +333,10 @@ def test_the_view_tells_the_outcome(judge: Any) -> None:
     assert running.view is view
     alignment = running.result(120)
     until(lambda: view.state["stage"] == "done")
-    figures, lines = view.parts
+    figures, lines, before = view.parts
     assert alignment._repr_html_() in figures
     assert "<ins" in lines
+    assert "<table" in before
     assert [line for line, learned in running.learned() if not learned and line] == [TEXT]
     assert alignment._repr_html_() in running._repr_mimebundle_()["text/html"]
 

@@ -14,7 +14,7 @@ function render({ model, el }) {
   };
   const cancel = h("button", { class: "wbp-cancel", type: "button", onclick });
   const title = h("strong", { class: "wbp-title" });
-  const parts = [0, 1].map(() => h("div"));
+  const parts = [0, 1, 2].map(() => h("div"));
   const root = h("section", { class: "wb wbp", "aria-label": "Alignment in the background" },
     h("header", { class: "wbp-header" }, title, stage, h("span", { class: "wbp-space" }), clock, cancel), parts);
   el.replaceChildren(root);

@@ -14,7 +14,7 @@ from mlflow.genai.judges.base import AlignmentOptimizer
 from workbench.alignment.align import align
 from workbench.alignment.background import RunningAlignment
 from workbench.errors import one_of
-from workbench.formatting import counted, html_text
+from workbench.formatting import counted, html_table, html_text
 from workbench.widgets.panels import View, read_files
 
 SECONDS_BETWEEN: Final = 0.3
@@ -93,7 +93,7 @@ class AlignmentView(View):
 
     state = traitlets.Dict().tag(sync=True)
     parts: Any = traitlets.List().tag(sync=True)
-    """Figures and the best instructions as HTML, with all texts escaped."""
+    """Figures, the best instructions and the preflight table as HTML, with all texts escaped."""
 
     def __init__(self, alignment: BackgroundAlignment) -> None:
         self.alignment = alignment
@@ -144,7 +144,11 @@ def _parts(alignment: BackgroundAlignment) -> list[str]:
         figures.append(alignment.result()._repr_html_())
     elif state.message:
         figures.append(f'<p class="wbp-message">{html_text(state.message)}</p>')
-    return ["".join(figures), _instructions(alignment)]
+    before = ""
+    if alignment.preflight is not None:
+        table = html_table(alignment.preflight, index=False)
+        before = f"<details><summary>What was said before it began</summary>{table}</details>"
+    return ["".join(figures), _instructions(alignment), before]
 
 
 def _figure(
