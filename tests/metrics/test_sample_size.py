@@ -116,6 +116,7 @@ def test_wrong_questions_say_what_to_ask() -> None:
         ({"improvement": 0.1, "accuracy": 0.9, "differing": 0.5}, "differing=0.5 cannot be"),
         ({"classes": {"yes": 0}}, "yes=0 must"),
         ({"classes": {"yes": 0.9, "no": 0.8}}, "more than 1"),
+        ({"classes": ["yes", "no"]}, "must map each class to its share"),
         ({"width": 0.1, "confidence": 95}, "confidence=95"),
         ({"improvement": 0.1, "power": 80}, "power=80"),
     ):

@@ -102,6 +102,26 @@ def test_labels_of_rows_do_not_run_into_each_other(size: int) -> None:
     assert all(upper.y0 >= lower.y1 - 1 for upper, lower in itertools.pairwise(boxes))
 
 
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 7, 12])
+def test_large_counts_fit_their_cells_beside_long_names(size: int) -> None:
+    """Of 100,000 pairs and more; a change has a sign as well."""
+    scale = Scale.of([f"class {i} of many with a long name" for i in range(size)], ordered=False)
+    cells = 20_000 + np.diag([20_000] * size)
+    names = pd.Index(scale.values)
+    found = agreement(make_pairs([*scale.values], [*scale.values], scale))
+    before, after = (
+        replace(found, confusion=pd.DataFrame(table, names, names))
+        for table in (cells, np.roll(cells, 1, axis=1))
+    )
+    for ax in (plot_confusion(before), plot_difference(before, after)):
+        ax.figure.canvas.draw()
+        cell = ax.get_window_extent().width / (size + 0.04)
+        boxes = [text.get_window_extent() for text in ax.texts]
+        assert max(box.width for box in boxes) < cell
+        rows = [label.get_window_extent() for label in ax.get_yticklabels()]
+        assert all(upper.y0 >= lower.y1 - 1 for upper, lower in itertools.pairwise(rows))
+
+
 def test_whole_numbers_are_drawn_as_such() -> None:
     few = make_pairs([3.0, 2.5, 1e9], [3.0, 2.5, 1e9], Scale("numeric"))
     names = [label.get_text() for label in plot_confusion(few).get_xticklabels()]

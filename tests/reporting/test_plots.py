@@ -300,6 +300,23 @@ def test_ratings_are_circles_with_their_counts_on_few_levels() -> None:
         plot_ratings(make_pairs(["red"], ["blue"], COLOURS))
 
 
+@pytest.mark.parametrize("size", [3, 5, 7, 12])
+def test_counts_of_ratings_do_not_run_into_each_other_beside_long_names(size: int) -> None:
+    scale = Scale.of([f"An answer of the kind {k} of all" for k in range(size)], ordered=True)
+    names = np.array(scale.values)
+    human, judge = np.divmod(np.arange(size**2), size)
+    ax = plot_ratings(make_pairs(names[human].tolist(), names[judge].tolist(), scale))
+    for text in ax.texts:
+        text.set_text("43,427" if text.get_position()[0] in (0, 1) else "9,999")
+    ax.figure.canvas.draw()
+    at = {text.get_position(): text.get_window_extent() for text in ax.texts}
+    assert len(at) == size**2
+    assert all(box.x1 < at[x + 1, y].x0 for (x, y), box in at.items() if x < size - 1)
+    widest = ax.collections[0].get_sizes().max() ** 0.5 / 72  # inches
+    (here, _), (there, _) = ax.transData.transform([(0, 0), (1, 0)])
+    assert widest < (there - here) / ax.figure.dpi
+
+
 @pytest.mark.parametrize(("n", "kind"), [(400, "Line2D"), (20_000, "PolyCollection")])
 def test_fine_numbers_are_points_and_where_they_are_many_hexagons(n: int, kind: str) -> None:
     """The count of every hexagon adds up to all pairs."""

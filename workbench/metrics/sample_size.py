@@ -124,6 +124,10 @@ def labels_needed(
     """
     check_confidence(confidence)
     check_confidence(power, "power")
+    if not isinstance(classes, (Mapping, pd.Series, type(None))):
+        raise ArgumentError(
+            f"classes={classes!r} must map each class to its share, as {{'yes': 0.2, 'no': 0.8}}."
+        )
     classes = {} if classes is None else dict(classes)
     given = {"width": width, "improvement": improvement, "accuracy": accuracy}
     for name, value in {**given, "differing": differing, **classes}.items():

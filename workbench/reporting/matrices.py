@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgba, to_rgba_array
 from matplotlib.patches import Rectangle
 
 from workbench.errors import ArgumentError
-from workbench.formatting import counted
+from workbench.formatting import counted, written
 from workbench.metrics.agreement import Agreement, agreement
 from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.comparison import Comparison
@@ -96,7 +96,7 @@ def plot_before_after(
     both = _both("plot_before_after", comparison_or_before, after)
     given = axes if axes is not None else ax
     if given is None:
-        width, height = matrix_size(len(both[0].confusion))
+        width, height = matrix_size(both[0].confusion.index)
         given = new_axes(2 * width + 0.3, height + 0.3, count=2)
     drawn = np.asarray(list(given), dtype=object)
     for one, found, name in zip(drawn, both, ("before", "after"), strict=True):
@@ -208,9 +208,12 @@ def agreement_of(given: Agreement | Pairs) -> Agreement:
 # -- drawing --------------------------------------------------------------------------------
 
 
-def matrix_size(size: int) -> tuple[float, float]:
-    """Return width and height in inches of a picture of a square matrix."""
-    side = max(2.5, min(6.5, 0.85 * size), min(14.0, 0.16 * size))
+def matrix_size(names: Collection[Any]) -> tuple[float, float]:
+    """Return width and height in inches of a picture of a square matrix with these rows."""
+    size, longest = len(names), max((len(written(name)) for name in names), default=0)
+    # Below a small matrix long names, which are tilted, take more room than its columns leave.
+    cells = 0.85 * size + 0.1 * max(0, min(longest, 28) - 16)
+    side = max(2.5, min(6.5, cells), min(14.0, 0.16 * size))
     return side + 1.4, side + 1.2
 
 
@@ -228,7 +231,7 @@ def _draw_matrix(
     rows the cells have none. ``totals`` stand behind the labels of rows whose diagonal is framed.
     """
     size, is_small = len(names), len(names) <= 20
-    ax = ax or new_axes(*matrix_size(size))[0]
+    ax = ax or new_axes(*matrix_size(names))[0]
     # In two lines where there is room for them.
     rows = [literal(name, *((18, 2) if size <= 14 else (30, 1))) for name in names]
     if totals is not None:
@@ -266,7 +269,7 @@ def _write_cell(
     ax: Axes, at: tuple[int, ...], large: str, small: str, *, size: int, **look: Any
 ) -> None:
     points = 13 if size <= 4 else 10.5 if size <= 7 else 8
-    points = min(points, 10.5) if len(large) > 6 else points
+    points = min(0.8 * points, 10.5) if len(large) > 6 else points
     look |= {"xy": at[::-1], "textcoords": "offset points", "ha": "center"}
     ax.annotate(large, xytext=(0, 0), va="bottom" if small else "center", size=points, **look)
     if small:

@@ -292,7 +292,12 @@ def plot_ratings(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     ranks: Any = [float(scale.rank(v)) for v in scale.values] if is_ordinal else both
     levels = np.unique(ranks)
     are_few = is_ordinal or levels.size < min(21, len(pairs))
+    room = (18, 2) if levels.size <= 14 else (30, 1)
+    names = [literal(value, *room) for value in scale.values] if is_ordinal else []
     side = min(max(4.6, 0.7 * levels.size), 6.5) if are_few else 5.0
+    # Long names have their room beside the circles, whose counts would run into each other.
+    longest = max(map(len, "\n".join(names).split("\n")))
+    side = min(side + 0.13 * max(0, longest - 6), 7.7)
     ax = ax or new_axes(side + 0.7, side)[0]
     low, high = (levels[0], levels[-1]) if levels.size else (0.0, 1.0)
     margin = 0.06 * (high - low) or 0.5
@@ -304,9 +309,8 @@ def plot_ratings(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     else:
         _draw_density(ax, both)
     if is_ordinal:
-        room = (18, 2) if levels.size <= 14 else (30, 1)
         name_columns(ax, levels, scale.values, *room)
-        ax.set_yticks(levels, [literal(value, *room) for value in scale.values])
+        ax.set_yticks(levels, names)
     elif are_few:
         ax.locator_params(integer=True)
     ends = (low - margin, high + margin)

@@ -158,13 +158,13 @@ def _pictures(alignment: Alignment) -> dict[str, Markup | None]:
     for when, found in (("before", alignment.before), ("after", alignment.after)):
         draw = partial(plot_confusion, found, title=title_with_intervals(found, when))
         what = f"Confusion matrix of human labels and verdicts {when} the alignment"
-        pictures[when] = as_svg(draw, matrix_size(len(found.confusion)), what)
+        pictures[when] = as_svg(draw, matrix_size(found.confusion.index), what)
     if len(pairs):
         size = (5.2, 1.2 + 0.4 * (len(pairs.scale.values) or 10))
         what = "How often people gave each label, beside how often the judge did"
         pictures["balance"] = as_svg(partial(plot_balance, pairs), size, what)
     if people and len(people.annotators) > 1:
-        draw, size = partial(plot_annotators, people), matrix_size(len(people.annotators))
+        draw, size = partial(plot_annotators, people), matrix_size(people.annotators)
         pictures["annotators"] = as_svg(draw, size, "Cohen's kappa between each two annotators")
     return pictures
 
