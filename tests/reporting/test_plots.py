@@ -16,12 +16,14 @@ from made_pairs import COLOURS, GRADES, make_pairs
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from workbench.alignment.certificate import certify
 from workbench.errors import ArgumentError
 from workbench.metrics.agreement import agreement
 from workbench.metrics.alternative import alternative_annotator_test
 from workbench.metrics.annotators import annotator_agreement
 from workbench.metrics.comparison import compare
 from workbench.metrics.monitoring import Monitored
+from workbench.metrics.prevalence import prevalence
 from workbench.metrics.self_agreement import SelfAgreement
 from workbench.pairing.pairs import Pairs
 from workbench.reporting import drawing
@@ -96,6 +98,21 @@ def test_self_agreement_is_drawn_with_what_is_undefined() -> None:
     found = SelfAgreement("good", 5, table.astype({"n": int}), pd.DataFrame(), 0, ())
     ax = plot_metrics(found, ax=axes())
     assert {"all answers agree (20)", "undefined", "good, asked 5 times"} <= set(texts(ax))
+
+
+def test_a_certificate_is_drawn_beside_its_thresholds_and_prevalence_by_estimate() -> None:
+    found = certify(AFTER, kappa=0.5, accuracy=0.9)  # kappa 0.931, accuracy 0.975 from 0.871 on
+    ax = plot_metrics(found, ax=axes())
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["kappa (40)", "accuracy (40)"]
+    points = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [line.get_mfc() == line.get_color() for line in points] == [True, False]
+    assert [path[0][0] for path in ax.collections[-1].get_segments()] == [0.5, 0.9]
+    assert ax.get_title().startswith("'q': not passed on 40 labelled items")
+    worse = make_pairs(["yes", "no"] * 10, ["no", "yes"] * 10)
+    drawn = texts(plot_metrics(prevalence(worse, ["yes"] * 6 + ["no"] * 4), ax=axes()))
+    assert {"as judged (10)", "undefined", "share of positive items, 10 verdicts"} <= {*drawn}
+    left, _ = plot_metrics(certify(worse, kappa=0.5), ax=axes()).get_xlim()
+    assert left < -0.9
 
 
 def test_metrics_of_numbers_mark_the_best_constant() -> None:

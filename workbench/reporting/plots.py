@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
 from matplotlib.patches import Rectangle
 
+from workbench.alignment.certificate import Certificate
 from workbench.alignment.result import OptimizerComparison
 from workbench.errors import one_of
 from workbench.formatting import counted
@@ -21,6 +22,7 @@ from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.comparison import Comparison
 from workbench.metrics.intervals import figure
 from workbench.metrics.monitoring import Monitored
+from workbench.metrics.prevalence import Prevalence
 from workbench.metrics.self_agreement import SelfAgreement
 from workbench.pairing.pairs import Pairs
 from workbench.reporting.drawing import (
@@ -43,15 +45,17 @@ from workbench.reporting.drawing import (
 from workbench.reporting.matrices import agreement_of
 from workbench.store.tables import require_columns
 
+Estimated = SelfAgreement | Certificate | Prevalence
+
 
 @styled()
 def plot_metrics(
-    comparison_or_agreement: Comparison | Agreement | Pairs | SelfAgreement,
+    comparison_or_agreement: Comparison | Agreement | Pairs | Estimated,
     *,
     ax: Axes | None = None,
     ceiling: float | AnnotatorAgreement | None = None,
 ) -> Axes:
-    """Accuracy and kappa with their intervals, before and after; or a judge's self-agreement.
+    """Accuracy and kappa with their intervals, before and after; or another result's figures.
 
     The accuracy of always answering the most frequent label is marked, and, where given, the
     agreement of people among themselves, on contested items too. Numeric scales have the mean
@@ -61,14 +65,15 @@ def plot_metrics(
     Parameters
     ----------
     comparison_or_agreement
-        What `workbench.compare` or `workbench.agreement` gave, or pairs; or what
-        `workbench.self_agreement` gave, all of whose figures are drawn.
+        What `workbench.compare` or `workbench.agreement` gave, or pairs; or what `self_agreement`,
+        `prevalence` or `certify` gave, all of whose figures are drawn: those that are certified
+        beside their thresholds, filled where they passed.
     ceiling
         What `workbench.annotator_agreement` gave, or its ceiling.
     """
     given = comparison_or_agreement
-    if isinstance(given, SelfAgreement):
-        return _draw_self_agreement(given, ax)
+    if isinstance(given, Estimated):
+        return _draw_figures(given, ax)
     if isinstance(given, Comparison):
         looks = {"before": (BEFORE, "o", -0.16), "after": (AFTER, "D", 0.16)}
         judges = {name: (getattr(given, name), *look) for name, look in looks.items()}
@@ -98,11 +103,21 @@ def plot_metrics(
     return ax
 
 
-def _draw_self_agreement(found: SelfAgreement, ax: Axes | None) -> Axes:
-    ax = ax or new_axes(6.4, 1.1 + 0.42 * len(found.table))[0]
-    _draw_rows(ax, found.table, ["value", "low", "high"])
-    ax.set_xlim(0, 1.01)
-    ax.set_title(f"{literal(found.name, 60)}, asked {found.samples} times")
+def _draw_figures(found: Estimated, ax: Axes | None) -> Axes:
+    table = found.table
+    ax = ax or new_axes(6.4, 1.1 + 0.42 * len(table))[0]
+    _draw_rows(ax, table, ["value", "low", "high"], table.get("passed", True))
+    if isinstance(found, SelfAgreement):
+        title = f"{literal(found.name, 60)}, asked {found.samples} times"
+    elif isinstance(found, Certificate):
+        title = f"{literal(found.headline, 60)}\n(dashed: threshold, filled: passed)"
+        rows = np.arange(len(table))
+        ax.vlines(table["threshold"], rows - 0.3, rows + 0.3, color=ink(), ls="--")
+    else:
+        title = f"share of positive items, {counted(found.n, 'verdict')}"
+    lowest = float(np.nanmin([0.0, *table["low"]]))
+    ax.set_xlim(lowest - 0.03 if lowest < 0 else 0, 1.01)
+    ax.set_title(title)
     return ax
 
 
