@@ -294,7 +294,7 @@ class _Engine:
         try:
             return self.inner(request)
         except LMError as error:  # without dspy's advice, which is about dspy
-            text, _, _ = error.message.partition("\n\n  To fix")
+            text = re.split(r"\n\n  To fix|; this is lm15's", error.message)[0]
             kept = {name: getattr(error, name) for name in ("model", "status", "retry_after")}
             raise type(error)(text, **kept) from error.__cause__
 
