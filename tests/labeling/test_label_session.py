@@ -49,7 +49,7 @@ def test_a_label_is_saved_and_read_back(ids: list[str]) -> None:
     assert item["done"]["rationale"] == {"quality": "since so"}
     assert (item["inputs"], item["outputs"]) == (view.items()[0]["inputs"], "x")
     row = view.session.labels.iloc[0]
-    assert (row.value, row.rationale, row.seconds) == ("yes", "since so", 2.0)
+    assert (row.value, row.rationale, row.seconds, row.saved) == ("yes", "since so", 2.0, True)
     assert (row.chosen, row.probability, row.draw, row["pool"]) == ("random", 1 / 8, 1, 8)
     verdicts = pd.DataFrame({"trace_id": ids, "v": ["yes"] * 8})
     log_verdicts(verdicts, name="quality", source="m", value="v", progress=False)

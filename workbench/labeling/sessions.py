@@ -45,7 +45,7 @@ from workbench.store.schemas import known_scale
 _DRAW = ["chosen", "probability", "draw", "pool"]
 _COLUMNS = [
     "trace_id", "question", "value", "rationale", "annotator", *_DRAW, "seconds", "at",
-    "rubric_version", "after_verdict", "changed_to", "elsewhere",
+    "saved", "rubric_version", "after_verdict", "changed_to", "elsewhere",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -223,6 +223,7 @@ class LabelSession(Session):
         ``chosen``, ``probability``, ``draw`` and ``pool`` say how the item was chosen (see
         `workbench.sampled_prevalence`). ``after_verdict`` is True where the only label was given
         after a look at the verdict; ``changed_to`` is what was said otherwise after the look at it.
+        ``saved`` is always True, since what waits to be written is not listed.
         """
         rows = []
         with self.lock:
@@ -237,6 +238,7 @@ class LabelSession(Session):
                         "annotator": self.annotator,
                         "seconds": answer.metadata.get(SECONDS_KEY),
                         "at": answer.created_ms,
+                        "saved": True,
                         "changed_to": _cell(changed.value) if changed else None,
                         "elsewhere": ACTION_KEY not in answer.metadata,
                     }
@@ -246,7 +248,7 @@ class LabelSession(Session):
         table = pd.DataFrame(rows, columns=_COLUMNS, dtype=object)
         table = table.astype(object).where(table.notna(), None)
         numbers = dict.fromkeys(["probability", "seconds"], "float64")
-        table = table.astype({**numbers, "after_verdict": bool, "elsewhere": bool})
+        table = table.astype({**numbers, "saved": bool, "after_verdict": bool, "elsewhere": bool})
         return table.assign(at=pd.to_datetime(table["at"], unit="ms", utc=True))
 
     def summary(self) -> pd.DataFrame:

@@ -110,7 +110,7 @@ def place(assessment: Assessment) -> tuple[str, str, str, str]:
     return kind, name, by, folded(who) if by == "HUMAN" else who
 
 
-def standing(new: Assessment, stored: Iterable[Assessment]) -> list[Assessment]:
+def in_its_place(new: Assessment, stored: Iterable[Assessment]) -> list[Assessment]:
     """Return what was given before in the place of a new assessment, the latest last."""
     return [
         one
@@ -293,7 +293,7 @@ def log_feedback_table(
     for info in [trace.info for trace in fetch_traces(list(ratings), spans=False)]:
         rating, why = ratings[info.trace_id]
         made = make_feedback(info.trace_id, name, rating, source, why, metadata=metadata)
-        stored = [a for a in standing(made, info.assessments) if _is_replaced_by(made, a)]
+        stored = [a for a in in_its_place(made, info.assessments) if _is_replaced_by(made, a)]
         if stored and says_no_more(made, stored[-1]):
             continue
         if made.assessment_id in {a.assessment_id for a in info.assessments}:

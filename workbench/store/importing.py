@@ -21,11 +21,11 @@ from workbench.errors import ArgumentError
 from workbench.formatting import bar, check_text, counted, html_result
 from workbench.store.assessments import (
     content_id,
+    in_its_place,
     log_assessments,
     make_feedback,
     now_ms,
     says_no_more,
-    standing,
 )
 from workbench.store.database import check_not_deleted, find_experiment_id, write
 from workbench.store.files import read_table
@@ -239,7 +239,7 @@ def _compare(
     missing: list[Assessment] = []
     differing: list[tuple[str, Any, Any]] = []
     for one in given:
-        if not (there := standing(one, stored)):
+        if not (there := in_its_place(one, stored)):
             missing.append(one)
         elif one.feedback is not None:
             current = ([a for a in there if a.valid is not False] or there)[-1]
