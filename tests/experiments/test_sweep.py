@@ -565,6 +565,26 @@ def test_an_executor_has_no_more_runs_than_it_is_to_have(notebook: Path) -> None
     assert executor.most <= 2
 
 
+def test_no_more_runs_are_shown_than_are_under_way(
+    notebook: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep that was killed leaves the folders of its runs as if they went on."""
+    draw, shown = std.tqdm.display, set[str]()
+
+    def noted(bar: Any, *given: Any, **options: Any) -> Any:
+        shown.add(str(bar.postfix))
+        return draw(bar, *given, **options)
+
+    with Counting(1) as executor:
+        given: dict[str, Any] = {"executor": executor, "jobs": 1}
+        table = workbench.sweep(notebook, {"seed": range(3)}, progress=False, **given)
+        for folder in table["folder"]:
+            Path(folder).mkdir()
+        monkeypatch.setattr(std.tqdm, "display", noted)
+        workbench.sweep(notebook, {"seed": range(3)}, **given)
+    assert not shown & {"2 running", "3 running"}, shown
+
+
 def test_papermills_own_features_keep_working(
     store: str, tmp_path: Path, threads: Executor
 ) -> None:
@@ -683,6 +703,62 @@ def test_after_ctrl_c_no_run_is_left_to_finish(notebook: Path) -> None:
     with pytest.raises(KeyboardInterrupt, match="0 of 2 runs are complete"):
         workbench.sweep(notebook, {"seed": range(2)}, executor=executor, progress=False)
     assert executor.seen == {""}
+
+
+class Refuses(Executor):
+    """Completes one run, and is then shut down."""
+
+    given = 0
+
+    def submit(self, fn: Any, /, task: Any, **_: Any) -> Future[Any]:  # type: ignore[override]
+        self.given += 1
+        if self.given > 1:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        future = Future[Any]()
+        future.set_result(task.result("complete", started=1.0))
+        return future
+
+
+def test_an_executor_that_takes_no_more_fails_the_runs_to_come(notebook: Path) -> None:
+    """They are told with the reason, and what ran is in the table."""
+    table = workbench.sweep(notebook, {"seed": range(3)}, executor=Refuses(), progress=False)
+    assert sorted(table["status"]) == ["complete", "failed", "failed"]
+    assert table["error"].str.contains("after shutdown").sum() == 2
+    assert sorted(workbench.runs("works")["status"]) == sorted(table["status"])
+
+
+class LosesRuns(Executor):
+    """Is interrupted as it has a run that never ends."""
+
+    def submit(self, fn: Any, /, task: Any, **_: Any) -> Future[Any]:  # type: ignore[override]
+        main = threading.main_thread().ident or 0
+        threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT)).start()
+        return Future[Any]()
+
+
+def test_ctrl_c_does_not_wait_for_a_cluster_without_workers(
+    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is given the run later finds that it is not to be begun."""
+    monkeypatch.setattr("workbench.experiments.sweep.STOP_SECONDS", 0.2)
+    with pytest.raises(KeyboardInterrupt, match="0 of 1 run"):
+        workbench.sweep(notebook, {"seed": 0}, executor=LosesRuns(), progress=False)
+    assert [file.read_text() for file in tmp_path.glob("output/works/.stop-*")] == [""]
+
+
+def test_a_process_that_is_interrupted_ends_its_run_alone(
+    notebook: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ctrl-C does to those of a user's own pool."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("workbench.experiments.execution.run_notebook", interrupted)
+        table = workbench.sweep(notebook, {"seed": 0}, executor=threads, progress=False)
+    assert list(table["error"]) == ["the run was interrupted"]
+    assert list(workbench.runs(table)["status"]) == ["cancelled"]
 
 
 def test_ctrl_c_while_the_bar_is_drawn_ends_the_sweep(

@@ -130,12 +130,37 @@ def test_a_process_that_is_killed_costs_its_runs_one_more_try(
 
 
 def test_a_run_that_always_kills_its_process_is_found(store: str, tmp_path: Path) -> None:
-    """It fails with the reason, and those beside it are complete."""
-    source = write(tmp_path / "n.ipynb", "import os\nif seed == 1:\n    os.kill(os.getppid(), 9)\n")
+    """It fails with the reason and what both attempts paid; those beside it are complete."""
+    source = write(
+        tmp_path / "n.ipynb",
+        "import os\nprint('[2, 10, 5, 0.0]', file=open(os.environ['WORKBENCH_SPENT'], 'a'))\n"
+        "if seed == 1:\n    os.kill(os.getppid(), 9)\n",
+    )
     table = workbench.sweep(source, {"seed": range(2)}, jobs=2, progress=False)
     assert list(table["status"]) == ["complete", "failed"]
     assert "The process that ran it died" in table["error"][1]
-    assert list(workbench.runs(table)["status"]) == list(table["status"])
+    assert list(table["calls"]) == [2, 4]
+    pd.testing.assert_frame_equal(workbench.runs(table), table)
+    again = workbench.sweep(source, {"seed": 1}, budget=8, progress=False)
+    assert (again["status"][0], again["calls"][0]) == ("failed", 4)
+    spent = workbench.sweep(source, {"seed": 1}, budget=8, progress=False)
+    assert list(spent["status"]) == ["cancelled"]
+
+
+def test_what_a_killed_attempt_paid_is_counted_once(store: str, tmp_path: Path) -> None:
+    """Beside what the notebook records of the attempt that completes."""
+    source = write(
+        tmp_path / "n.ipynb",
+        "import os\nprint('[2, 10, 5, 0.0]', file=open(os.environ['WORKBENCH_SPENT'], 'a'))\n"
+        "if not os.path.exists(flag):\n    open(flag, 'w')\n    os.kill(os.getppid(), 9)\n"
+        "record('calls', 3)",
+        parameters="flag = ''",
+    )
+    grid = {"flag": str(tmp_path / "flag")}
+    table = workbench.sweep(source, grid, progress=False)
+    assert (table["status"][0], table["calls"][0], table["tokens"][0]) == ("complete", 5, 30)
+    again = workbench.sweep(source, grid, force=True, progress=False)
+    assert (again["calls"][0], again["tokens"][0]) == (3, 15)
 
 
 def test_two_sweeps_at_once_run_nothing_twice(notebook: Path, tmp_path: Path) -> None:

@@ -113,9 +113,25 @@ def execute(task: Task) -> Result:
     return task.result("cancelled", stop.read_text() or "the sweep was stopped")
 
 
+def lost(task: Task, why: str) -> Result:
+    """Return that a run failed without an end of its own, with what it had paid until then."""
+    folder = Path(task.folder)
+    if (folder / RESULT).exists() or not folder.is_dir():  # it was not begun
+        return task.result("failed", why)
+    spent = read_spent(folder / SPENT)
+    result = task.result("failed", why, started=time.time(), recorded=spent)
+    with suppress(OSError):
+        write_whole(folder / RESULT, json.dumps(asdict(result), indent=2))
+    return result
+
+
 def _execute(task: Task, folder: Path) -> Result:
+    is_whole, spent = (folder / RESULT).exists(), folder / SPENT
+    paid = spent.read_bytes() if spent.exists() and not is_whole else b""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "tmp").mkdir(parents=True)
+    if paid:  # by an attempt that was killed
+        spent.write_bytes(paid)
     parameters = dict(task.parameters)
     if task.empty_store:
         shutil.copy(task.empty_store, folder / "mlflow.db")
@@ -129,6 +145,7 @@ def _execute(task: Task, folder: Path) -> Result:
 def _run(task: Task, parameters: dict[str, Any], folder: Path) -> Result:
     source, begun, started = Path(task.notebook), time.monotonic(), time.time()
     ending: list[tuple[Status, str]] = []
+    before = read_spent(folder / SPENT)
 
     def ends() -> bool:
         if (stop := Path(task.stop)).exists() and not stop.read_text():
@@ -157,6 +174,8 @@ def _run(task: Task, parameters: dict[str, Any], folder: Path) -> Result:
             raise cell from None
         is_of_cell = hasattr(cell, "ename")
         outcome = ("failed", f"{cell.ename}: {cell.evalue}" if is_of_cell else str(error))
+    except KeyboardInterrupt:  # Ctrl-C reaches the processes of a user's pool, too
+        outcome = ("cancelled", "the run was interrupted")
     except Exception as error:  # whatever it is, it is this run's alone
         outcome = ("failed", f"{type(error).__name__}: {error}")
     recorded: dict[str, Any] = {}
@@ -164,8 +183,12 @@ def _run(task: Task, parameters: dict[str, Any], folder: Path) -> Result:
         recorded = read_records(read_notebook(folder / source.name), folder / "figures")
     status, why = [*ending, outcome][0]
     spent = read_spent(folder / SPENT)
-    # What an unfinished notebook recorded of that may be of its first steps alone.
-    recorded = spent | recorded if status == "complete" else recorded | spent
+    if status == "complete":
+        own = {k: n for k, n in recorded.items() if isinstance(n, (int, float))}
+        both = {k: own[k] + n for k, n in before.items() if n and k in own}
+        recorded = spent | recorded | both
+    else:  # what it recorded of that may be of its first steps alone
+        recorded |= spent
     seconds = time.monotonic() - begun
     return task.result(status, why, seconds=seconds, started=started, recorded=recorded)
 

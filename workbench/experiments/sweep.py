@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import re
 import secrets
-import time
 from collections import deque
 from concurrent import futures
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -23,10 +22,10 @@ import pandas as pd
 from workbench.errors import ArgumentError, BudgetError, NotebookError, StoreError, check_whole
 from workbench.experiments.execution import (
     RESULT,
-    SPENT,
     Result,
     Task,
     execute,
+    lost,
     notebook_digest,
     read_result,
     start_process,
@@ -45,13 +44,14 @@ from workbench.experiments.parameters import (
 from workbench.experiments.records import TAKEN
 from workbench.experiments.tracking import SweepRun, logged, table_of
 from workbench.formatting import bar, counted, write_whole
-from workbench.models.budget import Budget, Usage, read_spent
+from workbench.models.budget import Budget, Usage
 from workbench.models.cache import CACHE_VARIABLE
 from workbench.models.recording import MODEL_VARIABLE
 from workbench.store.database import find_experiment_id, prepare_database, store_message
 from workbench.store.tables import digest
 
 MOST_GIVEN: Final = 256  # runs that an executor is given at a time
+STOP_SECONDS: Final = 10.0  # that runs are waited for when the sweep is stopped
 
 
 def sweep(
@@ -189,6 +189,16 @@ def _plan(
     return [*tasks.values()], [*fixed, sorted(data)]
 
 
+def _begin(slot: Executor, task: Task) -> Future[Result]:
+    """Give a run to an executor; one that is broken or shut down fails it alone."""
+    try:
+        return slot.submit(execute, task)
+    except Exception as error:
+        refused = Future[Result]()
+        refused.set_exception(error)
+        return refused
+
+
 class _Sweep:
     """The runs of a sweep; what is slow beside them, MLflow and the bar, has a thread."""
 
@@ -244,7 +254,7 @@ class _Sweep:
                     self._take(queue.popleft().result("cancelled", self.over))
                 while queue and free:
                     task, slot = queue.popleft(), free.pop()
-                    self.under_way[slot.submit(execute, task)] = task, slot
+                    self.under_way[_begin(slot, task)] = task, slot
                 for future in futures.wait(self.under_way, 1.0, futures.FIRST_COMPLETED).done:
                     task, slot = self.under_way.pop(future)
                     died = not executor and isinstance(future.exception(), BrokenProcessPool)
@@ -258,8 +268,8 @@ class _Sweep:
                 self.beside.submit(self._show, waiting)
         except BaseException:
             self._end("the sweep was stopped", kill=True)
-            futures.wait(self.under_way)
-            for future in [*self.under_way]:
+            # A cluster that has lost its workers ends none.
+            for future in futures.wait(self.under_way, STOP_SECONDS).done:
                 self._settle(self.under_way.pop(future)[0], future)
             raise
 
@@ -294,10 +304,8 @@ class _Sweep:
             self.fault = NotebookError(f"The output folder cannot be written to: {reason}")
             self._end("the output folder cannot be written to")
         except Exception as error:  # of the process; those of the run are in its result
-            died = "The process that ran it died: it was killed, or memory ran out."
-            reason = f"{died} ({type(error).__name__}: {error})"
-            spent = read_spent(Path(task.folder) / SPENT)
-            result = task.result("failed", reason, started=time.time(), recorded=spent)
+            died = "The process that ran it died (killed, or out of memory), or none was available."
+            result = lost(task, f"{died} ({type(error).__name__}: {error})")
         self._charge(result)
         self._take(result, log=bool(result.started) or not self.killed)
 
@@ -340,6 +348,8 @@ class _Sweep:
     def _show(self, tasks: list[Task]) -> None:
         folders = [Path(task.folder) for task in tasks]
         running = sum(folder.is_dir() and not (folder / RESULT).exists() for folder in folders)
+        # A sweep that was killed left folders of runs that are not under way.
+        running = min(running, len(self.under_way))
         failed = sum(r.status in ("failed", "timeout") for r in [*self.found.values()])
         notes: dict[str, float] = {f"{running} running": running, f"{failed} failed": failed}
         notes[f"${self.budget.spent_usd:.4f}"] = self.budget.spent_usd
