@@ -415,8 +415,8 @@ def test_binary_figures_equal_sklearns(rows: list[tuple[int, int]]) -> None:
     if not math.isnan(found.matthews):
         assert found.matthews == pytest.approx(matthews_corrcoef(truth, judge))
     reference = precision_recall_fscore_support(truth, judge, labels=[0, 1], zero_division=np.nan)
-    ours = found.per_class[["precision", "recall"]].to_numpy().T
-    assert ours == pytest.approx(np.array(reference[:2]), nan_ok=True)
+    ours = found.per_class[["precision", "recall", "f1"]].to_numpy().T
+    assert ours == pytest.approx(np.array(reference[:3]), nan_ok=True)
     for name, (value, interval) in found.figures.items():
         inside = math.isnan(value) or math.isnan(interval.low) or value in interval
         assert inside, name
