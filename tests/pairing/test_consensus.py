@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from workbench.errors import PairingError
-from workbench.pairing.joining import read_label
+from workbench.pairing.consensus import read_label
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.labels import Label
 

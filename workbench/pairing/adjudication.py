@@ -15,7 +15,8 @@ from mlflow.genai.judges import Judge
 
 from workbench.errors import ScaleError
 from workbench.formatting import check_text, excerpt, html_table, text_table
-from workbench.pairing.joining import labels_and_decisions, read_votes
+from workbench.pairing.consensus import read_votes
+from workbench.pairing.joining import labels_and_decisions
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import (
     assessment_id,

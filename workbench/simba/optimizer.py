@@ -55,7 +55,8 @@ from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
-from workbench.pairing.joining import labels_and_decisions, read_label
+from workbench.pairing.consensus import read_label
+from workbench.pairing.joining import labels_and_decisions
 from workbench.pairing.pairs import default_groups, stratified
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate, Case, Item, Learned, judge_fields
