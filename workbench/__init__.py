@@ -21,9 +21,9 @@ if not os.environ.get("WORKBENCH_ALLOW_LOOKUPS"):
 _NAMES = {
     "alignment.align": ["align", "alignment_improvement"],
     "alignment.benchmark": ["compare_optimizers"],
-    "alignment.certificate": ["Certificate", "certify"],
+    "alignment.certificate": ["certify"],
     "alignment.registry": ["diff", "history", "load_judge", "register", "roll_back"],
-    "alignment.result": ["Alignment", "OptimizerComparison"],
+    "alignment.result": ["Alignment", "Certificate", "OptimizerComparison"],
     "errors": ["WorkbenchError"],
     "experiments.records": ["record"],
     "experiments.sweep": ["sweep"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -203,6 +204,8 @@ def check(name: str, experiment: str | None, version: int | None, **options: Any
 
 
 def _use_experiment(experiment: str | None) -> None:
+    # A bar for each of the small files that tell where a judge comes from would hide the result.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
     from workbench.store.database import find_experiment_id

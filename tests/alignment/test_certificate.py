@@ -285,6 +285,7 @@ def test_the_command_passes_fails_and_cannot_tell(store: str) -> None:
     assert done.returncode == 0, done.stderr
     assert f"passed on {len(alignment.split.test)} labelled items" in done.stdout
     assert "threshold" in done.stdout
+    assert "Downloading" not in done.stderr
     judged = workbench.pair(alignment.judge)
     assert set(judged.trace_ids) == set(alignment.split.test.trace_ids)
 

@@ -13,8 +13,7 @@ import pandas as pd
 import pytest
 
 import workbench
-from workbench.alignment.certificate import Certificate
-from workbench.alignment.result import Alignment
+from workbench.alignment.result import Alignment, Certificate
 from workbench.errors import ArgumentError, WorkbenchError
 from workbench.metrics.annotators import annotator_agreement
 from workbench.metrics.comparison import compare

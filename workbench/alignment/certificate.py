@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from workbench.alignment.heldout import MOST_LOST, origin_note
 from workbench.alignment.registry import load_judge
-from workbench.alignment.result import Alignment
+from workbench.alignment.result import Alignment, Certificate
 from workbench.alignment.runs import (
     CERTIFIED_TAG,
     begin_run,
@@ -25,7 +25,7 @@ from workbench.judging.assessment import assess
 from workbench.judging.judge import fingerprints_of
 from workbench.judging.verdicts import why_unusable
 from workbench.metrics.agreement import Agreement, agreement, without_contested
-from workbench.metrics.intervals import Interval, Result, check_confidence, figure
+from workbench.metrics.intervals import Interval, check_confidence, figure
 from workbench.models.budget import Budget
 from workbench.pairing.joining import labels_and_decisions, pair
 from workbench.pairing.pairs import Groups, Pairs, dataset_digest
@@ -33,52 +33,6 @@ from workbench.scale import Scale, scale_of
 from workbench.store.traces import Example, examples, fetch_traces
 
 OF_BINARY = {"sensitivity": "false negative rate", "specificity": "false positive rate"}
-
-
-@dataclass(frozen=True, repr=False)
-class Certificate(Result):
-    """Whether a judge's agreement with people is above thresholds, and for what that holds.
-
-    Attributes
-    ----------
-    passed
-        Whether the lower end of each figure's interval is above its threshold, and the judge gave
-        a usable verdict on 95 % of the items.
-    table
-        Index figure; ``value``, ``low``, ``high``, ``n`` items, ``threshold``, ``passed``.
-    n, confidence
-        Items, none of which the judge is known to have learned from, and that of the intervals.
-    looks
-        The largest number of judges that one item has scored so far, this one included; None where
-        nothing is known of who gave the verdicts.
-    fingerprint, dataset_digest
-        Of the judge, "" where not known, and of the items with their labels.
-    notes
-        Why it did not pass, what was left out, and what the certificate is not.
-    """
-
-    name: str
-    passed: bool
-    table: pd.DataFrame
-    n: int
-    looks: int | None
-    fingerprint: str
-    dataset_digest: str
-    notes: tuple[str, ...]
-    confidence: float = 0.95
-
-    @property
-    def headline(self) -> str:
-        """The outcome in a line."""
-        outcome = "passed" if self.passed else "not passed"
-        used = "" if self.looks is None else f", used for {counted(self.looks, 'judge')} so far"
-        return f"{self.name!r}: {outcome} on {counted(self.n, 'labelled item')}{used}"
-
-    def __repr__(self) -> str:
-        return f"<Certificate {self.headline}>"
-
-    def __str__(self) -> str:
-        return "\n".join([self.headline, self.table.round(3).to_string(na_rep=""), *self.notes])
 
 
 def certify(

@@ -1,4 +1,4 @@
-"""The outcomes: of an alignment, and of several optimizers beside each other."""
+"""The outcomes: of an alignment, of several optimizers beside each other, of a certification."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pandas as pd
 from mlflow.genai.judges import Judge
 
 from workbench.alignment.runs import Status, log_outcome
-from workbench.formatting import html_lines, html_table, html_text
+from workbench.formatting import counted, html_lines, html_table, html_text
 from workbench.metrics.agreement import Agreement
 from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.comparison import Comparison, compare
-from workbench.metrics.intervals import with_ends
+from workbench.metrics.intervals import Result, with_ends
 from workbench.models.budget import Usage
 from workbench.pairing.pairs import Pairs, Split
 from workbench.store.traces import Example
@@ -271,3 +271,49 @@ class OptimizerComparison:
 
 def _figure(value: float) -> str:
     return f"{value:.0f}" if value >= 100 or value.is_integer() else f"{value:#.3g}"
+
+
+@dataclass(frozen=True, repr=False)
+class Certificate(Result):
+    """Whether a judge's agreement with people is above thresholds, and for what that holds.
+
+    Attributes
+    ----------
+    passed
+        Whether the lower end of each figure's interval is above its threshold, and the judge gave
+        a usable verdict on 95 % of the items.
+    table
+        Index figure; ``value``, ``low``, ``high``, ``n`` items, ``threshold``, ``passed``.
+    n, confidence
+        Items, none of which the judge is known to have learned from, and that of the intervals.
+    looks
+        The largest number of judges that one item has scored so far, this one included; None where
+        nothing is known of who gave the verdicts.
+    fingerprint, dataset_digest
+        Of the judge, "" where not known, and of the items with their labels.
+    notes
+        Why it did not pass, what was left out, and what the certificate is not.
+    """
+
+    name: str
+    passed: bool
+    table: pd.DataFrame
+    n: int
+    looks: int | None
+    fingerprint: str
+    dataset_digest: str
+    notes: tuple[str, ...]
+    confidence: float = 0.95
+
+    @property
+    def headline(self) -> str:
+        """The outcome in a line."""
+        outcome = "passed" if self.passed else "not passed"
+        used = "" if self.looks is None else f", used for {counted(self.looks, 'judge')} so far"
+        return f"{self.name!r}: {outcome} on {counted(self.n, 'labelled item')}{used}"
+
+    def __repr__(self) -> str:
+        return f"<Certificate {self.headline}>"
+
+    def __str__(self) -> str:
+        return "\n".join([self.headline, self.table.round(3).to_string(na_rep=""), *self.notes])

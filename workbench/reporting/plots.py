@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
 from matplotlib.patches import Rectangle
 
-from workbench.alignment.certificate import Certificate
-from workbench.alignment.result import OptimizerComparison
+from workbench.alignment.result import Certificate, OptimizerComparison
 from workbench.errors import one_of
 from workbench.formatting import counted
 from workbench.metrics.agreement import Agreement, agreement

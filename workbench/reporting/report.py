@@ -25,8 +25,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from workbench import compat
-from workbench.alignment.certificate import Certificate
-from workbench.alignment.result import Alignment
+from workbench.alignment.result import Alignment, Certificate
 from workbench.credentials import urls_without_credentials, without_credentials
 from workbench.errors import ArgumentError, WorkbenchError
 from workbench.formatting import counted, html_table, safe_html, write_whole, written
