@@ -145,7 +145,10 @@ _session: ContextVar[Any] = ContextVar("workbench_session", default=None)
 
 @contextmanager
 def one_transaction(store: Any) -> Iterator[None]:
-    """Commit what this thread writes to a database at the end, or nothing; else AttributeError."""
+    """Commit all that this thread writes within the block at its end, or nothing of it.
+
+    Raises `AttributeError` where the store is not a database.
+    """
 
     def sharing(original: Any) -> Any:
         def session_for(read_only: bool = True) -> Any:
@@ -207,7 +210,7 @@ def _adapter(name: str) -> Any:
 
 
 def status_error(status: int, message: str, retry_after: float | None = None) -> Any:
-    """Return the error by which MLflow knows an answer with a status from 400; wait in seconds."""
+    """Return MLflow's error for an answer with a status from 400; ``retry_after`` in seconds."""
     utils = _adapter("utils")
     too_long = status == 400 and utils.is_context_window_error(message)
     error = utils.ChatCompletionError(status, message, is_context_window_error=too_long)
@@ -223,7 +226,7 @@ senders_of_process: Final[list[Callable[[], Sender | None]]] = []
 
 @contextmanager
 def intercepted(sender: Sender | None) -> Iterator[None]:
-    """Let judges' requests in this context pass ``sender``; without it no judge is asked."""
+    """Send the requests of MLflow's judges in this context through ``sender``."""
     litellm = _adapter("litellm_adapter")
     token = _sender.set(sender)
     try:
@@ -348,7 +351,10 @@ def reached_elsewhere(judge: Any, model: str, way: Endpoint = (None, {}, {})) ->
 
 
 def rename_models(judge: Any, rename: Callable[[str], str], *, like: Any) -> Any:
-    """Rename the models of a judge with one within (reached as ``like``), else gone after a run."""
+    """Rename the models of a judge that an optimizer made: their names end with its run.
+
+    The judge within it is reached as ``like`` is.
+    """
     if (base := base_judge(judge)) is not None:
         judge._base_judge = reached_elsewhere(base, rename(base.model), endpoint(like))
     for name in models_of_optimizer(judge):

@@ -114,7 +114,7 @@ def execute(task: Task) -> Result:
 
 
 def lost(task: Task, why: str) -> Result:
-    """Return that a run failed without an end of its own, with what it had paid until then."""
+    """Return the result of a run whose process died, with what it had paid until then."""
     folder = Path(task.folder)
     if (folder / RESULT).exists() or not folder.is_dir():  # it was not begun
         return task.result("failed", why)

@@ -198,10 +198,11 @@ def parse_parameters(
     kinds = {p.name: p.kind for p in parameters}
     values: dict[str, Any] = {}
     for name, text in given:
-        is_list = kinds.get(name) in (list, tuple) and text != "None"
-        texts = text.split(",") if is_list else [text]
-        read = [_value(one.strip() if is_list else one, kinds.get(name)) for one in texts]
-        values[name] = read if is_list else read[0]
+        kind = kinds.get(name)
+        if kind in (list, tuple) and text != "None":
+            values[name] = [_value(one.strip(), None) for one in text.split(",")]
+        else:
+            values[name] = _value(text, kind)
     return check_parameters(parameters, values)
 
 

@@ -200,7 +200,7 @@ def _begin(slot: Executor, task: Task) -> Future[Result]:
 
 
 class _Sweep:
-    """The runs of a sweep; what is slow beside them, MLflow and the bar, has a thread."""
+    """The runs of a sweep. MLflow and the progress bar have a thread of their own."""
 
     def __init__(self, tasks: list[Task], log: SweepRun, budget: Budget, shown: Any) -> None:
         self.tasks, self.log, self.budget, self.shown = tasks, log, budget, shown

@@ -319,7 +319,7 @@ def _in_order_of_draws(labels: pd.DataFrame) -> pd.DataFrame:
 
 
 def _totals(table: pd.DataFrame, outcome: pd.Series[float]) -> pd.DataFrame:
-    """Each random draw's estimate of what is so and what has an answer, as shares of the pool."""
+    """Return each random draw's estimates of two shares of the pool: positive, and answered."""
     probability, pool = table["probability"].astype("float64"), table["pool"].astype("float64")
     drawn = probability.notna() & table["draw"].notna()
     each = pd.DataFrame({"so": outcome.fillna(0.0), "answered": outcome.notna().astype("float64")})

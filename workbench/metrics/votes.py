@@ -105,7 +105,7 @@ def votes_table(given: Any) -> pd.DataFrame:
 
 
 def _labels_of(cells: list[Any]) -> tuple[list[Any], list[str]]:
-    """The cells, `ABSTAIN` where there is no label, and a note on the words that say so."""
+    """Return the cells, `ABSTAIN` where they hold no label, and a note on words read as none."""
     words = ["" if is_missing(v) or v is ABSTAIN else fold(v) for v in cells]
     times = Counter(filter(None, words))
     doubtful = no_ratings(times) | ABSTENTIONS & times.keys()

@@ -61,7 +61,7 @@ class Throttle:
             self.longest_pause = max(self.longest_pause, seconds)
 
     def speed_up(self, asked_at: float, timeout: float) -> None:
-        """Open a slot after a prompt answer to what was asked then; fewer where calls wait long."""
+        """Allow one more call at a time after a prompt answer, and fewer after a long wait."""
         seconds = max(FASTEST, time.monotonic() - asked_at)
         if seconds > LONG_WAIT * timeout:
             if self.limit > FIRST_CALLS:  # else it is not their number that makes it slow

@@ -111,14 +111,14 @@ class Pairs:
         )
 
     def grouped(self, groups: Groups) -> Pairs:
-        """Return the pairs with what belongs together, and is less evidence: see `split`."""
+        """Return the pairs with the groups of rows that belong together (see `split`)."""
         if groups is None:
             return self
         found = groups_of(self.table, groups, self.all_votes)
         return replace(self, group_of=joined(found, self.content))
 
     def clusters_of(self, trace_ids: Iterable[str]) -> list[Hashable]:
-        """Return the group of each trace, or else its content: other traces are independent."""
+        """Return the group of each trace; one in no group belongs with those of equal content."""
         return [self.group_of.get(i, self.content.get(i, i)) for i in trace_ids]
 
     def with_verdicts(self, verdicts: Mapping[str, tuple[Any, str]], fingerprint: str) -> Pairs:
@@ -289,7 +289,7 @@ def groups_of(table: pd.DataFrame, groups: Groups, others: Iterable[str] = ()) -
 
 
 def trace_fields(items: Iterable[Example]) -> dict[str, dict[str, Any]]:
-    """Return what traces hold under each name, of equal ones the tag: name -> trace id -> value."""
+    """Return name -> trace id -> value of tags and inputs; a tag hides an input of its name."""
     fields: dict[str, dict[str, Any]] = defaultdict(dict)
     for one in items:
         inputs = one.inputs if isinstance(one.inputs, dict) else {}

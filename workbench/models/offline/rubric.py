@@ -156,7 +156,7 @@ _RANGE = re.compile(
 
 
 def number_range(instructions: str, kind: str) -> tuple[float, float]:
-    """Return the ends of the scale: "from 2 to 8", else "1-10" from 0 or 1, else the usual ones."""
+    """Return the ends of the scale: those announced ("from 2 to 8"), a range, or the default."""
     ranges = _RANGE.finditer(_HEADINGS.split(instructions)[0])
     for found in sorted(ranges, key=lambda one: not one["announced"]):
         low, high = float(found[2]), float(found[3])
