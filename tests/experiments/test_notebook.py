@@ -353,3 +353,20 @@ def test_a_kernel_ends_by_itself(folder: Path) -> None:
     )
     run_notebook(source, progress=False)
     assert (folder / "ended").exists()
+
+
+@pytest.mark.parametrize(("length", "transport"), [(0, "ipc"), (100, "tcp")])
+def test_a_kernel_takes_no_port_that_another_may_take_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, length: int, transport: str
+) -> None:
+    """It would hang: sockets are files, where their path is not too long, and are deleted."""
+    place = folder / ("x" * length)
+    place.mkdir(exist_ok=True)
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    source = write(
+        folder / "n.ipynb",
+        "from ipykernel.connect import get_connection_info\n"
+        "print(get_connection_info(unpack=True)['transport'])",
+    )
+    assert outputs(run_notebook(source, progress=False)) == transport + "\n"
+    assert not list(place.glob("kernel-*"))

@@ -606,7 +606,7 @@ def test_papermills_own_features_keep_working(
 def test_a_kernel_that_does_not_start_is_started_again(
     notebook: Path, tmp_path: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kernels that start together may take the same port; this one fails the first two times."""
+    """This one fails the first two times."""
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "ipykernel_launcher.py").write_text(
         "import os, sys\n"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import psutil
+import zmq
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 
@@ -274,7 +275,7 @@ def _heading(cells: Sequence[Any]) -> str:
 
 # -- papermill's engine ---------------------------------------------------------------------
 
-STARTS: Final = 3  # of a kernel at most: those that start together may choose the same port
+STARTS: Final = 3  # of a kernel, at most
 MOST_TEXT: Final = 250_000  # characters of what a cell prints that the executed copy keeps
 
 
@@ -283,6 +284,7 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has n
 
     begun = False
     heading = ""  # of the running cell, until it prints something
+    sockets: str  # a folder
     shown: bool
     printed: Counter[int]
 
@@ -290,6 +292,11 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has n
         # Without folders it knows one kernel: this interpreter's, whatever the user registered.
         specs = KernelSpecManager(kernel_dirs=[])
         self.km = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
+        # Of the TCP ports that are free when they are chosen one may be taken a moment later, by
+        # another kernel that starts; this one would hang.
+        socket = f"{self.sockets}/s"
+        if os.name == "posix" and len(socket) + len("-5") <= zmq.IPC_PATH_MAX_LEN:
+            self.km.transport, self.km.ip = "ipc", socket
         return self.km
 
     def set_widgets_metadata(self) -> None:
@@ -350,7 +357,11 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
             client.shown, client.printed = options["show"], Counter()
             client.on_cell_start = client.start
             try:
-                with fast_carriage_returns(), _ended(client, options["ends"]):
+                with (
+                    tempfile.TemporaryDirectory(prefix="kernel-") as client.sockets,
+                    fast_carriage_returns(),
+                    _ended(client, options["ends"]),
+                ):
                     client.execute(env=options["environment"], cwd=options["folder"])
                 break
             except (RuntimeError, TimeoutError):
