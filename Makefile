@@ -6,8 +6,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
-# pip would compile what it installs on one core. A few files of packages cannot be compiled.
-COMPILE = $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+# pip would compile what it installs on one core. A few files of packages cannot be compiled, and
+# their tests are not used.
+COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/tests/' $(VENV)/lib || true
 
 # In a container one is often root, which Jupyter wants to be told.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -64,6 +65,8 @@ $(VENV)/.created:
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Setting up $(VENV): a few minutes the first time."
 	$(PYTHON) -m venv --clear $(VENV)
+	@# One that comes with Python 3.11 takes a minute longer to find out what to install.
+	-@$(PIP) install --quiet --upgrade pip
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.created
