@@ -177,6 +177,8 @@ class Behaviour:
             return 404, f"The model `{UNKNOWN_MODEL}` does not exist"
         if options.no_schema and "response_format" in body:
             return 400, "response_format is not supported by this model"
+        if options.refuses:
+            return 400, options.refuses
         scripted = next(self.script, 200)
         if scripted != 200:
             return scripted, f"scripted answer {scripted}"
@@ -320,6 +322,7 @@ def main() -> None:
     parser.add_argument("--says", default=None, help="the text of every answer")
     parser.add_argument("--page", default=None, help="every answer as it stands, no JSON")
     parser.add_argument("--no-schema", action="store_true", help="400 for a response_format")
+    parser.add_argument("--refuses", default="", help="400 with these words for every request")
     parser.add_argument("--use-tools", action="store_true", help="call a tool first, if offered")
     parser.add_argument("--seed", type=int, default=0)
     with contextlib.suppress(KeyboardInterrupt):

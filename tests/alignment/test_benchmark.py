@@ -279,6 +279,28 @@ def test_a_seed_that_is_done_is_taken_for_the_same_parameters_and_data_alone(
         bench_model.parsed(["--base-url", "http://localhost:8000/v1"])
 
 
+def test_a_judge_without_figures_is_told_with_its_reason() -> None:
+    """One that is tested on fewer items than the others, as few-shot in a small context."""
+    rows = pd.DataFrame(
+        {
+            "seed": [0, 0, 0],
+            "judge": ["original", "few-shot", "MLflow GEPA"],
+            "status": ["reference", "reference", "failed"],
+            "accuracy": [0.5, None, None],
+            "kappa": [0.1, None, None],
+            "n": [36, 0, None],
+            "reason": ["", "no usable verdict on 36 of 36", "it was stopped"],
+            **dict.fromkeys(bench_model.SUMS, 1.0),
+        }
+    )
+    assert bench_model.missing(rows) == [
+        "few-shot, seed 0: no usable verdict on 36 of 36",
+        "MLflow GEPA, seed 0: it was stopped",
+    ]
+    spans = bench_model.summary(rows)["kappa, seeds"]
+    assert spans.tolist() == ["0.10 to 0.10", "", ""]
+
+
 def test_all_that_are_named_reflect_with_the_model_that_is_given(judge: Any) -> None:
     made = named_optimizers(judge, None, 0, "openai:/e", "openai:/r", "http://localhost:1/v1")
     assert all("openai:/r" in vars(optimizer).values() for optimizer in made.values())

@@ -367,6 +367,16 @@ def test_a_model_that_takes_no_schema_is_asked_without_one(store: str, loopback:
     assert (found.reflection_calls, found.notes) == (0, ())
 
 
+def test_prompts_too_long_for_the_model_are_lost(store: str, loopback: Any) -> None:
+    """Nobody asks them again without a schema."""
+    server = loopback()
+    judge = made(model="openai:/any", base_url=server.url)
+    split = judged(judge)
+    server.control(refuses="This model's maximum context length is 100 tokens.")
+    with pytest.raises(ModelError, match=r"gave no usable answer.*maximum context length is 100"):
+        proposal(judge, Asking(1), split)
+
+
 def test_a_refused_key_is_one_error_without_the_key(store: str, loopback: Any) -> None:
     """What cannot succeed is not tried a thousand times, and the key is not repeated."""
     server = loopback()

@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 
+from workbench.errors import WorkbenchError
 from workbench.experiments.notebook import run_notebook
 from workbench.experiments.parameters import (
     find_notebook,
@@ -62,9 +63,19 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     for name in ("accuracy", "kappa"):
         means = judges[name].agg(["mean", "min", "max"])
         table[name] = means["mean"]
-        table[f"{name}, seeds"] = [f"{low:.2f} to {high:.2f}" for _, low, high in means.values]
+        spans = zip(means["min"], means["max"], strict=True)
+        table[f"{name}, seeds"] = [
+            f"{low:.2f} to {high:.2f}" if low == low else "" for low, high in spans
+        ]
     statuses = judges["status"].agg(lambda one: ", ".join(dict.fromkeys(one)))
     return table.join(judges[SUMS].mean().round()).join(statuses)
+
+
+def missing(rows: pd.DataFrame) -> list[str]:
+    """Say which judges have no figures on some held-out items, or on none, and why."""
+    n = rows["n"].fillna(0)
+    lost = rows[n < n.groupby(rows["seed"]).transform("max")]
+    return [f"{row.judge}, seed {row.seed}: {row.reason}" for row in lost.itertuples()]
 
 
 def draw(rows: pd.DataFrame, path: Path) -> None:
@@ -131,11 +142,14 @@ def main() -> int:
     print(f"\n{model} on {options.data or 'the sample data'}, {options.seeds} seeds\n")
     for table in (summary(rows), rows.set_index(["seed", "judge"])[EACH]):
         print(table.to_string(float_format="{:.3f}".format, na_rep=""), end="\n\n")
-    for row in rows[rows["status"] == "failed"].itertuples():
-        print(f"! {row.judge}, seed {row.seed}: {row.reason}")
+    for told in missing(rows):
+        print(f"! {told}")
     print(f"Picture: {options.output / 'kappa.png'}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (WorkbenchError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -37,6 +37,16 @@ def test_a_verdict_says_that_its_answer_came_and_was_unusable() -> None:
     assert [(v.error is None, v.unusable) for v in verdicts] == [(True, False), (False, True)]
 
 
+def test_a_request_that_is_refused_is_told_apart_from_a_lost_one(loopback: Any) -> None:
+    """A prompt may be too long for the server, which is no failure of the server's."""
+    items = [Example(text, {}, text) for text in ("short", "long")]
+    server = loopback(script="200x1,400x9")
+    first, second = run(judge_of("openai:/m", base_url=server.url), items, concurrency=1)
+    assert (first.error, first.unusable) == (None, False)
+    assert "scripted answer 400" in str(second.error)
+    assert second.unusable
+
+
 def judge_of(model: str, **options: Any) -> Judge:
     return make_judge("quality", "Rate {{ outputs }}.", model=model, **options)
 

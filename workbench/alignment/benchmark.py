@@ -169,7 +169,7 @@ class _Benchmark:
         judge, split = learned.judge, self.data.split
         with logged_run(name, self.data, judge, optimizer=name, seed=split.seed):
             tested = score_held_out(self.data, judge, budget, concurrency=self.concurrency)
-            row = _row(tested.comparison)
+            row = _row(tested.comparison) | {"reason": " ".join(tested.notes)}
             if used := sum((verdict.usage for verdict in tested.verdicts), UNPAID).tokens:
                 row["later tokens"] = round(used / len(tested.verdicts))
             if embedder_of(judge) is not None:

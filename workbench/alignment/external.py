@@ -48,6 +48,7 @@ SCHEME: Final = "metered"
 
 # Providers that MLflow resolves by itself, so that litellm cannot reach them by name.
 UNMETERED: Final = ("databricks", "endpoints", "gateway")
+_TOO_LONG: Final = "ContextWindowExceeded"  # litellm's name of the error, which dspy goes by
 FAILURES_TO_STOP: Final = 10  # lost answers, if these are also more than twice the share allowed
 
 
@@ -308,8 +309,8 @@ class Meter:
             elif fault.kind == "budget":
                 self._exhausted = fault.message
                 self.ended.set()
-            elif fault.kind == "request" and with_schema:  # it will be asked without
-                self._schema_refused |= kind == "judge"
+            elif fault.kind == "request" and with_schema and _TOO_LONG not in fault.message:
+                self._schema_refused |= kind == "judge"  # it will be asked without
             else:
                 self.faults[kind] = fault
                 self.lost[kind] += 1

@@ -53,7 +53,7 @@ class Alignment:
         test, without embeddings; None where not known.
     failures, reflection_failures
         Verdicts while learning, and reflections, that never came or could not be read (`SIMBA`
-        only). They count neither for nor against a candidate.
+        only). Lost calls count neither for nor against a candidate, the others against it.
     run_id
         The MLflow run.
     """

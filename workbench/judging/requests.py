@@ -145,7 +145,7 @@ class Asker:
             value=None if outcome.answer is None else self.canonical(answer.get("value")),
             rationale=str(answer.get("rationale") or ""),
             error=None if outcome.fault is None else outcome.fault.message,
-            unusable=outcome.fault is not None and outcome.fault.kind == "answer",
+            unusable=outcome.fault is not None and outcome.fault.kind in ("answer", "request"),
             fingerprint=self.fingerprint,
             cached=outcome.cached,
             calls=outcome.paid.requests,

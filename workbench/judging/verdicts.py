@@ -37,7 +37,7 @@ class Verdict:
     calls: int = 0  # requests made for it now, retries included
     usage: Usage = field(default=UNPAID, repr=False)  # what the answer has cost, at whatever time
     sample: int = 0  # its number where a judge is asked repeatedly
-    unusable: bool = False  # the error is that of an answer, which did come
+    unusable: bool = False  # an answer came and was no use, or the provider refused this request
 
     @property
     def paid(self) -> Usage:

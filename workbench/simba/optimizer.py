@@ -25,9 +25,10 @@ six items that it may matter for. Harmful and idle rules are dropped if that sco
 
 The score is the mean credit minus 0.01 for each 100 added words, on items that no candidate in
 question shows as an example. A verdict earns 1 if it equals the label, else (1 - d) / 2 on ordered
-scales, where d is the scale's distance, else 0. Failed calls do not count; abstaining and answers
-that are not usable earn 0 where the original judge had an opinion. Train items may be selected on,
-so the score is no estimate of accuracy: `workbench.align` tests the result on held-out items.
+scales, where d is the scale's distance, else 0. Failed calls do not count; abstaining, answers
+that are not usable and requests that are refused, as for their length, earn 0 where the original
+judge had an opinion. Train items may be selected on, so the score is no estimate of accuracy:
+`workbench.align` tests the result on held-out items.
 
 About 180 judge calls and 3 reflections are made for 50 labels, 500 and 5 for 200.
 """
@@ -109,7 +110,8 @@ class SIMBA(AlignmentOptimizer):
         Share of the labels that `align` (MLflow's call) selects on, in (0, 1).
     max_failure_share
         Share of failed judge calls, in [0, 1], above which it gives up, and so of failed
-        reflections. A candidate with many unusable answers only drops out.
+        reflections. A candidate with many unusable answers, or too long for the judge's context,
+        only drops out.
     class_weight
         ``"balanced"`` lets every label count the same in the score; None every item.
     progress

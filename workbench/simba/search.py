@@ -115,8 +115,9 @@ class Search:
             verdicts = counted(self.board.failures, "verdict")
             reflections = counted(self.reflection_failures, "reflection")
             notes.append(
-                f"While learning, {verdicts} and {reflections} failed or could not be read; they "
-                "count neither for nor against any candidate."
+                f"While learning, {verdicts} and {reflections} failed or could not be read. Lost "
+                "calls count neither for nor against a candidate; unusable answers and refused "
+                "requests, as of prompts too long for the model, count against it."
             )
         return tuple(notes)
 

@@ -75,7 +75,8 @@ class Scoreboard:
     def judge(self, wanted: Iterable[tuple[Candidate, Item]]) -> None:
         """Get the verdicts not known yet, in parallel; `ModelError` if too many calls failed.
 
-        A candidate whose answers are unusable, which may be due to its instructions, ends nothing.
+        A candidate whose answers are unusable or whose requests are refused, as they may be for
+        their length, ends nothing.
         """
         missing = {
             (candidate.key, item.trace_id): (candidate, item)
