@@ -136,6 +136,8 @@ def test_what_is_not_told_counts_in_full() -> None:
     held = budget.reserve("offline:/rubric", {"max_tokens": 500})
     budget.settle(held)
     assert budget.spent_tokens == held.tokens
+    with pytest.raises(BudgetError, match="does not say how many tokens a request used"):
+        budget.reserve("offline:/rubric", {"max_tokens": 10_000})
 
 
 def test_more_than_was_reserved_counts_in_full() -> None:
@@ -209,6 +211,10 @@ def test_a_prompt_has_no_more_tokens_than_is_thought(text: str, most: int) -> No
                 }
             },
             (12, 7, 4),
+        ),
+        (  # DeepSeek's
+            {"usage": {"prompt_tokens": 5, "completion_tokens": 7, "prompt_cache_hit_tokens": 3}},
+            (5, 7, 3),
         ),
         ({"usage": None}, (None, None, None)),
         (None, (None, None, None)),

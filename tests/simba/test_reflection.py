@@ -145,6 +145,11 @@ def test_rules_that_say_nothing_new_are_dropped() -> None:
         "The judge does not agree with the cases labeled as poor.",
         "The judge should provide a clear and concise answer.",
         "Where the humans' label differs, rate poor.",
+        "Rate according to the labels given by humans.",
+        "Rate items the way people do.",
+        "Pay attention to the human feedback.",
+        "Consider the ground truth rating.",
+        "Cases 1 and 3 should be good.",
         "Where a rule and the text above differ, the rule counts.",
         "The output is good, the output is good, the output is good.",
         "it is 0 cm",  # an item's text
@@ -158,6 +163,7 @@ def test_a_rule_that_cannot_be_followed_is_dropped(useless: str) -> None:
         "Rate poor if the customer is sent to a human agent against the lease agreement.",
         "If the agreement between the parties is named, the judge must rate it good.",
         "Judge what is promised: an output that must be labelled as a joke is good.",
+        "Rate poor if it leaves out items 2 to 4, and in case 3 or more are missing.",
     ]
     assert request().usable_rules([useless, *rules]) == rules
 

@@ -270,8 +270,13 @@ class Budget:
             f", and the next request may use up to {wanted.tokens:,} tokens; max_tokens in the "
             "judge's inference_params limits that"
         )
+        untold = (
+            " Where the server does not say how many tokens a request used, all that it could use "
+            "count."
+        )
         return BudgetError(
-            f"The budget is spent: {self} are used{needs if self.measures else ''}. Raise budget= "
+            f"The budget is spent: {self} are used{needs if self.measures else ''}."
+            f"{untold if self.measures and self._known.read is None else ''} Raise budget= "
             "to go on; answers that were paid for are kept."
         )
 
@@ -355,7 +360,9 @@ _READ: Final = (
 _WRITTEN: Final = (
     ("completion_tokens",), ("output_tokens",), ("candidatesTokenCount", "thoughtsTokenCount"),
 )  # fmt: skip
-_REPEATED: Final = (("cache_read_input_tokens",), ("cachedContentTokenCount",))
+_REPEATED: Final = (
+    ("cache_read_input_tokens",), ("cachedContentTokenCount",), ("prompt_cache_hit_tokens",),
+)  # fmt: skip
 _OUTPUT_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
