@@ -377,6 +377,18 @@ def test_prompts_too_long_for_the_model_are_lost(store: str, loopback: Any) -> N
         proposal(judge, Asking(1), split)
 
 
+def test_the_time_that_is_set_for_all_calls_is_an_optimizers_as_well(
+    store: str, loopback: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = loopback()
+    judge = made(model="openai:/any", base_url=server.url)
+    split = judged(judge, 12)
+    server.control(latency=3)
+    monkeypatch.setenv("MLFLOW_GATEWAY_ROUTE_TIMEOUT_SECONDS", "0.3")
+    with pytest.raises(ModelError, match=r"no usable answer.*(?i:timed? ?out)"):
+        proposal(judge, Asking(1), split)
+
+
 def test_a_refused_key_is_one_error_without_the_key(store: str, loopback: Any) -> None:
     """What cannot succeed is not tried a thousand times, and the key is not repeated."""
     server = loopback()

@@ -36,7 +36,7 @@ from workbench.models import client, recording
 from workbench.models.answers import AnswerError, readable
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache, question_key
-from workbench.models.client import ANSWER_SECONDS, Outcome, Request
+from workbench.models.client import Outcome, Request, answer_seconds
 from workbench.models.faults import Fault, StoppedError
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs
@@ -233,7 +233,7 @@ class Meter:
         of_transport = ("api_key", "timeout", "max_retries")
         question = {k: v for k, v in question.items() if k not in of_transport}
         question["messages"] = [m if isinstance(m, dict) else m.model_dump() for m in messages]
-        way: dict[str, Any] = {"timeout": ANSWER_SECONDS, "max_retries": 0, "num_retries": 0}
+        way: dict[str, Any] = {"timeout": answer_seconds(), "max_retries": 0, "num_retries": 0}
         way |= {"drop_params": kind == "judge", **reached_by(*reached)}
         send = functools.partial(litellm.completion, model=model, **question, **way)
         return litellm.ModelResponse(**self._answer(kind, model, question, send))

@@ -224,7 +224,7 @@ class _UnderWay:
 
     def post(self, endpoint: str, headers: Mapping[str, str], payload: dict[str, Any]) -> Any:
         """POST one chat request; its own ``timeout``, in seconds, is not sent."""
-        given = payload.get("timeout") or os.environ.get(TIMEOUT_VARIABLE) or ANSWER_SECONDS
+        given = payload.get("timeout") or answer_seconds()
         payload = {name: value for name, value in payload.items() if name != "timeout"}
         self.client.timeout = seconds = float(given)
         for name, value in headers.items():
@@ -267,6 +267,11 @@ def _redacted(part: Any, credentials: Sequence[str]) -> Any:
     if isinstance(part, list):
         return [_redacted(one, credentials) for one in part]
     return redact(part, credentials) if isinstance(part, str) else part
+
+
+def answer_seconds() -> float:
+    """Seconds after which a request is given up, unless it has a ``timeout`` of its own."""
+    return float(os.environ.get(TIMEOUT_VARIABLE) or ANSWER_SECONDS)
 
 
 def ask(payload: Mapping[str, Any], send: Callable[[], Any]) -> Any:

@@ -23,7 +23,7 @@ from workbench.models import client
 from workbench.models.answers import AnswerError
 from workbench.models.budget import FREE, context_window
 from workbench.models.cache import question_key
-from workbench.models.client import ANSWER_SECONDS, TIMEOUT_VARIABLE, Outcome
+from workbench.models.client import Outcome, answer_seconds
 from workbench.models.offline import MODEL, register
 from workbench.models.offline.provider import respond
 from workbench.models.runner import Runner
@@ -219,7 +219,7 @@ class Reflector:
             register(self.model)
             return _InProcess()
         options: dict[str, Any] = {
-            "timeout": float(os.environ.get(TIMEOUT_VARIABLE) or ANSWER_SECONDS),
+            "timeout": answer_seconds(),
             **self.options,
             **{name: self.params[name] for name in self.params.keys() & _OF_CONNECTION},
         }
