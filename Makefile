@@ -34,7 +34,9 @@ test test-slow: export PYTHONDONTWRITEBYTECODE =
 
 test: $(VENV)/.installed-test ## Set up, then run linters, type checks and all tests but slow ones
 	@$(BIN)/python -m compileall -qq -j 0 workbench
+	@# Else each process would compile all tests before it runs its own.
 	@checks=$$(mktemp); { $(CHECKS); } >$$checks 2>&1 & \
+	$(BIN)/python -m pytest --collect-only -qq >/dev/null; \
 	$(PYTEST); tests=$$?; \
 	wait $$!; linters=$$?; \
 	cat $$checks; rm -f $$checks; \

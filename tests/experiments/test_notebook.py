@@ -370,3 +370,14 @@ def test_a_kernel_takes_no_port_that_another_may_take_first(
     )
     assert outputs(run_notebook(source, progress=False)) == transport + "\n"
     assert not list(place.glob("kernel-*"))
+
+
+def test_a_kernel_that_finds_no_folder_for_its_sockets_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the disk of temporary files is full; the output folder is not to blame."""
+    write(folder / "n.ipynb")
+    monkeypatch.setattr("tempfile.tempdir", str(folder / "none"))
+    with pytest.raises(NotebookError, match=r"The kernel of n\.ipynb did not start: .*none") as it:
+        run_notebook(folder / "n.ipynb", progress=False)
+    assert it.value.__cause__ is None

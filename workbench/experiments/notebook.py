@@ -240,13 +240,15 @@ def _execute(source: Path, copy: _Copy, parameters: dict[str, Any], **options: A
             f"Cell In [{error.exec_count}] of {where} failed.\n"
             f"{error.ename}: {error.evalue}\n{kept}"
         ) from error
-    except (RuntimeError, TimeoutError) as error:  # of jupyter_client, unless it is one of these
+    except (RuntimeError, OSError) as error:  # of jupyter_client, unless it is one of these
         told = f"The kernel of {source.name} did not start: {error}"
         if isinstance(error, DeadKernelError):
             told = f"The kernel of {source.name} died, perhaps for lack of memory."
         elif isinstance(error, CellTimeoutError):
             told = f"A cell of {source.name} ran longer than {options['cell_timeout']} s."
-        raise NotebookError(f"{told}\n{kept}") from error
+        # A cause that is an `OSError` would be one of the output folder.
+        is_of_system = isinstance(error, OSError) and not isinstance(error, TimeoutError)
+        raise NotebookError(f"{told}\n{kept}") from (None if is_of_system else error)
     except KeyboardInterrupt:
         # nbclient drops the task of the interrupted cell, of which asyncio complains later.
         logging.getLogger("asyncio").addFilter(lambda one: "never retrieved" not in str(one.msg))
