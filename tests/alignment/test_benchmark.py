@@ -124,6 +124,18 @@ def test_a_later_judgement_is_measured(judge: Any) -> None:
     assert set(found.table["later calls"]) == {0, 1}
 
 
+def test_the_tokens_of_a_later_judgement_are_those_that_the_server_counts(
+    store: str, loopback: Any
+) -> None:
+    """Of the original as well, and where it stays."""
+    served = biased_judge(model="openai:/any", base_url=loopback().url)
+    labelled(30, served)
+    tokens = run(served, Proposing(CURED), Proposing(TEXT)).table["later tokens"]
+    assert tokens.dropna().to_dict() == dict.fromkeys(
+        ["original", "few-shot", "Proposing", "Proposing (2)"], 110
+    )
+
+
 def test_the_workbenchs_simba_learns_in_the_comparison(judge: Any) -> None:
     """By name, with calls and seconds told; a second run pays nothing while learning."""
     first = run(judge, "workbench SIMBA")

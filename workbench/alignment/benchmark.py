@@ -111,6 +111,7 @@ def compare_optimizers(
     with run as run_id:
         bench = _Benchmark(data, gate, concurrency_of(*by_name.values()))
         probe = probed(data)
+        bench.rows["original"]["later tokens"] = probe.usage.tokens or None
         bench.add("few-shot", lambda: Learned(_few_shot(data)))
         for name, optimizer in by_name.items():
             if progress:
@@ -172,6 +173,8 @@ class _Benchmark:
             row = _row(tested.comparison) | {"reason": " ".join(tested.notes)}
             if used := sum((verdict.usage for verdict in tested.verdicts), UNPAID).tokens:
                 row["later tokens"] = round(used / len(tested.verdicts))
+            elif tested.after is tested.before:
+                row["later tokens"] = self.rows["original"].get("later tokens")
             if embedder_of(judge) is not None:
                 row["later calls"] += 1
             if name not in REFERENCES:

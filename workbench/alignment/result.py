@@ -194,8 +194,8 @@ class OptimizerComparison:
         tested (Holm). What learning took: ``judge calls``, ``reflection calls``, ``embedding
         calls`` (requests, retries included), ``known`` answers from the cache, ``seconds``,
         ``tokens``, ``cost`` in US dollars. What a later judgement takes: ``later calls``, and
-        ``later tokens`` (mean of the held-out items, without embeddings). Finally ``reason``. nan
-        where unknown or undefined.
+        ``later tokens`` (mean of the held-out items, of the original those of one call, without
+        embeddings). Finally ``reason``. nan where unknown or undefined.
     judges, comparisons, tested
         Name -> the judge; and, unless it is the original once more, its comparison with that and
         the held-out pairs with its usable verdicts.
