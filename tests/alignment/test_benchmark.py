@@ -118,6 +118,15 @@ def test_few_shot_shows_train_items_of_each_label_as_the_seed_draws_them(judge: 
     assert run(judge, Proposing(TEXT), seed=1).judges["few-shot"].instructions != shown
 
 
+def test_a_gain_that_may_be_luck_is_called_uncertain(store: str) -> None:
+    """As of an alignment: a few held-out items show little."""
+    made = biased_judge()
+    labelled(12, made)
+    row = run(made, Proposing(CURED)).table.loc["Proposing"]
+    assert row["p"] > 0.05
+    assert row["status"] == "improved (uncertain)"
+
+
 def test_a_later_judgement_is_measured(judge: Any) -> None:
     """None is needed for the majority label."""
     found = run(judge, Proposing(CURED))

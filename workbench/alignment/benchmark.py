@@ -17,7 +17,7 @@ from mlflow.genai.judges.base import AlignmentOptimizer
 from workbench.alignment.align import budget_of, concurrency_of, learn
 from workbench.alignment.heldout import decide, majority, read_data, score_held_out
 from workbench.alignment.preflight import labelled_cases, probed, reached_models
-from workbench.alignment.result import COUNTS, OptimizerComparison
+from workbench.alignment.result import COUNTS, OptimizerComparison, headline_of
 from workbench.alignment.runs import AlignmentData, Gate, count_looks, log_outcome, logged_run
 from workbench.compat import embedder_of, endpoint, options
 from workbench.credentials import credentials_of, environment_keys, redact
@@ -170,7 +170,9 @@ class _Benchmark:
         judge, split = learned.judge, self.data.split
         with logged_run(name, self.data, judge, optimizer=name, seed=split.seed):
             tested = score_held_out(self.data, judge, budget, concurrency=self.concurrency)
-            row = _row(tested.comparison) | {"reason": " ".join(tested.notes)}
+            row = _row(tested.comparison)
+            if tested.lost:
+                row["reason"] = f"no usable verdict on {tested.lost:.0%}"
             if used := sum((verdict.usage for verdict in tested.verdicts), UNPAID).tokens:
                 row["later tokens"] = round(used / len(tested.verdicts))
             elif tested.after is tested.before:
@@ -179,7 +181,8 @@ class _Benchmark:
                 row["later calls"] += 1
             if name not in REFERENCES:
                 status, reason = decide(self.gate, tested, split.train, learned.stopped)
-                row |= {"status": status, "reason": reason, "seconds": seconds}
+                headline = headline_of(status, tested.comparison)
+                row |= {"status": headline, "reason": reason, "seconds": seconds}
                 row |= {"tokens": learned.usage.tokens or None, "cost": learned.usage.cost}
                 for count in ("judge_calls", "reflection_calls", "embedding_calls", "known"):
                     row[count.replace("_", " ")] = getattr(learned, count)

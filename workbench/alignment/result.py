@@ -109,9 +109,7 @@ class Alignment:
     @property
     def headline(self) -> str:
         """The status; where the gate was off or the gain may be luck, with that beside it."""
-        if self.status != "improved" or self.comparison.certain:
-            return self.status
-        return "improved (uncertain)" if self.comparison.improved else "not better (gate off)"
+        return headline_of(self.status, self.comparison)
 
     def figures(self) -> dict[str, Any]:
         """Return what alignments are compared by, as plain values by name (see `record`).
@@ -143,6 +141,12 @@ class Alignment:
     def _repr_html_(self) -> str:
         head = f"<div><b>{html_text(self.headline)}</b>: {html_text(self.reason)}</div>"
         return head + html_table(self.comparison.table) + html_lines(self.notes)
+
+
+def headline_of(status: str, comparison: Comparison) -> str:
+    if status != "improved" or comparison.certain:
+        return status
+    return "improved (uncertain)" if comparison.improved else "not better (gate off)"
 
 
 def _measures(measured: Agreement) -> list[str]:
@@ -187,11 +191,12 @@ class OptimizerComparison:
     Attributes
     ----------
     table
-        A row a judge: the original, the majority label, few-shot and each optimizer. ``status``;
-        ``accuracy`` with its interval (``low``, ``high``), ``kappa`` and, on ordered scales, ``mean
-        distance`` with theirs; ``n`` held-out items rated. Against the original: ``fixed`` and
-        ``broken`` items, ``p`` (McNemar's exact test) and ``p adjusted`` for the number of judges
-        tested (Holm). What learning took: ``judge calls``, ``reflection calls``, ``embedding
+        A row a judge: the original, the majority label, few-shot and each optimizer. ``status``
+        is that of `Alignment`, or "improved (uncertain)" where the gain may be luck; ``accuracy``
+        with its interval (``low``, ``high``), ``kappa`` and, on ordered scales, ``mean distance``
+        with theirs; ``n`` held-out items rated. Against the original: ``fixed`` and ``broken``
+        items, ``p`` (McNemar's exact test) and ``p adjusted`` for the number of judges tested
+        (Holm). What learning took: ``judge calls``, ``reflection calls``, ``embedding
         calls`` (requests, retries included), ``known`` answers from the cache, ``seconds``,
         ``tokens``, ``cost`` in US dollars. What a later judgement takes: ``later calls``, and
         ``later tokens`` (mean of the held-out items, of the original those of one call, without
