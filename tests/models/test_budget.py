@@ -136,7 +136,7 @@ def test_what_is_not_told_counts_in_full() -> None:
     held = budget.reserve("offline:/rubric", {"max_tokens": 500})
     budget.settle(held)
     assert budget.spent_tokens == held.tokens
-    with pytest.raises(BudgetError, match="does not say how many tokens a request used"):
+    with pytest.raises(BudgetError, match="tokens the server does not report counts in full"):
         budget.reserve("offline:/rubric", {"max_tokens": 10_000})
 
 

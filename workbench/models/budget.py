@@ -270,10 +270,7 @@ class Budget:
             f", and the next request may use up to {wanted.tokens:,} tokens; max_tokens in the "
             "judge's inference_params limits that"
         )
-        untold = (
-            " Where the server does not say how many tokens a request used, all that it could use "
-            "count."
-        )
+        untold = " A request whose tokens the server does not report counts in full."
         return BudgetError(
             f"The budget is spent: {self} are used{needs if self.measures else ''}."
             f"{untold if self.measures and self._known.read is None else ''} Raise budget= "
