@@ -54,7 +54,7 @@ bench: $(VENV)/.installed-test ## Run the benchmarks, which print their figures
 
 bench-model: $(VENV)/.installed-test ## Compare optimizers on a real model: BASE_URL=... MODEL=... DATA=...
 	$(BIN)/python tests/benchmarks/bench_model.py $(if $(BASE_URL),--base-url $(BASE_URL)) \
-		$(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(ARGS)
+		$(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 clean: ## Remove .venv, caches and output
 	rm -rf $(VENV) output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -349,8 +349,8 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
             client = _Client(
                 nb_man,
                 kernel_name=kernel_name,
-                # Its warnings, such as that of a local TCP port, say nothing to who runs it.
-                extra_arguments=["--log-level=ERROR"],
+                # Its log says nothing to who runs it, as that it was ended while it answered.
+                extra_arguments=["--log-level=CRITICAL"],
                 timeout=options["cell_timeout"],
                 startup_timeout=120,
                 iopub_timeout=120,  # a busy machine is no reason to end a run
