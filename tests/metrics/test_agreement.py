@@ -380,6 +380,16 @@ def test_the_mean_distance_is_that_of_the_scale(scale: Scale) -> None:
     assert found.mean_distance == pytest.approx(np.mean([*map(measure, human, judge)]))
 
 
+def test_weighted_coefficients_are_those_of_irrcac() -> None:
+    """Two raters on five grades: what the package irrCAC 0.4.4 gives, weights quadratic."""
+    human = [1, 2, 3, 4, 5, 3, 3, 2, 4, 4, 5, 1, 2, 2, 3, 5, 4, 1, 3, 2, 4, 5, 5, 1]
+    judge = [1, 2, 2, 4, 4, 3, 5, 2, 4, 3, 5, 1, 1, 2, 3, 5, 4, 2, 3, 4, 4, 5, 4, 3]
+    found = agreement(make_pairs(human, judge, Scale.of([1, 2, 3, 4, 5], ordered=True)))
+    expected = {"ac1": 0.5320877335, "ac2": 0.8164435946}
+    expected |= {"kappa": 0.5294117647, "weighted_kappa": 0.7890625}
+    assert {name: getattr(found, name) for name in expected} == pytest.approx(expected, abs=1e-9)
+
+
 def gwet_by_items(rows: Rows, *, quadratic: bool) -> float:
     """AC1 or AC2 from the items' own sums, as Gwet's handbook has them for any raters."""
     size, items = len(GRADES.values), [[GRADES.values.index(v) for v in row] for row in rows]
