@@ -706,24 +706,36 @@ def test_after_ctrl_c_no_run_is_left_to_finish(notebook: Path) -> None:
 
 
 class Refuses(Executor):
-    """Completes one run, and is then shut down."""
+    """Completes one run, and is then shut down or lost."""
 
-    given = 0
+    def __init__(self, error: Exception) -> None:
+        self.given, self.error = 0, error
 
     def submit(self, fn: Any, /, task: Any, **_: Any) -> Future[Any]:  # type: ignore[override]
         self.given += 1
         if self.given > 1:
-            raise RuntimeError("cannot schedule new futures after shutdown")
+            raise self.error
         future = Future[Any]()
         future.set_result(task.result("complete", started=1.0))
         return future
 
 
-def test_an_executor_that_takes_no_more_fails_the_runs_to_come(notebook: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("cannot schedule new futures after the end"),
+        OSError("Timed out after the end"),  # as Dask's CommClosedError
+        ConnectionRefusedError(111, "none after the end"),
+    ],
+)
+def test_an_executor_that_takes_no_more_fails_the_runs_to_come(
+    notebook: Path, error: Exception
+) -> None:
     """They are told with the reason, and what ran is in the table."""
-    table = workbench.sweep(notebook, {"seed": range(3)}, executor=Refuses(), progress=False)
+    executor = Refuses(error)
+    table = workbench.sweep(notebook, {"seed": range(3)}, executor=executor, progress=False)
     assert sorted(table["status"]) == ["complete", "failed", "failed"]
-    assert table["error"].str.contains("after shutdown").sum() == 2
+    assert table["error"].str.contains("after the end").sum() == 2
     assert sorted(workbench.runs("works")["status"]) == sorted(table["status"])
 
 

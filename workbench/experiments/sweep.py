@@ -298,16 +298,21 @@ class _Sweep:
         """Take a run that has ended, however it did, and charge what it paid."""
         try:
             result = future.result()
-        except OSError as error:
-            reason = f"{os.strerror(error.errno) if error.errno else error} ({task.folder})"
-            result = task.result("failed", reason)
-            self.fault = NotebookError(f"The output folder cannot be written to: {reason}")
-            self._end("the output folder cannot be written to")
-        except Exception as error:  # of the process; those of the run are in its result
-            died = "The process that ran it died (killed, or out of memory), or none was available."
-            result = lost(task, f"{died} ({type(error).__name__}: {error})")
+        except Exception as error:  # those of the run itself are in its result
+            result = self._failed(task, error)
         self._charge(result)
         self._take(result, log=bool(result.started) or not self.killed)
+
+    def _failed(self, task: Task, error: Exception) -> Result:
+        """Return how a run ended of which there is only an error, that of its folder ends all."""
+        # A lost connection to a cluster is an `OSError` as well.
+        if not isinstance(error, OSError) or isinstance(error, ConnectionError) or not error.errno:
+            died = "The process that ran it died (killed, or out of memory), or none was available."
+            return lost(task, f"{died} ({type(error).__name__}: {error})")
+        reason = f"{os.strerror(error.errno)} ({task.folder})"
+        self.fault = NotebookError(f"The output folder cannot be written to: {reason}")
+        self._end("the output folder cannot be written to")
+        return task.result("failed", reason)
 
     def _end(self, why: str, *, kill: bool = False) -> None:
         """Begin no further run, wherever it is; those under way are finished or killed."""
