@@ -179,6 +179,15 @@ def test_before_after_draws_both_with_intervals() -> None:
     assert again[1].get_title() == drawn[1].get_title()
 
 
+@pytest.mark.parametrize(("classes", "rows"), [(3, 1), (12, 2)])
+def test_before_after_is_no_wider_than_a_notebook(classes: int, rows: int) -> None:
+    """Two large matrices stand one above the other."""
+    values = [f"category {i} with a long name" for i in range(classes)]
+    drawn = plot_before_after(*[make_pairs(values, values, Scale.of(values))] * 2)
+    assert drawn[0].get_gridspec().get_geometry() == (rows, 3 - rows)
+    assert drawn[0].figure.get_size_inches()[0] <= 12
+
+
 @pytest.mark.parametrize("name", ["axes", "ax"])
 def test_before_after_draws_on_two_given_axes_by_either_name(name: str) -> None:
     given = Figure().subplots(1, 2)

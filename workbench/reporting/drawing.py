@@ -93,12 +93,12 @@ def blue() -> str:
     return "#56B4E9" if sum(to_rgb(paper())) < 1.5 else AFTER
 
 
-def new_axes(width: float, height: float, count: int = 1) -> npt.NDArray[Any]:
+def new_axes(width: float, height: float, rows: int = 1, columns: int = 1) -> npt.NDArray[Any]:
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, count, figsize=(width, height), squeeze=False)
+    fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
     fig.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
-    return np.asarray(axes[0])
+    return np.ravel(axes)
 
 
 def literal(value: Any, width: int, lines: int = 2) -> str:

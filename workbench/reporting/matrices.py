@@ -30,6 +30,8 @@ from workbench.reporting.drawing import (
     styled,
 )
 
+WIDEST = 12.0  # inches of a picture that can be read in a notebook
+
 
 @styled()
 def plot_confusion(
@@ -80,9 +82,10 @@ def plot_before_after(
     ax: Iterable[Axes] | None = None,
     normalise: bool = False,
 ) -> npt.NDArray[Any]:
-    """Two confusion matrices side by side, with two figures and their intervals above each.
+    """Two confusion matrices, with two figures and their intervals above each.
 
-    Returns an array of the two Axes.
+    Returns an array of the two Axes, side by side, or one above the other where a notebook is not
+    wide enough.
 
     Parameters
     ----------
@@ -97,7 +100,11 @@ def plot_before_after(
     given = axes if axes is not None else ax
     if given is None:
         width, height = matrix_size(both[0].confusion.index)
-        given = new_axes(2 * width + 0.3, height + 0.3, count=2)
+        wide = 2 * width + 0.3
+        if wide <= WIDEST:
+            given = new_axes(wide, height + 0.3, columns=2)
+        else:
+            given = new_axes(width, 2 * height + 0.6, rows=2)
     drawn = np.asarray(list(given), dtype=object)
     for one, found, name in zip(drawn, both, ("before", "after"), strict=True):
         title = title_with_intervals(found, name)
