@@ -286,6 +286,7 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has n
 
     begun = False
     heading = ""  # of the running cell, until it prints something
+    is_first: bool  # attempt to start the kernel
     sockets: str  # a folder
     shown: bool
     printed: Counter[int]
@@ -295,9 +296,10 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has n
         specs = KernelSpecManager(kernel_dirs=[])
         self.km = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
         # Of the TCP ports that are free when they are chosen one may be taken a moment later, by
-        # another kernel that starts; this one would hang.
+        # another kernel that starts; this one would hang. Not all file systems take sockets.
         socket = f"{self.sockets}/s"
-        if os.name == "posix" and len(socket) + len("-5") <= zmq.IPC_PATH_MAX_LEN:
+        fits = os.name == "posix" and len(socket) + len("-5") <= zmq.IPC_PATH_MAX_LEN
+        if fits and self.is_first:
             self.km.transport, self.km.ip = "ipc", socket
         return self.km
 
@@ -357,6 +359,7 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
                 coalesce_streams=True,
             )
             client.shown, client.printed = options["show"], Counter()
+            client.is_first = again == STARTS - 1
             client.on_cell_start = client.start
             try:
                 with (
