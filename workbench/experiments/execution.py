@@ -170,7 +170,7 @@ def _run(task: Task, parameters: dict[str, Any], folder: Path) -> Result:
             outcome = ("failed", f"{source.name} was changed while the sweep went on.")
     except WorkbenchError as error:
         cell: Any = error.__cause__
-        if isinstance(cell, OSError) and not isinstance(cell, TimeoutError):  # of the folder
+        if isinstance(cell, OSError):  # of the folder
             raise cell from None
         is_of_cell = hasattr(cell, "ename")
         outcome = ("failed", f"{cell.ename}: {cell.evalue}" if is_of_cell else str(error))

@@ -247,8 +247,7 @@ def _execute(source: Path, copy: _Copy, parameters: dict[str, Any], **options: A
         elif isinstance(error, CellTimeoutError):
             told = f"A cell of {source.name} ran longer than {options['cell_timeout']} s."
         # A cause that is an `OSError` would be one of the output folder.
-        is_of_system = isinstance(error, OSError) and not isinstance(error, TimeoutError)
-        raise NotebookError(f"{told}\n{kept}") from (None if is_of_system else error)
+        raise NotebookError(f"{told}\n{kept}") from None
     except KeyboardInterrupt:
         # nbclient drops the task of the interrupted cell, of which asyncio complains later.
         logging.getLogger("asyncio").addFilter(lambda one: "never retrieved" not in str(one.msg))
