@@ -34,7 +34,7 @@ test test-slow: export PYTHONDONTWRITEBYTECODE =
 
 test: $(VENV)/.installed-test ## Set up, then run linters, type checks and all tests but slow ones
 	@$(BIN)/python -m compileall -qq -j 0 workbench
-	@# Else each process would compile all tests before it runs its own.
+	@# Compiles the tests once; otherwise each of the processes would compile all of them.
 	@checks=$$(mktemp); { $(CHECKS); } >$$checks 2>&1 & \
 	$(BIN)/python -m pytest --collect-only -qq >/dev/null; \
 	$(PYTEST); tests=$$?; \
@@ -67,7 +67,7 @@ $(VENV)/.created:
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Setting up $(VENV): a few minutes the first time."
 	$(PYTHON) -m venv --clear $(VENV)
-	@# One that comes with Python 3.11 takes a minute longer to find out what to install.
+	@# The pip that comes with Python 3.11 takes a minute longer to resolve the dependencies.
 	-@$(PIP) install --quiet --upgrade pip
 	@touch $@
 

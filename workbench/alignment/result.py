@@ -144,6 +144,7 @@ class Alignment:
 
 
 def headline_of(status: str, comparison: Comparison) -> str:
+    """Return the status; where the gate was off or the gain may be luck, with that beside it."""
     if status != "improved" or comparison.certain:
         return status
     return "improved (uncertain)" if comparison.improved else "not better (gate off)"

@@ -246,7 +246,7 @@ def _execute(source: Path, copy: _Copy, parameters: dict[str, Any], **options: A
             told = f"The kernel of {source.name} died, perhaps for lack of memory."
         elif isinstance(error, CellTimeoutError):
             told = f"A cell of {source.name} ran longer than {options['cell_timeout']} s."
-        # A cause that is an `OSError` would be one of the output folder.
+        # Callers take a cause that is an `OSError` for a fault of the output folder.
         raise NotebookError(f"{told}\n{kept}") from None
     except KeyboardInterrupt:
         # nbclient drops the task of the interrupted cell, of which asyncio complains later.
@@ -294,8 +294,8 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has n
         # Without folders it knows one kernel: this interpreter's, whatever the user registered.
         specs = KernelSpecManager(kernel_dirs=[])
         self.km = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
-        # Of the TCP ports that are free when they are chosen one may be taken a moment later, by
-        # another kernel that starts; this one would hang. Not all file systems take sockets.
+        # A TCP port that is free when it is chosen may be taken by another kernel before this one
+        # opens it, which would then hang. Not every file system can hold sockets.
         socket = f"{self.sockets}/s"
         fits = os.name == "posix" and len(socket) + len("-5") <= zmq.IPC_PATH_MAX_LEN
         if fits and self.is_first:
@@ -350,7 +350,7 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
             client = _Client(
                 nb_man,
                 kernel_name=kernel_name,
-                # Its log says nothing to who runs it, as that it was ended while it answered.
+                # Its log tells a user nothing, such as that it was ended while it answered.
                 extra_arguments=["--log-level=CRITICAL"],
                 timeout=options["cell_timeout"],
                 startup_timeout=120,

@@ -304,8 +304,8 @@ class _Sweep:
         self._take(result, log=bool(result.started) or not self.killed)
 
     def _failed(self, task: Task, error: Exception) -> Result:
-        """Return how a run ended of which there is only an error, that of its folder ends all."""
-        # A lost connection to a cluster is an `OSError` as well.
+        """Return the result of a run that left only an error; one of its folder ends the sweep."""
+        # Dask's error of a lost connection is an `OSError` without a number.
         if not isinstance(error, OSError) or isinstance(error, ConnectionError) or not error.errno:
             died = "The process that ran it died (killed, or out of memory), or none was available."
             return lost(task, f"{died} ({type(error).__name__}: {error})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from workbench.reporting.drawing import (
     styled,
 )
 
-WIDEST = 12.0  # inches of a picture that can be read in a notebook
+WIDEST: Final = 12.0  # inches of a picture that can be read in a notebook
 
 
 @styled()
